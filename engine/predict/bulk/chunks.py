@@ -20,7 +20,6 @@ from engine.predict.bulk.arrays import joined
 from engine.predict.bulk.traces import ChunkForm, FormTrace, Layouts, figures_of
 from engine.predict.ledger.keep import Ledgers
 from engine.predict.memory.amounts import AMOUNTS, between_passes
-from engine.predict.memory.reducing import STATES
 from engine.predict.memory.update import UpdateMemory, bytes_of
 from engine.predict.terms import Factor
 
@@ -159,10 +158,11 @@ class _TableBuilder:
 
     def table(self, trace: FormTrace, actions: Actions, points: Table, leaves: Real) -> Table:
         """With what stands between actions."""
-        nets = {name: leaves[:, _A[name]] for name in STATES}
         figures = figures_of(trace.amounts.values(), self.known, self.found)
         messages = {name: self._once(size) for name, size in zip(trace.amounts, figures, strict=True)}
-        found = between_passes(nets, messages, actions.pending, lambda bucket: self._under_way(actions, bucket))
+        found = between_passes(
+            lambda state: leaves[:, _A[state]], messages, actions.pending, lambda bucket: self._under_way(actions, bucket)
+        )
         ends = np.stack([*(found[name] for name in AMOUNTS), *self._standing(actions)], axis=1)
         return Table(
             np.concatenate([points.parts, ends], axis=1),

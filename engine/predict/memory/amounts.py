@@ -19,6 +19,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from engine.predict.memory.reading import Amounts, ChunkTrace
 from engine.predict.memory.reducing import Pending
 
 # What is under way after a pass in some of `STATES`, by the state that says which bucket it is. Of states that leave the same,
@@ -32,21 +33,39 @@ AMOUNTS = (
 )  # fmt: skip
 
 
+def trace_amounts(does: ChunkTrace, behind: ChunkTrace | None) -> dict[str, Amounts]:
+    """Those of `AMOUNTS` that a chunk's trace has, in blocks. `behind`: of the next chunk, where that is on the same stage."""
+    begins = "I" if "I" in does.gradient_received else "B"
+    ends = behind.input_ends.get("I", ()) if behind else ()
+    until_w = sum(i < len(ends) and ends[i] == "W" for i in does.shared)
+    frees = does.lent.ends if does.lent else {}
+    handed_on = next(iter((behind or does).received or does.sent), None)
+    return {
+        "received": does.received,
+        "sent": does.sent,
+        "gradient received": does.gradient_received[begins],
+        "gradient sent": does.gradient_sent[begins],
+        "shared": {handed_on: len(does.shared)},
+        **{name: {handed_on: until_w * (frees.get("I") == kind)} for kind, name in SHARED_UNTIL_W.items()},
+        **{name: {does.lent.block: 1} if does.lent and kind in frees.values() else {} for kind, name in LENT.items()},
+    }
+
+
 def between_passes(
-    nets: Mapping[str, Any], messages: Mapping[str, Any], pending: Mapping[str, Pending], under_way: Callable[[int], Any]
+    net: Callable[[str], Any], messages: Mapping[str, Any], pending: Mapping[str, Pending], under_way: Callable[[int], Any]
 ) -> dict[str, Any]:
     """Those of `AMOUNTS` that follow from what a chunk's passes leave: anything that can be added and subtracted.
 
-    `nets`: what a pass in each of `STATES` leaves, less what it takes away. `messages`: the amounts that are received and sent.
+    `net`: what a pass in one of `STATES` leaves, less what it takes away. `messages`: the amounts of `trace_amounts`.
     `pending`: of each state. `under_way`: what the reduction of a bucket with that number takes; nothing for −1.
     """
-    kept = nets["F"] - messages["sent"]
+    kept = net("F") - messages["sent"]
     turned = messages["received"] + kept + messages["gradient received"] - messages["gradient sent"]
 
     def deferred(state: str) -> Any:
         """A reduction is counted by itself for as long as it lasts, and not as what a pass leaves."""
         before, after = pending[state]
-        return turned + nets[state] + under_way(before) - under_way(after)
+        return turned + net(state) + under_way(before) - under_way(after)
 
     return {
         **messages,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from functools import cached_property
 from typing import Any, NamedTuple
 
 from engine.predict.terms import Factor
@@ -42,10 +41,9 @@ class Change:
     def __init__(self, counts: Counts) -> None:
         self.counts = counts
 
-    @cached_property
-    def total(self) -> Any:
-        """In bytes."""
-        return total_of(self.counts)
+    def bytes(self, category: str = "") -> Any:
+        """Of all of them, or of those of a category."""
+        return total_of({kind: count for kind, count in self.counts.items() if category in ("", kind.category)})
 
     def __add__(self, other: Change) -> Change:
         counts: Counts = defaultdict(int, self.counts)

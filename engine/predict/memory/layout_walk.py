@@ -8,8 +8,9 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from engine.predict.memory.amounts import LENT, SHARED_UNTIL_W, between_passes
+from engine.predict.memory.amounts import LENT, between_passes, trace_amounts
 from engine.predict.memory.blocks import Change, Counts
 from engine.predict.memory.passes import ActionTrace, ChunkPasses, held_by_message
 from engine.predict.memory.reducing import STATES
@@ -63,6 +64,13 @@ class LayoutWalk(StageWalk):
                     counts[kind] += times * count
         return counts
 
+    def bytes_before(self, category: str = "") -> NDArray[np.float64]:
+        """The same in bytes, of all rows, (rows,). `category`: of these blocks only."""
+        found = np.zeros(self.rows.number)
+        for name, standing in self.standing.items():
+            found += np.array([float(amounts[name].bytes(category)) for amounts in self.amounts]) @ standing
+        return found
+
     def trace(self, number: int) -> ActionTrace:
         """What a pass does."""
         chunk = self.chunks[int(self.chunk[number])]
@@ -71,14 +79,11 @@ class LayoutWalk(StageWalk):
     @cached_property
     def highest(self) -> int:
         """The pass with the highest point, the first of several as high."""
-        bytes_ = np.zeros(self.rows.number)
-        for name, standing in self.standing.items():
-            each = np.array([float(amounts[name].total) for amounts in self.amounts])
-            bytes_ += each @ standing
+        before = self.bytes_before()
         kinds = (self.column[self.chunk] * len(STATES) + self._found_in) * 2 + self.late
         _, first, which = np.unique(kinds, return_index=True, return_inverse=True)
         tops = np.array([float(self.trace(number).highest[0]) for number in first.tolist()])
-        return int((bytes_[self.rows.passes] + tops[which]).argmax())
+        return int((before[self.rows.passes] + tops[which]).argmax())
 
     def in_flight(self, number: int) -> int:
         """Microbatches whose activations are held while that pass runs, over all chunks."""
@@ -126,26 +131,20 @@ class LayoutWalk(StageWalk):
 
 def layout_amounts(chunk: ChunkPasses, behind: ChunkPasses | None) -> dict[str, Change]:
     """Amounts of a chunk. `behind`: the next chunk, where that is on the same stage."""
-    does, nothing = chunk.does, Change({})
-    lent, one = does.lent, nothing
-    if behind is not None:
-        one = Change({kind: min(count, 1) for kind, count in behind.does.received.items()})
-    ends = behind.does.input_ends.get("I", ()) if behind is not None else ()
-    until_w = sum(i < len(ends) and ends[i] == "W" for i in does.shared)
+    does, lent, nothing = chunk.does, chunk.does.lent, Change({})
     messages = {
-        "received": Change(does.received),
-        "sent": Change(does.sent),
-        "gradient received": Change(next(iter(does.gradient_received.values()))),
-        "gradient sent": Change(next(iter(does.gradient_sent.values()))),
-        "shared": one * len(does.shared),
-        **{name: one * until_w if lent and lent.ends.get("I") == kind else nothing for kind, name in SHARED_UNTIL_W.items()},
+        name: Change({one: count for one, count in blocks.items() if count})
+        for name, blocks in trace_amounts(does, behind.does if behind else None).items()
     }
-    held = Change({}) if lent is None else Change({held_by_message(lent.block): 1})
-    for kind, name in LENT.items():
-        messages[name] = held if lent and kind in lent.ends.values() else nothing
-    nets = {state: chunk.trace(state, False).net for state in STATES}
-    found = between_passes(nets, messages, chunk.pending, lambda bucket: Change(Counter(chunk.reductions.under_way(bucket))))
-    found[_HELD] = nothing if lent is None else held - Change({lent.block: 1})
+    held = Change({held_by_message(lent.block): 1}) if lent else nothing
+    messages |= {name: held for name in LENT.values() if messages[name].counts}
+    found = between_passes(
+        lambda state: chunk.trace(state, False).net,
+        messages,
+        chunk.pending,
+        lambda bucket: Change(Counter(chunk.reductions.under_way(bucket))),
+    )
+    found[_HELD] = held - Change({lent.block: 1}) if lent else nothing
     for name, several in ((_RECEIVED_IN_B, does.gradient_received), (_SENT_BY_B, does.gradient_sent)):
         found[name] = Change(several["B"]) - Change(several["I"]) if len(several) == 2 else nothing
     return found

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from engine.predict.ledger.keep import Ledgers
 from engine.predict.ledger.layout import LayoutLedgers
-from engine.predict.memory.blocks import Counts
+from engine.predict.memory.blocks import Counts, total_of
 from engine.predict.memory.generation import Generation
 from engine.predict.memory.shortened import ALL_OF, MOST, Shortened, shortened
 from engine.predict.memory.stages import Place, Stages
@@ -104,9 +104,11 @@ def peak_of_passes(stages: Stages, stage: int) -> Peak:
 
 def with_step(stages: Stages, at: Place, of_passes: Peak) -> Peak:
     """The peak of some ranks of a stage: that of its passes, or the optimizer's step if that takes more."""
-    trace = stages.step(at)
-    step = _peak(stages.spec, at.stage, "step", stages.standing(at.stage), trace.counts_at(trace.highest[1]))
-    return step if step.total > of_passes.total else of_passes
+    trace, standing = stages.step(at), stages.standing(at.stage)
+    most, where = trace.highest
+    if total_of(standing) + most <= of_passes.total:
+        return of_passes
+    return _peak(stages.spec, at.stage, "step", standing, trace.counts_at(where))
 
 
 def _others(stages: Stages, peaks: tuple[Peak, ...], of_passes: list[Peak]) -> dict[Place, Peak]:

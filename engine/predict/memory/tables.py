@@ -70,6 +70,7 @@ def curve_table(spec: RunSpec, rank: int) -> pd.DataFrame:
     walk, step = stages.walk(at.pp, schedule.stages[at.pp]), stages.step(Place(at.pp, at.dp, at.tp > 0))
     timed = [t for t in replay(schedule, textbook(spec.layout)) if t.stage == at.pp]
     standing, rows = _by_category(stages.standing(at.pp)), list[dict[str, Any]]()
+    before = {category: walk.bytes_before(category).tolist() for category in CATEGORIES}
     passes, stepped = iter(range(len(walk.of))), False
 
     def put(time: float, action: Action, composition: dict[str, int]) -> None:
@@ -79,7 +80,7 @@ def curve_table(spec: RunSpec, rank: int) -> pd.DataFrame:
         )
 
     for row, (action, span) in enumerate(zip(schedule.stages[at.pp], timed, strict=True)):
-        start = standing if stepped else _plus(standing, _by_category(walk.before(row)))
+        start = standing if stepped else _plus(standing, {category: int(of[row]) for category, of in before.items()})
         put(span.start, action, start)
         stepped = stepped or action.kind == "step"
         if action.kind in (*KINDS, "step", "reduce"):

@@ -94,8 +94,9 @@ class StageWalk(StagePasses):
         for rows, column, amount in changes:
             found[column, rows] += amount
         before = found.cumsum(1, dtype=self.narrow)
-        ends = self._lengths.cumsum()[:-1] - 1
-        before -= np.insert(before[:, ends], 0, 0, axis=1).repeat(self._lengths, axis=1)
+        if len(self._lengths) > 1:
+            starts = self._lengths.cumsum()[:-1]
+            before[:, starts[0] :] -= before[:, starts - 1].repeat(self._lengths[1:], axis=1)
         return before[:, self._shown]
 
     def _own(self, some: Any, amount: Any, step: int = 0, rows: Any = None) -> Change:
