@@ -20,7 +20,7 @@ from engine.predict.bulk.arrays import joined
 from engine.predict.bulk.traces import ChunkForm, FormTrace, Layouts, figures_of
 from engine.predict.ledger.keep import Ledgers
 from engine.predict.memory.amounts import AMOUNTS, between_passes
-from engine.predict.memory.update import UpdateMemory, bytes_of
+from engine.predict.memory.update import SizedBucket, UpdateMemory, bytes_of
 from engine.predict.terms import Factor
 
 Real = NDArray[np.float64]
@@ -86,15 +86,6 @@ class _ActionPoints(NamedTuple):
 
     points: Table
     leaves: Real
-
-
-class _AllBuckets(NamedTuple):
-    """In place of `BucketSizes`, with arrays in its factors. (buckets, n)"""
-
-    size: Factor
-    share: Factor
-    name: str = ""
-    layered: bool = False
 
 
 class _TableBuilder:
@@ -197,7 +188,7 @@ class _TableBuilder:
         """Of each bucket what stands, what its norm takes, with two numbers for each piece, and its update. (buckets, n) each"""
         whole, share, pieces = self.buckets.swapaxes(0, 1)
         memory = UpdateMemory(self.layouts.workload, self.zero, self.layouts.e, self.layouts.width)
-        every, nothing = _AllBuckets(Factor("Ψ", whole), Factor("Ψ/dp", share)), np.zeros_like(share)
+        every, nothing = SizedBucket(Factor("Ψ", whole), Factor("Ψ/dp", share)), np.zeros_like(share)
         norm = bytes_of(memory.norm(every, every.share)) + 8 * pieces
         return nothing + bytes_of(memory.standing(every)), norm, nothing + bytes_of(memory.update(every))
 

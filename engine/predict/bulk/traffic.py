@@ -251,9 +251,7 @@ class _Costs:
         ranks = {"tp": setting.tp, "dp": setting.dp, "pp": self.grid.pp[here]}
         for call in found:
             n = 2 if call.between else ranks[call.axis]
-            # In a group of one rank no calls are made, except ZeRO's all-gathers over dp.
-            made = np.asarray(n) > (0 if call.axis == "dp" and call.collective == "all_gather" else 1)
-            calls = call.calls * made
+            calls = call.calls * call.made(n)
             amounts = calls * wire_bytes(call.collective, call.payload_bytes, n), calls
             late = call.axis == "dp" and call.phase in _LATE
             into = self.reduced if call.reduced else self._sums

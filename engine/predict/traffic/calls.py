@@ -58,6 +58,10 @@ class PredictedCall:
         """The payload of one call."""
         return _product(self.payload)
 
+    def made(self, ranks: Any) -> Any:
+        """Whether they are made in a group of `ranks`, which may be an array. Of one rank, only ZeRO gathers values over dp."""
+        return ranks > (0 if self.axis == "dp" and self.collective == "all_gather" else 1)
+
     @property
     def term(self) -> Term:
         """The payload bytes of all calls, as a term of a sum. Factors of 1 are left out."""
