@@ -30,7 +30,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import Function
 
-from engine.parallel.comm import Comm, Pending
+from engine.parallel.comm import KEY_COPIES, Comm, Pending
 from engine.parallel.tensor import ShardedParameter, TensorParallel
 
 Streams = tuple[Tensor, ...]  # the activations between two uses
@@ -77,6 +77,13 @@ class Bucket:
         for p in self.parameters:
             self.places[p] = slice(offset, offset + p.numel())
             offset += p.numel()
+        tp = comm.mesh.tp
+        # What other tp ranks hold too, at the end of a parameter: the gradients of all copies are summed.
+        self.copied = [
+            slice(place.stop - p.shard_spec.copied(tp) * (p.numel() // p.shape[0]), place.stop)
+            for p, place in self.places.items()
+            if p.shard_spec.copied(tp)
+        ]
         self._make_values(masters)
         kept = self.size if zero < 2 else share
         self.gradients = torch.zeros(kept, dtype=accumulate, device=comm.device)
@@ -147,6 +154,12 @@ class Bucket:
         if self.replicated_size:
             self.comm.all_reduce(flat[: self.replicated_size], "tp")
 
+    def all_reduce_copied(self) -> None:
+        """Sum the gradients of the copies of key heads over the tp ranks that hold them: each has seen its own queries."""
+        flat = self.gradients if self.incoming is None else self.incoming
+        for place in self.copied:
+            self.comm.all_reduce(flat[place], KEY_COPIES)
+
     def start_reduce(self) -> Pending:
         """Start the reduction over dp. With zero > 0 the sum of this rank's share goes straight to where it stays."""
         if self.zero == 0:
@@ -168,12 +181,20 @@ class Bucket:
         flat = self.gradients if self.zero == 0 else self.comm.all_gather(self.reduced, "dp").flatten()
         return {p: flat[place].view(p.shape) for p, place in self.places.items()}
 
-    def counted(self, count: Callable[[ShardedParameter], bool]) -> list[Tensor]:
-        """The slices of `reduced` of the parameters for which `count` is true."""
+    def counted(self) -> list[Tensor]:
+        """The slices of `reduced` without those that another tp rank counts.
+
+        The first rank counts what tp does not shard, and the first of the ranks with the same key head counts that.
+        """
         pieces = []
+        replicated, copied = self.comm.at.tp > 0, self.comm.groups[KEY_COPIES].ranks[0] != self.comm.rank
+        elsewhere = {place.stop: place.start for place in self.copied if copied}  # from there on
         for p, place in self.places.items():
-            first, last = max(place.start, self.own.start), min(place.stop, self.own.stop)
-            if count(p) and first < last:
+            stop = elsewhere.get(place.stop, place.stop)
+            if replicated and p.shard_spec.dim is None:
+                stop = place.start
+            first, last = max(place.start, self.own.start), min(stop, self.own.stop)
+            if first < last:
                 pieces.append(self.reduced[first - self.own.start : last - self.own.start])
         return pieces
 
@@ -300,6 +321,7 @@ class DataParallel:
     def _reduce(self, layer: nn.Module, bucket: Bucket) -> None:
         if self.tp.shards_sequence:
             bucket.all_reduce_replicated()
+        bucket.all_reduce_copied()
         if self.comm.mesh.dp > 1:
             chunk = self._chunk_of[layer]
             if self.zero:

@@ -72,7 +72,7 @@ class DistributedOptimizer:
     def _counted_gradients(self) -> list[Tensor]:
         """This rank's gradients without those that another rank counts.
 
-        These are the copy of the token table at the pipeline's end and, on all tp ranks but the first, what tp does not shard.
+        These are the copy of the token table at the pipeline's end, and what `Bucket.counted` leaves out.
         """
         buckets = [bucket for layer, bucket in self.data.buckets.items() if layer not in self.counted_elsewhere]
-        return [piece for b in buckets for piece in b.counted(lambda p: p.shard_spec.dim is not None or self.comm.at.tp == 0)]
+        return [piece for bucket in buckets for piece in bucket.counted()]

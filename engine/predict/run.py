@@ -48,7 +48,7 @@ def _summary(spec: RunSpec, found: Memory, sent: pd.DataFrame, bubble: float) ->
     mesh = spec.layout.mesh
     return {
         "peak_bytes": fullest.total,
-        "peak_rank": mesh.rank({"pp": at.stage, "dp": at.replica, "tp": int(at.later)}),
+        "peak_rank": mesh.rank({"pp": at.stage, "dp": at.replica, "tp": at.later}),
         "peak_action": fullest.action,
         "wire_bytes_per_rank": sum(sent["wire_bytes"].tolist()) / len(mesh.listed),  # Python's sum: it may need more than 64 bits
         "bubble": bubble,

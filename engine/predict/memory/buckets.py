@@ -27,6 +27,8 @@ class BucketSizes:
         # What tp does not cut comes first, as in `engine.parallel.data`.
         ordered = sorted(bucket.parameters, key=lambda parameter: not parameter.whole)
         self.parameters: Sequence[tuple[bool, Any]] = [(one.whole, _numbers(one.shape, sizes)) for one in ordered]
+        # Of each, the numbers at its end that make keys and values.
+        self.keys: Sequence[Any] = [_numbers(one.keys, sizes) if one.keys else 0 for one in ordered]
 
     @cached_property
     def size(self) -> Factor:
@@ -43,17 +45,17 @@ class BucketSizes:
         cut = not isinstance(self._parts, int) or self._parts > 1
         return Factor("Ψ/dp", size.value // self._parts) if cut else size
 
-    def counted_on(self, replica: int, later: bool) -> tuple[int, int]:
+    def counted_on(self, replica: int, later: bool, copies: bool = False) -> tuple[int, int]:
         """What a rank has of what counts in the norm of the gradients: of how many parameters, and how many numbers in all.
 
         `replica`: whose share it is, 0 where nothing is cut. `later`: whether the rank is not the first of its tp group: such
-        ranks leave out what tp does not cut.
+        ranks leave out what tp does not cut. `copies`: whether another rank counts its key heads.
         """
         share = self.share.value
         begin, offset = replica * share, 0
         pieces = found = 0
-        for whole, size in self.parameters if self.counted else ():
-            here = min(offset + size, begin + share) - max(offset, begin)
+        for (whole, size), keys in zip(self.parameters, self.keys, strict=True) if self.counted else ():
+            here = min(offset + size - (keys if copies else 0), begin + share) - max(offset, begin)
             if here > 0 and not (later and whole):
                 pieces, found = pieces + 1, found + here
             offset += size

@@ -10,7 +10,7 @@ from engine.predict.ledger.layout import LayoutLedgers
 from engine.predict.memory.blocks import Counts, total_of
 from engine.predict.memory.generation import Generation
 from engine.predict.memory.shortened import ALL_OF, MOST, Shortened, shortened
-from engine.predict.memory.stages import Place, Stages
+from engine.predict.memory.stages import Place, Stages, alike
 from engine.predict.terms import Factor, Term, total
 from engine.schedule import Action
 from engine.schedule.orders import KINDS
@@ -40,16 +40,18 @@ class Peak:
 class Memory:
     """The peaks of all ranks, each peak once.
 
-    `others` has the stages whose ranks have several peaks. There, the first ranks of the tp groups and the later ones are listed
-    apart. Neighbouring replicas with the same peak have one entry, under the first of them. Entries are in the order of replicas.
+    `others` has the stages whose ranks have several peaks. There, the ranks of a tp group that count unlike are listed apart.
+    Neighbouring replicas with the same peak have one entry, under the first of them. Entries are in the order of replicas.
     """
 
     peaks: tuple[Peak, ...]  # one a stage, of its first rank
     others: dict[Place, Peak] = field(default_factory=dict)
+    copies: int = 1  # see `ModelSpec.key_copies`
 
     def of(self, at: Coordinate) -> Peak:
         """A rank's."""
-        here = [place for place in self.others if (place.stage, place.later) == (at.pp, at.tp > 0) and place.replica <= at.dp]
+        of = at.pp, alike(at.tp, self.copies)
+        here = [place for place in self.others if (place.stage, place.later) == of and place.replica <= at.dp]
         return self.others[max(here)] if here else self.peaks[at.pp]
 
     @property
@@ -70,7 +72,7 @@ def memory(spec: RunSpec, all_of: int = ALL_OF, most: int = MOST, ledgers: Ledge
     stages = opened_stages(spec, shortened(spec, all_of, most), ledgers)
     of_passes = [peak_of_passes(stages, stage) for stage in range(spec.layout.pp)]
     peaks = tuple(with_step(stages, Place(peak.stage), peak) for peak in of_passes)
-    return Memory(peaks, _others(stages, peaks, of_passes))
+    return Memory(peaks, _others(stages, peaks, of_passes), stages.copies)
 
 
 def opened_stages(spec: RunSpec, step: Shortened, ledgers: Ledgers | None = None) -> Stages:
@@ -78,11 +80,15 @@ def opened_stages(spec: RunSpec, step: Shortened, ledgers: Ledgers | None = None
     return Stages(spec, LayoutLedgers(spec.model, spec.layout, spec.workload, None, ledgers), step)
 
 
-def _generating(spec: RunSpec, ledgers: Ledgers | None) -> Memory:
+def opened_generation(spec: RunSpec, ledgers: Ledgers | None = None) -> Generation:
+    """Raises `NotRecordedError`."""
     prompt = len(spec.generate.prompt.encode())
     tokens = prompt, prompt + spec.generate.new_tokens - 1
-    generation = Generation(spec, LayoutLedgers(spec.model, spec.layout, spec.workload, tokens, ledgers))
-    peaks = []
+    return Generation(spec, LayoutLedgers(spec.model, spec.layout, spec.workload, tokens, ledgers))
+
+
+def _generating(spec: RunSpec, ledgers: Ledgers | None) -> Memory:
+    generation, peaks = opened_generation(spec, ledgers), []
     for stage in range(spec.layout.pp):
         action, there = generation.highest(stage)
         peaks.append(_peak(spec, stage, action, generation.standing(stage), there))
@@ -115,17 +121,17 @@ def _others(stages: Stages, peaks: tuple[Peak, ...], of_passes: list[Peak]) -> d
     """Of ranks that have another peak than their stage's first. They peak in the step, or would if they held as much."""
     layout, found = stages.spec.layout, dict[Place, Peak]()
     for peak in (peak for peak in peaks if peak.action == "step"):
-        alike, runs = {stages.counted(Place(peak.stage)): peak}, dict[Place, Peak]()
-        for later in (False, True)[: layout.tp]:
+        known, runs = {stages.counted(Place(peak.stage)): peak}, dict[Place, Peak]()
+        for later in sorted({alike(tp, stages.copies) for tp in range(layout.tp)}):
             last = None
             for replica in stages.where_shares_differ(peak.stage) if layout.zero else [0]:
                 at = Place(peak.stage, replica, later)
                 counted = stages.counted(at)
-                if counted not in alike:
-                    alike[counted] = with_step(stages, at, of_passes[peak.stage])
-                if alike[counted] is not last:
-                    runs[at] = last = alike[counted]
-        if len(alike) > 1:
+                if counted not in known:
+                    known[counted] = with_step(stages, at, of_passes[peak.stage])
+                if known[counted] is not last:
+                    runs[at] = last = known[counted]
+        if len(known) > 1:
             found |= runs
     return found
 

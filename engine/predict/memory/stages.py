@@ -26,7 +26,15 @@ class Place(NamedTuple):
 
     stage: int
     replica: int = 0
-    later: bool = False  # not the first of its tp group
+    later: int = 0  # the first tp coordinate that counts as much, see `alike`
+
+
+def alike(tp: int, copies: int) -> int:
+    """The first tp coordinate whose rank counts as many numbers. `copies`: see `ModelSpec.key_copies`.
+
+    The first rank counts what tp does not cut, and the first of those with the same key heads counts these.
+    """
+    return min(tp, 1 if copies == 1 or tp % copies else copies)
 
 
 class Stages:
@@ -82,7 +90,7 @@ class Stages:
         """The norm of the gradients, two numbers of four bytes for each piece of them; then the optimizer."""
         pieces, first, second = 0, list[Any](), list[Any]()
         for bucket, times in self.buckets(at.stage):
-            found, size = bucket.counted_on(at.replica if self.spec.layout.zero else 0, at.later)
+            found, size = self._counted(bucket, at)
             pieces += times * found
             counted = bucket.share if size == bucket.share.value else Factor("n", size)
             first += [(times, [(1, kind)]) for kind in self.memory.norm(bucket, counted) if size]
@@ -99,15 +107,23 @@ class Stages:
 
     def counted(self, at: Place) -> tuple[tuple[int, int], ...]:
         """By which the ranks of a stage differ."""
-        replica = at.replica if self.spec.layout.zero else 0
-        return tuple(bucket.counted_on(replica, at.later) for bucket, _ in self.buckets(at.stage))
+        return tuple(self._counted(bucket, at) for bucket, _ in self.buckets(at.stage))
+
+    def _counted(self, bucket: BucketSizes, at: Place) -> tuple[int, int]:
+        return bucket.counted_on(at.replica if self.spec.layout.zero else 0, at.later > 0, at.later % self.copies > 0)
+
+    @property
+    def copies(self) -> int:
+        """How many tp ranks hold the same key heads."""
+        return self.spec.model.key_copies(self.spec.layout.tp)
 
     def where_shares_differ(self, stage: int) -> list[int]:
         """Replicas in order, the first among them: those between two of these count the same in the norm as the one before."""
         dp, found = self.spec.layout.dp, {0}
         for bucket, _ in self.buckets(stage):
             share, end = bucket.share.value, 0
-            for _, size in bucket.parameters:
+            for (_, size), keys in zip(bucket.parameters, bucket.keys, strict=True):
                 end += size
-                found |= {end // share, end // share + 1}  # where one begins that is cut, and where the next one is whole
+                # Where one begins that is cut, and where the next one is whole.
+                found |= {edge // share + more for edge in (end, end - keys) for more in (0, 1)}
         return sorted(replica for replica in found if replica < dp)

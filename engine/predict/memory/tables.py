@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -10,13 +11,13 @@ import pandas as pd
 from engine.predict.durations import UNIT_NS, textbook
 from engine.predict.memory.blocks import Counts, size_of
 from engine.predict.memory.passes import ActionTrace
-from engine.predict.memory.peaks import Memory, memory, opened_stages
+from engine.predict.memory.peaks import Memory, memory, opened_generation, opened_stages
 from engine.predict.memory.shortened import Shortened
-from engine.predict.memory.stages import Place
-from engine.schedule import Action, plan, replay
+from engine.predict.memory.stages import Place, alike
+from engine.schedule import Action, Schedule, plan, replay
 from engine.schedule.orders import KINDS
 from engine.spec import RunSpec
-from engine.tables import CATEGORIES, SCHEMAS, table
+from engine.tables import CATEGORIES, KV_CACHE, SCHEMAS, table
 from engine.topology import Mesh
 
 
@@ -31,7 +32,7 @@ def peak_table(spec: RunSpec, found: Memory | None = None) -> pd.DataFrame:
     ranks = np.array(mesh.listed)
     if len(ranks) < mesh.size:
         at, _ = found.fullest
-        ranks = np.union1d(ranks, mesh.rank({"pp": at.stage, "dp": at.replica, "tp": int(at.later)}))
+        ranks = np.union1d(ranks, mesh.rank({"pp": at.stage, "dp": at.replica, "tp": at.later}))
         bytes_ = np.array([[found.of(mesh.coordinate(int(rank))).bytes[c] for c in categories] for rank in ranks], np.int64)
     else:
         bytes_ = _bytes_of_all(mesh, found, categories)
@@ -55,45 +56,67 @@ def _bytes_of_all(mesh: Mesh, found: Memory, categories: list[str]) -> Any:
     by_stage = np.array([[peak.bytes[c] for c in categories] for peak in found.peaks], np.int64)
     bytes_ = by_stage.repeat(mesh.stride("pp"), axis=0).reshape(mesh.pp, mesh.dp, mesh.tp, len(categories))
     for at, peak in sorted(found.others.items()):  # each goes on until the next of its stage and kind
-        slices = slice(1, None) if at.later else slice(0, 1)
+        slices = [tp for tp in range(mesh.tp) if alike(tp, found.copies) == at.later]
         bytes_[at.stage, at.replica :, slices] = [peak.bytes[c] for c in categories]
     return bytes_.reshape(mesh.size, len(categories))
 
 
-def curve_table(spec: RunSpec, rank: int) -> pd.DataFrame:
+def curve_table(spec: RunSpec, rank: int, times: Sequence[tuple[int, int]] | None = None) -> pd.DataFrame:
     """The composition over one step, as `memory_curve` has it: at the start and at the highest point of each action.
 
-    Instants are those of the textbook: F takes 1 ms on a stage, B 2 ms, I and W 1 ms each, shared by its chunks.
+    `times`: start and end of each action of the rank's stage, in nanoseconds. None: those of the textbook, where F takes 1 ms
+    on a stage, B 2 ms, I and W 1 ms each, shared by its chunks, and the optimizer's step none.
     """
     at, m = spec.layout.mesh.coordinate(rank), spec.workload.microbatches
     stages, schedule = opened_stages(spec, Shortened(m)), plan(spec.layout, m, spec.model.parts.tied)
-    walk, step = stages.walk(at.pp, schedule.stages[at.pp]), stages.step(Place(at.pp, at.dp, at.tp > 0))
-    timed = [t for t in replay(schedule, textbook(spec.layout)) if t.stage == at.pp]
+    actions = schedule.stages[at.pp]
+    walk, step = stages.walk(at.pp, actions), stages.step(Place(at.pp, at.dp, alike(at.tp, stages.copies)))
+    if times is None:
+        timed = [t for t in replay(schedule, textbook(spec.layout)) if t.stage == at.pp]
+        times = [(round(t.start * UNIT_NS), round(t.end * UNIT_NS)) for t in timed]
     standing, rows = _by_category(stages.standing(at.pp)), list[dict[str, Any]]()
     before = {category: walk.bytes_before(category).tolist() for category in CATEGORIES}
     passes, stepped = iter(range(len(walk.of))), False
 
-    def put(time: float, action: Action, composition: dict[str, int]) -> None:
+    def put(time: int, action: Action, composition: dict[str, int]) -> None:
         rows.extend(
-            {"rank": rank, "t_ns": round(time * UNIT_NS), "action": str(action), "category": c, "bytes": n}
-            for c, n in composition.items()
+            {"rank": rank, "t_ns": time, "action": str(action), "category": c, "bytes": n} for c, n in composition.items()
         )
 
-    for row, (action, span) in enumerate(zip(schedule.stages[at.pp], timed, strict=True)):
-        start = standing if stepped else _plus(standing, {category: int(of[row]) for category, of in before.items()})
-        put(span.start, action, start)
+    for row, (action, (start, end)) in enumerate(zip(actions, times, strict=True)):
+        now = standing if stepped else _plus(standing, {category: int(of[row]) for category, of in before.items()})
+        put(start, action, now)
         stepped = stepped or action.kind == "step"
         if action.kind in (*KINDS, "step", "reduce"):
             # Before the optimizer's step all messages are gone. The end of a reduction allocates nothing.
             trace = {"step": step, "reduce": ActionTrace()}.get(action.kind) or walk.trace(next(passes))
             top = _by_category(trace.counts_at(trace.highest[1]))
-            put((span.start + span.end) / 2, action, _plus(standing if stepped else start, top))
-    put(max(t.end for t in timed), timed[-1].action, standing)
+            put((start + end) // 2, action, _plus(standing if stepped else now, top))
+    put(max(end for _, end in times), actions[-1], standing)
     return table("memory_curve", rows, "formula")
 
 
-def _by_category(counts: Counts) -> dict[str, int]:
-    found = dict.fromkeys(CATEGORIES, 0)
+def generation_curve_table(spec: RunSpec, rank: int, schedule: Schedule, times: Sequence[tuple[int, int]]) -> pd.DataFrame:
+    """The same for generating without training: the passes of the prompt and of the last token. Memory grows between them.
+
+    `schedule`: that of the generation. `times`: as for `curve_table`. Raises `NotRecordedError`.
+    """
+    stage = spec.layout.mesh.coordinate(rank).pp
+    at = {(a.chunk, a.microbatch): span for a, span in zip(schedule.stages[stage], times, strict=True) if a.kind == "F"}
+    generation = opened_generation(spec)
+    standing = _by_category(generation.standing(stage), (*CATEGORIES, KV_CACHE))
+    rows: list[dict[str, Any]] = []
+    for chunk, token, there in generation.passes(stage):
+        start, end = at[chunk, token]
+        highest = _plus(standing, _by_category(there, (*CATEGORIES, KV_CACHE)))
+        for time, composition in ((start, standing), ((start + end) // 2, highest), (end, standing)):
+            where = {"rank": rank, "t_ns": time, "action": f"F chunk {chunk} microbatch {token}"}
+            rows.extend(where | {"category": c, "bytes": n} for c, n in composition.items())
+    return table("memory_curve", rows, "formula")
+
+
+def _by_category(counts: Counts, categories: Sequence[str] = CATEGORIES) -> dict[str, int]:
+    found = dict.fromkeys(categories, 0)
     for kind, count in counts.items():
         found[kind.category] += count * size_of(kind.factors)
     return found

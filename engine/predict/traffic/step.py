@@ -43,7 +43,7 @@ class Training:
         layout, workload = spec.layout, spec.workload
         self.setting = Setting(
             self.ledgers.sizes, layout.tp, layout.dp, workload.microbatches, layout.zero,
-            layout.sequence_parallel and layout.tp > 1, self.ledgers.e, self.ledgers.g,
+            layout.sequence_parallel and layout.tp > 1, self.ledgers.e, self.ledgers.g, spec.model.key_copies(layout.tp),
         )  # fmt: skip
 
     def calls(self, stage: int) -> list[PredictedCall]:
@@ -71,7 +71,7 @@ class Training:
     def _needed(self, found: Iterable[PredictedCall]) -> list[PredictedCall]:
         """Without calls that are not made."""
         degrees = self.spec.layout.mesh
-        return [call for call in found if call.calls and call.made(2 if call.between else degrees[call.axis])]
+        return [call for call in found if call.calls and call.made(call.ranks(degrees[call.axis]))]
 
     def _messages(self, chunk: Chunk) -> Iterator[PredictedCall]:
         for number, between, receives in _cuts(self.spec.layout.placement, chunk.number):
