@@ -10,7 +10,7 @@ from typing import Any, NoReturn, Union, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
-from engine import catalog
+from engine.command import models
 from engine.launch.request import read_spec
 from engine.spec import LayoutSpec, RequestError, RunSpec, Spec, names_in
 from engine.topology import AXES
@@ -49,8 +49,8 @@ def add(parser: argparse.ArgumentParser) -> None:
     """Add the flags of a `RunSpec`."""
     whole = parser.add_argument_group("what to run")
     whole.add_argument("--spec", metavar="FILE", help="a spec as JSON in place of the flags below; - reads standard input")
-    names = ", ".join(catalog.MODELS)
-    whole.add_argument("--model", default=_ABSENT, metavar="NAME", help=f"a named model: {names} (default gpt-tiny)")
+    whole.add_argument("--model", default=_ABSENT, metavar="NAME|FILE", help=f"{models.HELP} (default gpt-tiny)")
+    whole.add_argument("--settings", default=_ABSENT, metavar="FILE", help=models.SETTINGS_HELP)
     whole.add_argument("--layout", default=_ABSENT, metavar="CODE", help="dp, tp and pp in short, such as dp2.tp2.pp2")
     groups = {"": whole}
     for leaf in _leaves():
@@ -64,15 +64,16 @@ def read(arguments: argparse.Namespace) -> RunSpec:
     given = vars(arguments)
     leaves = [leaf for leaf in _leaves() if leaf.key in given]
     if arguments.spec is not None:
-        extra = [f"--{name}" for name in ("model", "layout") if name in given] + [leaf.option for leaf in leaves]
+        extra = [f"--{name}" for name in ("model", "settings", "layout") if name in given] + [leaf.option for leaf in leaves]
         if extra:
             raise RequestError(f"--spec holds the whole request, so {' and '.join(extra)} cannot be given with it")
         return read_spec(arguments.spec)
     request: dict[str, Any] = {}
-    if "model" in given:
-        request["model"] = catalog.model(arguments.model).model_dump()
+    for name in ("settings", "model"):
+        if name in given:
+            request |= models.parts_of_request(given[name])
     if "layout" in given:
-        request["layout"] = LayoutSpec.degrees(arguments.layout)
+        request.setdefault("layout", {}).update(LayoutSpec.degrees(arguments.layout))
         twice = [axis for axis in AXES if f"layout.{axis}" in given and axis in arguments.layout]
         if twice:
             flags = " and ".join(f"--{axis}" for axis in twice)

@@ -17,7 +17,9 @@ from engine.export.common import (
     optimizer_note,
     optimizer_settings,
 )
-from engine.spec import AttentionName, LayoutSpec, RunSpec, recomputes
+from engine.families import ModelParts
+from engine.predict.planner.frameworks import parts_lacked
+from engine.spec import AttentionName, LayoutSpec, ModelSpec, RunSpec, recomputes
 
 VERSION = "core_v0.17.1"
 _SCRIPTS = {"gpt": "pretrain_gpt.py", "llama": "pretrain_gpt.py", "bert": "pretrain_bert.py", "roberta": "pretrain_bert.py"}
@@ -93,6 +95,8 @@ def _differences(spec: RunSpec) -> Iterator[str]:
         yield "its BERT puts norms before attention and MLP"
     if model.family == "transformer":
         yield "its T5 puts norms first and learns positions; the sizes are the same"
+    if model.family in _SCRIPTS and (lacked := parts_lacked("megatron", model)):
+        yield f"it has no {', '.join(lacked)}; the nearest that it has stands there"
     yield from _schedule_differences(spec)
     if _shards_more_than_states(spec) and layout.pp > 1:
         yield f"its FSDP stands for ZeRO {layout.zero}, and it is little tried with a pipeline"
@@ -160,7 +164,6 @@ def _shards_more_than_states(spec: RunSpec) -> bool:
 
 def _model(spec: RunSpec) -> Iterator[Argument]:
     model = spec.model
-    parts = model.parts
     yield from _stacks(spec)
     yield "--hidden-size", model.hidden
     yield "--ffn-hidden-size", model.ffn_width
@@ -170,6 +173,16 @@ def _model(spec: RunSpec) -> Iterator[Argument]:
     if model.key_heads != model.heads:
         yield "--group-query-attention", True
         yield "--num-query-groups", model.key_heads
+    yield from _positions(model)
+    yield from _layer_parts(model.parts)
+    yield "--attention-dropout", 0
+    yield "--hidden-dropout", 0
+    yield from _vocabulary(spec)
+
+
+def _positions(model: ModelSpec) -> Iterator[Argument]:
+    """Positions, and which of them attention sees."""
+    parts = model.parts
     yield "--max-position-embeddings", model.places
     yield "--position-embedding-type", _POSITIONS.get(parts.position, "learned_absolute")
     if parts.position == "rotary":
@@ -180,16 +193,22 @@ def _model(spec: RunSpec) -> Iterator[Argument]:
         yield "--window-size", f"{model.window - 1},0"  # the tokens before this one, and behind it
         if model.global_every:
             yield "--window-attn-skip-freq", model.global_every
+
+
+def _layer_parts(parts: ModelParts) -> Iterator[Argument]:
     yield "--normalization", "RMSNorm" if parts.norm == "rms" else "LayerNorm"
-    if parts.inner == "swiglu":
+    if parts.qk_norm != "none":
+        yield "--qk-layernorm", True
+    if parts.gated:
         yield "--swiglu", True
+    elif parts.inner == "relu2":
+        yield "--squared-relu", True
     if not parts.mlp_bias:
         yield "--disable-bias-linear", True
+        if parts.attention_bias != "none":
+            yield "--add-qkv-bias", True
     if not parts.tied:
         yield "--untie-embeddings-and-output-weights", True
-    yield "--attention-dropout", 0
-    yield "--hidden-dropout", 0
-    yield from _vocabulary(spec)
 
 
 def _stacks(spec: RunSpec) -> Iterator[Argument]:

@@ -1,26 +1,42 @@
-"""Settings that launch a layout in another framework, or by this engine on a cluster. Comments list what is not the same."""
+"""Settings that launch a layout in another framework, or by this engine on a cluster, and the model alone. Comments list what is
+not the same.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from typing import Literal, get_args
 
-from engine.export import deepspeed, megatron, slurm, torchtitan
+from engine.export import deepspeed, huggingface, megatron, slurm, torchtitan
 from engine.predict.planner import frameworks
 from engine.spec import RequestError, RunSpec
 
-Framework = Literal["megatron", "torchtitan", "deepspeed", "slurm"]
+Framework = Literal["megatron", "torchtitan", "deepspeed", "slurm", "huggingface"]
 FRAMEWORKS: tuple[Framework, ...] = get_args(Framework)
 
-# The name of each framework, and the extension of its file of settings. Slurm starts this engine.
-NAMES: Mapping[Framework, str] = {to: "Slurm" if to == "slurm" else frameworks.NAMES[to] for to in FRAMEWORKS}
-ENDINGS: Mapping[Framework, str] = {"megatron": "sh", "torchtitan": "toml", "deepspeed": "json", "slurm": "sbatch"}
+# The name of each framework, and the extension of its file of settings. Slurm starts this engine. Hugging Face's file has the
+# model alone.
+NAMES: Mapping[Framework, str] = {
+    "megatron": frameworks.NAMES["megatron"],
+    "torchtitan": frameworks.NAMES["torchtitan"],
+    "deepspeed": frameworks.NAMES["deepspeed"],
+    "slurm": "Slurm",
+    "huggingface": "Hugging Face",
+}
+ENDINGS: Mapping[Framework, str] = {
+    "megatron": "sh",
+    "torchtitan": "toml",
+    "deepspeed": "json",
+    "slurm": "sbatch",
+    "huggingface": "json",
+}
 
 _WRITERS: dict[Framework, Callable[[RunSpec], str]] = {
     "megatron": megatron.arguments,
     "torchtitan": torchtitan.toml,
     "deepspeed": deepspeed.config,
     "slurm": slurm.script,
+    "huggingface": huggingface.config,
 }
 
 

@@ -19,17 +19,14 @@ from engine.export.common import (
     optimizer_note,
     optimizer_settings,
 )
+from engine.imports.torchtitan import FLAVORS
+from engine.predict.planner.frameworks import parts_lacked
 from engine.spec import LayoutSpec, ModelSpec, RunSpec
 from engine.spec.numbers import evenly
 
 VERSION = "0.2.2"
 
-# The flavors of its llama3, by layers, hidden size, heads, key heads, width of the MLP and vocabulary.
-_FLAVORS = {
-    (32, 4096, 32, 8, 14336, 128256): "8B",
-    (80, 8192, 64, 8, 28672, 128256): "70B",
-    (126, 16384, 128, 8, 53248, 128256): "405B",
-}
+_NAMES = {sizes[:-1]: name for name, sizes in FLAVORS.items()}  # of flavors, by their sizes
 
 
 def toml(spec: RunSpec) -> str:
@@ -72,6 +69,8 @@ def _differences(spec: RunSpec) -> Iterator[str]:
     model, layout = spec.model, spec.layout
     if model.family != "llama":
         yield f"torchtitan has no {model.family}; a Llama of this size stands in its place"
+    elif lacked := parts_lacked("torchtitan", model):
+        yield f"its Llama has no {', '.join(lacked)}; the parts of a Llama stand there"
     if model.head_dim and model.head_dim * model.heads != model.hidden:
         yield f"its heads are hidden ÷ heads wide, not {model.head_dim}"
     if model.family == "llama":
@@ -119,11 +118,12 @@ def _model(model: ModelSpec) -> dict[str, Any]:
 def _flavor(model: ModelSpec) -> str:
     """The name of the flavor of these sizes. If torchtitan has none, the name that `_entry` gives it."""
     sizes = (model.layers, model.hidden, model.heads, model.key_heads, model.ffn_width, model.vocab)
-    return _FLAVORS.get(sizes, f"{model.layers}x{model.hidden}")
+    own = f"{model.layers}x{model.hidden}"
+    return own if model.rotary_base else _NAMES.get(sizes, own)
 
 
 def _has_flavor(model: ModelSpec) -> bool:
-    return _flavor(model) in _FLAVORS.values()
+    return _flavor(model) in FLAVORS
 
 
 def _entry(model: ModelSpec) -> str:

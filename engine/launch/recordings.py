@@ -39,6 +39,8 @@ _CHECKLIST = {("none", "none"), *itertools.product(("core_attn", "full"), ("none
 # Ledgers of a loss in chunks are shipped of models whose loss is in chunks with so many sequences.
 _MANY = WorkloadSpec(microbatch_size=8)
 _TOKENS = (1, 2), (2, 3)  # of a prompt, and in all
+# Models with other parts than their family, of which some ledgers are shipped. Tied llamas are Llama 3.2 and SmolLM2.
+_ASKED_FOR = ("llama3.2-1b", "qwen2.5-7b", "qwen3-8b", "gemma3-27b")
 _BATCH = 100  # recordings of a process; torch's profiler keeps about a megabyte of each
 
 
@@ -69,9 +71,9 @@ def parts(model: ModelSpec) -> set[Part]:
 
 
 def shipped_models() -> list[ModelSpec]:
-    """Those whose ledgers are shipped: the catalog, and a llama each of whose heads has keys of its own, as the first had."""
-    llama = catalog.model("llama-tiny")
-    return [*catalog.MODELS.values(), llama.model_copy(update={"kv_heads": 0})]
+    """Those whose ledgers are shipped: of the catalog the families as they are, and those with other parts that most ask for."""
+    families = [model for model in catalog.MODELS.values() if not model.chosen_parts and not model.sized_parts]
+    return [*families, *map(catalog.model, _ASKED_FOR)]
 
 
 def shipped(one: Structure) -> bool:
@@ -79,8 +81,12 @@ def shipped(one: Structure) -> bool:
 
     Of the kinds of recompute that a search tries, those with fused attention, and with two-stream attention. Where attention
     could be fused and is written, only what training a GPT needs (lessons and published systems), and what the checklist of
-    `engine.predict.planner.advice` needs elsewhere.
+    `engine.predict.planner.advice` needs elsewhere. Of a model with other parts than its family, training in bf16 with fused
+    attention.
     """
+    if one.chosen_parts or one.sized_parts:
+        usual = one.precision == "bf16" and one.attention == "fused" and not one.generates
+        return usual and one.recompute in _planned(one)
     if not one.generates and one.recompute not in _planned(one):
         return False
     if one.attention == "fused" or one.parts.position == "relative":

@@ -7,17 +7,16 @@ than one part of a spec, so that the form can show all broken ones at once.
 from engine.spec.base import Spec, names_in
 from engine.spec.errors import RequestError, too_large
 from engine.spec.fit import BYTE_VOCABULARY, Misfit, generation_misfits, misfits
+from engine.spec.model import MODEL_PARTS, ModelSpec
 from engine.spec.parsing import LARGEST as LARGEST_JSON
 from engine.spec.parsing import parsed
 from engine.spec.parts import (
     BYTES_OF,
-    MODEL_PARTS,
     WHOLE_LOSS,
     AttentionName,
     FaultSpec,
     GenerateSpec,
     LayoutSpec,
-    ModelSpec,
     OptimizerName,
     Precision,
     Recompute,

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from math import gcd
 
 from engine.families import FAMILIES
+from engine.spec.model import MOST_SEQ, ModelSpec
 from engine.spec.numbers import divisors, either, evenly, listed, nearest
-from engine.spec.parts import MOST_SEQ, GenerateSpec, LayoutSpec, ModelSpec, WorkloadSpec, recomputes
+from engine.spec.parts import GenerateSpec, LayoutSpec, WorkloadSpec, recomputes
 from engine.spec.sentence import Sentence, joined, sentence
 
 BYTE_VOCABULARY = 256  # the training text is read as bytes

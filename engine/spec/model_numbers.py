@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from engine.spec.sentence import Sentence, sentence
 
 if TYPE_CHECKING:
-    from engine.spec.parts import ModelSpec
+    from engine.spec.model import ModelSpec
 
 
 def wrong_number(model: ModelSpec) -> Sentence | None:

@@ -9,7 +9,8 @@ from pydantic import Field, model_validator
 from engine.spec.base import Spec
 from engine.spec.errors import RequestError
 from engine.spec.fit import generation_misfits, misfits
-from engine.spec.parts import AttentionName, FaultSpec, GenerateSpec, LayoutSpec, ModelSpec, WorkloadSpec
+from engine.spec.model import ModelSpec
+from engine.spec.parts import AttentionName, FaultSpec, GenerateSpec, LayoutSpec, WorkloadSpec
 from engine.spec.sentence import joined, sentence
 
 

@@ -6,9 +6,9 @@ from engine import catalog
 from engine.devices import DEVICES
 
 # Published GPT models, for which the papers' formulas of activations are valid.
-PUBLISHED_GPT = tuple(name for name, model in catalog.MODELS.items() if model.family == "gpt" and model.vocab > 50_000)
+PUBLISHED_GPT = tuple(catalog.MAKERS["OpenAI"])
 
-PUBLISHED = tuple(name for name, model in catalog.MODELS.items() if model.vocab > 2_000)
+PUBLISHED = (*PUBLISHED_GPT, *catalog.MAKERS["encoders"], "llama3-8b", "llama3-70b", "llama3-405b")
 
 # Device → memory of one, the smallest first.
 CARDS = {name: device.memory_bytes for name, device in sorted(DEVICES.items(), key=lambda d: d[1].memory_bytes)}

@@ -10,16 +10,18 @@ import streamlit as st
 
 from engine import catalog
 from engine.devices import DEVICES, DeviceSpec, device, device_names
+from engine.imports import Imported
 from engine.predict.papers.accounting import ACCOUNTINGS
 from engine.predict.planner.candidates import MOST
 from engine.predict.planner.frameworks import NAMES
 from engine.predict.speed.rates import Assumptions
-from engine.spec import RequestError
+from engine.spec import RequestError, sentence
 from pages.charts.names import attentions
 from pages.charts.units import short
 from pages.charts.words import Words
 from pages.plan.request import (
     AUTOMATIC,
+    CALIBRATED,
     DEFAULT,
     FOR,
     MOST_RATE,
@@ -36,8 +38,10 @@ from pages.plan.request import (
     own_to_link,
     usual_batch,
 )
+from pages.shared import model_file
 from pages.shared.frame import inert, labelled, say
 from pages.shared.link_numbers import shortest_text
+from pages.shared.links import model_to_link
 
 ROW = "row"  # the link's parameter: the number of the layout that is shown
 _UPLOAD, _WRONG = "plan/upload", "plan/wrong-device"
@@ -50,15 +54,16 @@ def draw(request: Request, serving: Serving | None) -> None:
     words = say()
     _choose_use(serving, words)
     st.markdown(f"##### {words('Model')}", anchors=False)
-    _select(words("Model"), list(catalog.MODELS), request.model, "model", headed=True)
-    shape = catalog.model(request.model)
+    _choose_model(request, words)
+    shape = request.spec
     st.caption(
         words(
             "{parameters} parameters, sequences of {seq} tokens",
             parameters=short(shape.parameters(), words),
-            seq=f"{request.seq or shape.seq:,}",
+            seq=f"{shape.seq:,}",
         )
     )
+    model_file.draw("plan", _take, words)
     st.markdown(f"##### {words('Devices')}", anchors=False)
     names = {name: name for name in device_names()} | {OWN: words("custom device")}
     _select(words("Device"), list(names), request.device, "device", names, headed=True)
@@ -85,11 +90,32 @@ def draw(request: Request, serving: Serving | None) -> None:
     else:
         with right:
             _select(words("Precision"), ["bf16", "fp32"], request.precision, "precision")
-            _select(words("Attention"), list(attentions(words)), request.attention, "attention", attentions(words))
         _reserve(request, words)
         _ask_serving(serving, request, words)
     with st.expander(words("Hardware efficiency")):
         _assumed(request.assumed, words)
+
+
+def _choose_model(request: Request, words: Words) -> None:
+    """The list is searched by typing, so makers are in the names too."""
+    makers = {"open data": words("open data"), "others": words("others"), "encoders": words("encoders"), "": words("to run here")}
+    names = {name: f"{name} · {makers.get(maker, maker)}" for maker, models in catalog.MAKERS.items() for name in models}
+    own = {} if request.is_named else {request.model: words("custom model")}
+    first_published = {name: label for name, label in names.items() if catalog.maker_of(name)}
+    _select(words("Model"), [*own, *first_published, *catalog.MAKERS[""]], request.model, "model", own | names, headed=True)
+
+
+def _take(found: Imported) -> None:
+    """Plan for the model of a file; for as many devices and sequences as it says, if it does. A callback."""
+    if found.model is None:
+        raise RequestError(sentence("the file does not say what the model is"))
+    st.query_params["model"] = model_to_link(found.model)
+    for name in ("seq", ROW):
+        st.query_params.pop(name, None)
+    if found.layout is not None and found.workload is not None:
+        workload = found.workload
+        st.query_params["ranks"] = str(found.layout.ranks)
+        st.query_params["batch"] = str(workload.microbatches * workload.microbatch_size * found.layout.dp)
 
 
 def _choose_use(serving: Serving | None, words: Words) -> None:
@@ -249,6 +275,8 @@ def _own(request: Request, words: Words) -> None:
     _own_row(("context_bytes", "workspace_bytes"), values, labels, helps)
     _own_row(("pair_communicator_bytes", "communicator_bytes"), values, labels, helps)
     _own_row(("fragmentation",), values, labels, helps)
+    for name in CALIBRATED:
+        st.session_state[f"plan/own/{name}"] = values[name]
     st.file_uploader(
         words("Or a JSON file with these figures"), type="json", key=_UPLOAD, on_change=_uploaded, max_upload_size=1,
         help=words("The fields of engine.devices.DeviceSpec, in bytes, FLOP/s, bytes/s and seconds."),

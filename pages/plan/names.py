@@ -1,10 +1,15 @@
-"""Names of a plan's layouts."""
+"""Names of a plan's model and of its layouts."""
 
 from __future__ import annotations
 
 from pages.charts.names import microbatches, recomputes, schedule
 from pages.charts.words import Words
 from pages.plan.found import Found
+from pages.plan.request import Request
+
+
+def model(request: Request, words: Words) -> str:
+    return request.model if request.is_named else words("custom model")
 
 
 def levers(found: Found, row: int, words: Words) -> str:

@@ -157,7 +157,7 @@ def _chooser(plan: Found, row: int, words: Words) -> None:
 
 
 def _headline(request: Request, plan: Found, row: int, words: Words) -> str:
-    values = {"model": request.model, "ranks": f"{request.ranks:,}", "device": inert(plan.device.name)}
+    values = {"model": names.model(request, words), "ranks": f"{request.ranks:,}", "device": inert(plan.device.name)}
     values["layout"] = plan.layout(row)["layout"]
     if row < plan.feasible:
         return words("{model} on {ranks} × {device}: {layout} fits", **values)

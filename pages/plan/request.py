@@ -19,6 +19,7 @@ from engine.predict.planner.search import MIXED, Plan, search
 from engine.predict.speed.rates import Assumptions
 from engine.spec import AttentionName, ModelSpec, RequestError, WorkloadSpec, sentence
 from pages.shared.link_numbers import shortest_text
+from pages.shared.links import LinkError, model_of_link, model_to_link
 
 FOR, SERVING = "for", "serving"  # the link's parameter, and its value for serving; without it, the model is trained
 AUTOMATIC = -1.0  # a reserve for each layout, as `engine.predict.reserve` says
@@ -42,7 +43,16 @@ OWN_FIELDS: Mapping[str, float] = {
     "communicator_bytes": 2**20,
     "workspace_bytes": 2**20,
     "fragmentation": 1,
+    "matmul_efficiency": 1,
+    "attention_efficiency": 1,
+    "memory_efficiency": 1,
+    "intra_efficiency": 1,
+    "launch_us": 1,
+    "launches_ahead": 1,
 }
+# What a calibration has measured, which the form does not show.
+CALIBRATED = ("matmul_efficiency", "attention_efficiency", "memory_efficiency", "intra_efficiency", "launch_us", "launches_ahead")
+_UNMEASURED = -1.0  # in links
 _OF_OLDER_LINKS = 10  # figures that links always had
 OF_RESERVE = ("context_bytes", "pair_communicator_bytes", "communicator_bytes", "workspace_bytes", "fragmentation")
 _WHOLE = ("memory_bytes", "node_size", *OF_RESERVE[:-1])
@@ -54,7 +64,7 @@ OPTIONAL = {"reserve": MOST_RESERVE, "tokens": MOST_TOKENS, "price": MOST_RATE, 
 
 @dataclass(frozen=True)
 class Request:
-    model: str = "gpt3-175b"
+    model: str = "gpt3-175b"  # a name in the catalog, or the sizes and parts as in links
     device: str = "h100-80gb"
     ranks: int = 1024
     batch: int = default_batch(1024)
@@ -72,9 +82,14 @@ class Request:
     assumed: Assumptions = field(default_factory=Assumptions)
 
     @property
+    def is_named(self) -> bool:
+        """Whether the model is in the catalog."""
+        return self.model in catalog.MODELS
+
+    @property
     def spec(self) -> ModelSpec:
         """Raises `RequestError`."""
-        model = catalog.model(self.model)
+        model = model_of_link(self.model)
         return ModelSpec.model_validate(model.model_dump() | {"seq": self.seq}) if self.seq else model
 
     @property
@@ -126,12 +141,19 @@ def made(called: str, own: tuple[float, ...]) -> DeviceSpec:
     """The user's own device. Raises `RequestError`, which names the invalid figure."""
     figures: dict[str, Any] = {name: value * unit for value, (name, unit) in zip(own, OWN_FIELDS.items(), strict=True)}
     figures |= {name: round(figures[name]) for name in _WHOLE if math.isfinite(figures[name])}
+    figures |= {name: None for name in CALIBRATED if figures[name] == _UNMEASURED} | {
+        "launches_ahead": figures["launches_ahead"] != 0
+    }
     return DeviceSpec(name=called or OWN, **figures)
 
 
 def figures_of(device: DeviceSpec) -> tuple[float, ...]:
     """A device's figures in the units of links and forms."""
-    return tuple(float(f"{getattr(device, name) / unit:.15g}") for name, unit in OWN_FIELDS.items())
+    return tuple(_figure(getattr(device, name), unit) for name, unit in OWN_FIELDS.items())
+
+
+def _figure(value: float | None, unit: float) -> float:
+    return _UNMEASURED if value is None else float(f"{value / unit:.15g}")
 
 
 def to_link(request: Request) -> dict[str, str]:
@@ -169,7 +191,6 @@ def of_link(link: Mapping[str, str]) -> Request:
             given[name] = _fraction(name, given[name], most)
     given.setdefault("batch", default_batch(given.get("ranks", DEFAULT.ranks)))
     allowed = {
-        "model": tuple(catalog.MODELS),
         "device": (*device_names(), OWN),
         "precision": ("bf16", "fp32"),
         "attention": get_args(AttentionName),
@@ -182,6 +203,8 @@ def of_link(link: Mapping[str, str]) -> Request:
             raise RequestError(
                 sentence("The link's {field} “{text}” is not one of {names}.", field=name, text=given[name][:40], names=names)
             )
+    if "model" in given:
+        given["model"] = _known_model(given["model"])
     if given.get("device") != OWN:  # the user's figures are used only with the user's device
         given.pop("own", None)
         given.pop("called", None)
@@ -222,6 +245,14 @@ def _fraction(name: str, text: str, most: float) -> float:
     return value
 
 
+def _known_model(code: str) -> str:
+    """The model as it is written in links. Raises `RequestError`."""
+    try:
+        return model_to_link(model_of_link(code))
+    except LinkError as error:
+        raise RequestError(error.sentence) from error
+
+
 def _whole(name: str, text: str) -> int:
     if not text.isascii() or not text.isdigit() or not (name in _OR_NONE or int(text)) or int(text) > MOST:
         raise RequestError(
@@ -241,7 +272,7 @@ def _figures(text: str) -> tuple[float, ...]:
     except ValueError:
         figures = ()
     if len(figures) >= _OF_OLDER_LINKS:  # a link from before the last figures were there
-        defaults = [DeviceSpec.model_fields[name].default / unit for name, unit in list(OWN_FIELDS.items())[len(figures) :]]
+        defaults = [_figure(DeviceSpec.model_fields[name].default, OWN_FIELDS[name]) for name in list(OWN_FIELDS)[len(figures) :]]
         figures += tuple(defaults)
     if len(figures) != len(OWN_FIELDS):
         raise RequestError(

@@ -24,7 +24,7 @@ from pages.charts.look import View, look
 from pages.charts.names import categories
 from pages.charts.units import in_bytes, percent, short
 from pages.charts.words import Words
-from pages.plan import page_links
+from pages.plan import names, page_links
 from pages.plan.found import served_by
 from pages.plan.request import Request, Serving
 from pages.shared import drawing
@@ -98,7 +98,7 @@ def draw(service: Service, asked: Asked, choose: Any) -> None:
     words, table = say(), asked.table
     fitting = int(table["fits"].sum())
     request = asked.request
-    values = {"model": request.model, "ranks": f"{request.ranks:,}", "device": inert(request.hardware.name)}
+    values = {"model": names.model(request, words), "ranks": f"{request.ranks:,}", "device": inert(request.hardware.name)}
     headline = (
         words("Serving {model} on {ranks} × {device}: it fits", **values)
         if fitting

@@ -16,7 +16,7 @@ from engine.topology import AXES
 from pages.charts.names import attentions, loss_in_chunks, recomputes, schedule
 from pages.charts.units import short
 from pages.charts.words import Words
-from pages.shared import held
+from pages.shared import held, model_parts
 from pages.shared.choice import DEFAULTS, Bounds, Choice, Problem, description, options
 from pages.shared.frame import inert, say
 from pages.shared.held import CUSTOM, SIZE, key_of, model_named, moved, shown, size, size_of, sizes, touch
@@ -72,7 +72,9 @@ def _size_and_layout(choice: Choice, say: Words) -> None:
         _row(choice, {"model.vocab": say("Vocabulary"), "model.seq": say("Sequence")}, say)
         _row(choice, {"model.ffn": say("MLP width"), "model.kv_heads": say("KV heads")}, say)
         _row(choice, {"model.head_dim": say("Head width"), "model.decoder_layers": say("Decoder")}, say)
+        model_parts.draw(choice, say)
     st.caption(_described(choice, say))
+    model_parts.from_file(say)
     _numbers(choice, {"layout.dp": say("Data (dp)"), "layout.tp": say("Tensor (tp)"), "layout.pp": say("Pipeline (pp)")}, say)
     st.caption(
         say.plural(

@@ -106,6 +106,16 @@ def decode(code: str) -> Choice:
     return Choice(values)
 
 
+def model_to_link(model: ModelSpec) -> str:
+    """A model by itself: its name in the catalog, or its sizes and parts."""
+    return _model_code(Choice(DEFAULTS | {f"model.{name}": value for name, value in model}))
+
+
+def model_of_link(code: str) -> ModelSpec:
+    """Raises `LinkError` if the code cannot be read, and `RequestError` if the sizes do not go together."""
+    return ModelSpec.model_validate({field.removeprefix("model."): value for field, value in _model(code).items()})
+
+
 def _model_code(choice: Choice) -> str:
     name = choice.model_name
     if name != "custom":
@@ -117,19 +127,18 @@ def _model_code(choice: Choice) -> str:
 
 
 def _model(part: str) -> dict[str, Any]:
-    if part in catalog.MODELS:
-        return {f"model.{name}": value for name, value in catalog.MODELS[part]}
+    if part in catalog.MODELS or part in catalog.ALIASES:
+        return {f"model.{name}": value for name, value in catalog.model(part)}
     family, *pieces = part.split(".")
     shape, chosen = [piece for piece in pieces if "-" not in piece], [piece for piece in pieces if "-" in piece]
     pairs = [re.fullmatch(r"([a-z])(\d{1,9})", piece) for piece in shape]
     letters = "".join(pair[1] for pair in pairs if pair)
     if family not in options("model.family") or not all(pairs) or not re.fullmatch("lhavsfk?w?d?", letters):
-        names = ", ".join(catalog.MODELS)
         raise LinkError(
             sentence(
-                "The link's model “{part}” is neither one of {names} nor of the form gpt.l4.h64.a4.v256.s64.f0.",
+                "The link's model “{part}” is neither a name, such as {names}, nor of the form gpt.l4.h64.a4.v256.s64.f0.",
                 part=part[:60],
-                names=names,
+                names=", ".join(catalog.SUCH_AS),
             )
         )
     numbers = {_SHAPE[pair[1]]: _within(_SHAPE[pair[1]], int(pair[2])) for pair in pairs if pair}

@@ -31,7 +31,8 @@ _PLAIN: Mapping[Any, str] = {
         rotary-percent""",
     str: "vocab-file data-path pipeline-model-parallel-layout window-size window-attn-skip-freq",
     True: """
-        group-query-attention swiglu disable-bias-linear untie-embeddings-and-output-weights bert-no-binary-head
+        group-query-attention swiglu squared-relu qk-layernorm add-qkv-bias disable-bias-linear
+        untie-embeddings-and-output-weights bert-no-binary-head
         sequence-parallel use-distributed-optimizer use-megatron-fsdp no-gradient-accumulation-fusion bf16
         accumulate-allreduce-grads-in-fp32 grad-reduce-in-bf16 use-precision-aware-optimizer mock-data""",
 }

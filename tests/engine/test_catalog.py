@@ -6,6 +6,7 @@ import pytest
 
 from engine import catalog
 from engine.spec import BYTE_VOCABULARY, LayoutSpec, ModelSpec, RequestError, WorkloadSpec, misfits
+from tests.engine.published_counts import PUBLISHED, WITHOUT
 
 
 @pytest.mark.parametrize("name", catalog.MODELS)
@@ -27,14 +28,32 @@ def test_gpt_has_three_sizes_that_run_here() -> None:
     assert catalog.model("gpt-tiny") == ModelSpec(), "the smallest is what a spec without a model means"
 
 
-def test_gpt2_has_as_many_parameters_as_published() -> None:
-    """124M, as OpenAI's own checkpoint counts them: 124,439,808."""
-    assert catalog.model("gpt2-124m").parameters() == 124_439_808
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_model_has_as_many_parameters_as_its_checkpoint(name: str) -> None:
+    published = PUBLISHED[name]
+    assert catalog.model(name).parameters() == published.count - published.besides
+    assert bool(published.besides) == bool(published.what)
 
 
-def test_the_refusal_of_an_unknown_name_lists_the_names() -> None:
-    with pytest.raises(RequestError, match=r"there is no model 'gpt-huge'; there are gpt-tiny, gpt-small, "):
-        catalog.model("gpt-huge")
+def test_every_released_model_has_a_count_with_its_source() -> None:
+    assert set(catalog.MODELS) == set(PUBLISHED) | set(catalog.MAKERS[""]) | WITHOUT
+    assert all(published.source for published in PUBLISHED.values())
+
+
+def test_no_two_makers_have_a_model_of_one_name() -> None:
+    assert sum(len(models) for models in catalog.MAKERS.values()) == len(catalog.MODELS)
+    assert catalog.maker_of("llama3-8b") == "Meta"
+    assert not set(catalog.ALIASES) & set(catalog.MODELS)
+
+
+def test_other_names_of_a_shape_are_known_too() -> None:
+    assert catalog.model("llama3.3-70b") == catalog.model("llama3-70b")
+
+
+@pytest.mark.parametrize(("name", "told"), [("llama3-7b", "such as .*llama3-70b"), ("zzz", "such as gpt-tiny, llama3-8b, ")])
+def test_the_refusal_of_an_unknown_name_has_names_like_it(name: str, told: str) -> None:
+    with pytest.raises(RequestError, match=f"there is no model '{name}'; there are {len(catalog.MODELS)}, {told}"):
+        catalog.model(name)
 
 
 def test_a_shape_without_a_name_is_custom() -> None:

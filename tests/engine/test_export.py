@@ -20,7 +20,7 @@ from engine.__main__ import main
 from engine.export import FRAMEWORKS, Framework, csv_zip, perfetto, settings
 from engine.families import FAMILIES, FamilyName
 from engine.schedule import SCHEDULES
-from engine.spec import SCHEDULE_FACTS, LayoutSpec, RequestError, RunSpec, ScheduleName, WorkloadSpec
+from engine.spec import SCHEDULE_FACTS, LayoutSpec, ModelSpec, RequestError, RunSpec, ScheduleName, WorkloadSpec
 from engine.tables import CATEGORIES, RunResult
 from tests.runs import Runs, small
 
@@ -257,6 +257,14 @@ def test_an_uneven_split_is_exported() -> None:
         ("megatron", spec_of(schedule="zb-v"), "Megatron-LM has no zb-v schedule; 1F1B runs instead"),
         ("megatron", spec_of(schedule="looped-bfs"), "has no looped-bfs schedule; interleaved 1F1B over 2 chunks a stage runs"),
         ("megatron", spec_of("transformer"), "has no pipeline for T5, and this layout has 2 stages"),
+        ("megatron", RunSpec(model=catalog.model("gemma2-9b")), "it has no placement=both, inner=geglu, scaled_embedding=true;"),
+        ("megatron", RunSpec(model=catalog.model("falcon-7b")), "it has no parallel=one_norm; the nearest"),
+        ("megatron", RunSpec(model=catalog.model("olmo2-7b")), "it has no placement=output, qk_norm=full;"),
+        (
+            "torchtitan",
+            RunSpec(model=catalog.model("qwen3-8b")),
+            "its Llama has no qk_norm=head; the parts of",
+        ),
         ("torchtitan", spec_of("bert"), "torchtitan has no bert"),
         ("torchtitan", spec_of(zero=1), "ZeRO 1 becomes ZeRO 2"),
         ("torchtitan", spec_of(schedule="zb-h1"), "torchtitan has no zb-h1 schedule; 1F1B is the nearest"),
@@ -277,7 +285,8 @@ NAMED: dict[Framework, str] = {
         --num-layers --encoder-num-layers --decoder-num-layers --hidden-size --ffn-hidden-size --num-attention-heads --kv-channels
         --group-query-attention --num-query-groups --seq-length --encoder-seq-length --decoder-seq-length
         --max-position-embeddings --position-embedding-type --rotary-base --rotary-percent --window-size
-        --window-attn-skip-freq --normalization --swiglu --disable-bias-linear
+        --window-attn-skip-freq --normalization --qk-layernorm --swiglu
+        --squared-relu --disable-bias-linear --add-qkv-bias
         --untie-embeddings-and-output-weights --attention-dropout --hidden-dropout --tokenizer-type --vocab-size
         --make-vocab-size-divisible-by --tensor-model-parallel-size --pipeline-model-parallel-size
         --num-layers-per-virtual-pipeline-stage --pipeline-model-parallel-layout --sequence-parallel --use-distributed-optimizer
@@ -319,6 +328,8 @@ def test_exports_use_only_settings_that_the_frameworks_have_and_all_are_covered(
     specs.append(RunSpec.model_validate(specs[0].model_dump() | parted))
     in_bf16 = {"precision": "bf16", "bf16_optimizer": True}
     specs.append(RunSpec.model_validate(specs[1].model_dump() | {"workload": specs[1].workload.model_dump() | in_bf16}))
+    specs += [RunSpec(model=catalog.model(name)) for name in ("qwen2.5-7b", "qwen3-8b", "gpt-neox-20b")]
+    specs.append(RunSpec(model=ModelSpec(inner="relu2")))
     interleaved = spec_of(schedule="interleaved").model_dump()
     specs.append(RunSpec.model_validate(interleaved | {"workload": interleaved["workload"] | {"microbatches": 3}}))
     for workload in ({"precision": "bf16"}, {"precision": "bf16", "accumulate": "bf16", "optimizer": "sgd"}):
@@ -376,7 +387,7 @@ def test_the_command_writes_each_kind_of_file(
     ("arguments", "sentence"),
     [
         ("mine --to html", "the HTML report is drawn by the pages, not by the engine; download it on the Runs page"),
-        ("mine --to pdf", "there is no export to 'pdf'; there are perfetto, csv, zip, megatron, torchtitan, deepspeed, slurm"),
+        ("mine --to pdf", f"there is no export to 'pdf'; there are perfetto, csv, zip, {', '.join(FRAMEWORKS)}"),
         ("--to zip", "export takes one of two: the RUN, or with --spec the spec"),
         ("mine --spec x --to zip", "export takes one of two: the RUN, or with --spec the spec"),
         ("--spec x --to csv", "csv shows what a run measured, and a spec has measured nothing; name the RUN"),
@@ -399,5 +410,5 @@ def test_a_wrong_export_is_one_sentence(
 
 
 def test_an_unknown_framework_is_refused() -> None:
-    with pytest.raises(RequestError, match="no settings for 'jax'; there are for megatron, torchtitan, deepspeed, slurm"):
+    with pytest.raises(RequestError, match=f"no settings for 'jax'; there are for {', '.join(FRAMEWORKS)}"):
         settings(SPEC, "jax")  # type: ignore[arg-type]

@@ -109,7 +109,7 @@ def test_parts_that_are_computed_again_are_written_with_full_stops():
         ("", "is not of the form"),
         ("gpt-tiny~dp2", "is not of the form"),
         ("x" * 2000, "is not of the form"),
-        ("gpt-huge~dp2~1f1b", "neither one of gpt-tiny,"),
+        ("gpt-huge~dp2~1f1b", "neither a name, such as gpt-tiny,"),
         ("gpt.l4.h64~dp2~1f1b", "nor of the form gpt.l4.h64.a4"),
         ("gpt.l4.h64.a4.v256.s64.f0.q1~dp2~1f1b", "nor of the form gpt.l4"),
         ("cnn.l4.h64.a4.v256.s64.f0~dp2~1f1b", "nor of the form gpt.l4"),

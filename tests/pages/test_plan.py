@@ -35,6 +35,7 @@ from pages.plan.found import MOST_POINTS, TOP, found
 from pages.plan.published import concerns
 from pages.plan.request import DEFAULT, OWN, Request, Serving, figures_of, made, of_link, own_to_link, serving_of_link, to_link
 from pages.shared import links
+from tests.engine.huggingface_configs import CONFIGS
 from tests.pages.opened import opened, text
 from tests.pages.stand_in import service
 
@@ -50,7 +51,7 @@ def page(**link: str) -> AppTest:
 def same(one: DeviceSpec, other: DeviceSpec) -> bool:
     """Whether all figures are equal, up to rounding of a product."""
     pairs = [(getattr(one, name), getattr(other, name)) for name in DeviceSpec.model_fields if name not in ("name", "source")]
-    return all(a == pytest.approx(b, rel=1e-12) for a, b in pairs)
+    return all(a == b if b is None else a == pytest.approx(b, rel=1e-12) for a, b in pairs)
 
 
 def linked(app: AppTest) -> dict[str, str]:
@@ -65,11 +66,12 @@ def linked(app: AppTest) -> dict[str, str]:
     [
         DEFAULT,
         Request(model="llama3-8b", device="l40s", ranks=6, batch=24, seq=512, precision="fp32", accounting="zero2020"),
+        Request(model="llama.l4.h64.a4.v256.s64.f0.rotary_width-8.qk_norm-head.tied-true"),
         Request(device=OWN, own=figures_of(DEVICES["mi300x"]), called="mine & yours"),
         Request(assumed=DEFAULT.assumed.model_copy(update={"matmul_efficiency": 0.61, "fused_accumulation": True})),
         Request(reserve=0.0, only="megatron", tokens=3e11, price=2.5, watts=1000.0),
     ],
-    ids=["default", "all fields", "own device", "assumptions", "reserve and cost"],
+    ids=["default", "all fields", "own model", "own device", "assumptions", "reserve and cost"],
 )
 def test_a_link_restores_the_request(request_: Request) -> None:
     assert of_link(to_link(request_)) == request_
@@ -78,11 +80,12 @@ def test_a_link_restores_the_request(request_: Request) -> None:
 @pytest.mark.parametrize(
     ("link", "why"),
     [
-        ({"model": "gpt-9"}, "The link's model “gpt-9” is not one of"),
+        ({"model": "gpt-9"}, "The link's model “gpt-9” is neither a name, such as"),
+        ({"model": "llama.l4.h63.a4.v256.s64.f0"}, "heads=4 does not divide hidden=63"),
         ({"ranks": "0"}, "not a whole number from 1 to 1,000,000"),
         ({"ranks": "-3"}, "not a whole number"),
         ({"device": "own"}, "without its figures"),
-        ({"device": "own", "own": "1_2_x"}, "“1_2_x” must have 16 figures"),
+        ({"device": "own", "own": "1_2_x"}, "“1_2_x” must have 22 figures"),
         ({"device": "own", "own": "80_1_1_1_1_1_1_1_0_1"}, "node_size=0 must be greater than or equal to 1"),
         ({"device": "own", "own": "nan_1_1_1_1_1_1_1_8_0.8"}, "memory_bytes=nan must be a finite number"),
         ({"device": "own", "own": "80_1_1_1_1_1_1_1_1e999_0.8"}, "node_size=inf must be a finite number"),
@@ -103,13 +106,6 @@ def test_a_link_without_a_batch_has_that_of_the_command(monkeypatch: pytest.Monk
     for ranks in (1, 8, 1024, 1_000_000):
         api.search("gpt3-175b", ranks, "h100-80gb")
         assert of_link({"ranks": str(ranks)}).batch == searched.pop() == min(2 * ranks, 1_000_000)
-
-
-def test_an_older_link_without_the_last_figures_still_opens() -> None:
-    hardware = of_link({"device": "own", "own": "80_1_1_1_1_1_1_1_8_0.5"}).hardware
-    assert (hardware.reachable, hardware.fp32_reachable, hardware.workspace_bytes) == (0.5, 0.8, 32 * 2**20)
-    hardware = of_link({"device": "own", "own": "80_1_1_1_1_1_1_1_8_0.5_0.7"}).hardware
-    assert (hardware.fp32_reachable, hardware.fragmentation) == (0.7, 0.04)
 
 
 def test_a_known_device_can_be_changed_into_ones_own_without_losing_figures() -> None:
@@ -149,27 +145,6 @@ def test_a_layout_that_does_not_fit_names_the_stage_and_changes() -> None:
     assert "that are kept free; the device has 74.5 GiB" in app.warning[0].value
 
 
-def test_reserve_filter_and_cost_are_fields_and_in_the_link() -> None:
-    app = page()
-    assert "are kept free" in text(app)
-    assert "CUDA context: the driver, and the kernels that are loaded: 512 MiB" in text(app)
-    assert "device-hours" not in text(app)
-    app.number_input(key="plan/tokens").set_value(3e11).run()
-    app.number_input(key="plan/price").set_value(2.5).run()
-    app.number_input(key="plan/watts").set_value(1000.0).run()
-    assert "tokens with this layout take" in text(app)
-    assert "at 2.5 an hour" in text(app)
-    assert "MWh at 1000 W a device" in text(app)
-    app.number_input(key="plan/reserve").set_value(12.5).run()
-    assert "12.5 GiB are kept free" in text(app)
-    assert "NCCL: buffers" not in text(app)
-    app.selectbox(key="plan/only").set_value("torchtitan").run()
-    assert linked(app) == SMALL | {"tokens": "3e+11", "price": "2.5", "watts": "1000", "reserve": "12.5", "only": "torchtitan"}
-    app.number_input(key="plan/reserve").set_value(None).run()
-    assert not app.exception
-    assert "reserve" not in linked(app)
-
-
 def test_numbers_without_a_layout_are_refused_with_the_arithmetic() -> None:
     app = page(model="gpt3-175b", ranks="7919")
     assert app.error[0].value.startswith("No dp × tp × pp = 7919 fits")
@@ -189,6 +164,34 @@ def test_a_device_file_is_read_or_refused_with_the_reason() -> None:
     assert linked(app)["called"] == "my own card"
     assert same(of_link(linked(app)).hardware, DEVICES["l40s"])
     assert "gpt2-1.5b on 8 × my own card" in text(app)
+
+
+def with_model_file(name: str, content: bytes) -> AppTest:
+    app = page()
+    app.session_state["unfolded/plan-model-file"] = True
+    app.run()
+    app.file_uploader[0].upload(name, content, "application/json").run()
+    assert not app.exception
+    return app
+
+
+def test_a_models_file_is_planned_and_what_it_leaves_out_is_named() -> None:
+    app = with_model_file("config.json", json.dumps(CONFIGS["gpt2-124m"]).encode())
+    assert linked(app)["model"] == "gpt2-124m"
+    assert any("models here have no dropout; left out: resid_pdrop=0.1" in caption.value for caption in app.caption)
+    app.file_uploader[0].upload("mine.json", json.dumps(CONFIGS["gpt2-124m"] | {"n_layer": 6}).encode(), "application/json").run()
+    assert not app.exception
+    assert linked(app)["model"] == "gpt.l6.h768.a12.v50257.s1024.f0"
+    assert "custom model on 8 × h100-80gb: it fits" in text(app)
+    assert app.selectbox(key="plan/model").value == "gpt.l6.h768.a12.v50257.s1024.f0"
+    app.selectbox(key="plan/model").set_value("gpt3-6.7b").run()
+    assert linked(app)["model"] == "gpt3-6.7b"
+
+
+def test_a_models_file_that_is_not_understood_is_refused_with_the_reason() -> None:
+    app = with_model_file("config.json", b'{"model_type": "mamba"}')
+    assert "model_type=mamba is not known here" in app.error[0].value
+    assert linked(app)["model"] == "gpt2-1.5b"
 
 
 def test_the_page_is_in_chinese() -> None:

@@ -21,13 +21,9 @@ def had_by(framework: Framework, model: ModelSpec, workload: WorkloadSpec, grid:
     """
     if framework not in NAMES:
         raise RequestError(sentence("there is no framework {name!r}; there are {names}", name=framework, names=", ".join(NAMES)))
-    position = model.parts.position
-    lacks: dict[Framework, dict[str, bool]] = {
-        "megatron": {model.family: model.family == "xlnet", position: position == "alibi"},
-        "torchtitan": {model.family: model.family != "llama", position: position != "rotary", **_lacks_numbers(model)},
-        "deepspeed": {},
-    }
-    for what in (name for name, lacking in lacks[framework].items() if lacking):
+    lacks = {"megatron": model.family == "xlnet", "torchtitan": model.family != "llama", "deepspeed": False}
+    what = model.family if lacks[framework] else ", ".join(parts_lacked(framework, model))
+    if what:
         raise RequestError(sentence("{framework} has no {what}", framework=NAMES[framework], what=what))
     if framework not in optimizer_of(workload).elsewhere:
         raise RequestError(sentence("{framework} has no {what}", framework=NAMES[framework], what=workload.optimizer))
@@ -38,9 +34,35 @@ def had_by(framework: Framework, model: ModelSpec, workload: WorkloadSpec, grid:
     return found
 
 
-def _lacks_numbers(model: ModelSpec) -> dict[str, bool]:
-    """What torchtitan has not, and the model has."""
-    return {name: name in model.sized_parts for name in ("rotary_width", "window")}
+def parts_lacked(framework: Framework, model: ModelSpec) -> list[str]:
+    """The parts and numbers of the model that the framework's own models do not have, such as "placement=both".
+
+    DeepSpeed trains any model. Torchtitan's are Llamas: no part of one is chosen, but for the base of rotary positions.
+    """
+    if framework == "deepspeed":
+        return []
+    if framework == "torchtitan":
+        chosen = [name for name, _ in model.chosen_parts] + [*model.sized_parts]
+        return [f"{name}={getattr(model, name)}".lower() for name in chosen]
+    return [f"{name}={getattr(model.parts, name)}".lower() for name, has in _megatron_has(model).items() if not has]
+
+
+def _megatron_has(model: ModelSpec) -> dict[str, bool]:
+    """Which of the model's parts its arguments can say. Those of BERT and T5 that follow from the script are not asked."""
+    parts, of_its_own = model.parts, model.parts.objective != "causal"
+    biases = {("all", True), ("qkv", False), ("none", False)}  # of attention and MLP: one argument for both, one for qkv
+    return {
+        "placement": of_its_own or parts.placement == "pre",
+        "qk_norm": parts.qk_norm != "full",  # its norm of queries and keys is of each head
+        "parallel": parts.parallel == "none",
+        "position": of_its_own or parts.position in ("learned", "rotary", "none"),
+        "inner": of_its_own or parts.inner in ("gelu", "gelu_tanh", "relu2", "swiglu"),
+        "head": of_its_own or parts.head == "norm",
+        "output_bias": of_its_own or not parts.output_bias,
+        "attention_bias": of_its_own or (parts.attention_bias, parts.mlp_bias) in biases,
+        "embedding_norm": of_its_own or not parts.embedding_norm,
+        "scaled_embedding": of_its_own or not parts.scaled_embedding,
+    }
 
 
 def _megatron(model: ModelSpec, workload: WorkloadSpec, grid: Grid) -> Any:

@@ -1,0 +1,29 @@
+"""Models to run on this machine, of every family."""
+
+from __future__ import annotations
+
+from engine.families import FamilyName
+from engine.spec import ModelSpec
+
+# With a mask token 257 values are needed. That is rounded up to a multiple of 8, so that tp up to 8 divides it.
+_TINY = {"layers": 4, "hidden": 64, "heads": 4, "seq": 64}
+_SMALL = {"layers": 8, "hidden": 256, "heads": 8, "seq": 128}
+_WITH_MASK = 264
+
+
+def _sizes(family: FamilyName, vocab: int = 256) -> dict[str, ModelSpec]:
+    """The models of a family to run on this machine."""
+    both = {"tiny": _TINY, "small": _SMALL}
+    return {f"{family}-{name}": ModelSpec(family=family, vocab=vocab, **size) for name, size in both.items()}
+
+
+MODELS: dict[str, ModelSpec] = {
+    **_sizes("gpt"),
+    "gpt-medium": ModelSpec(layers=12, hidden=512, heads=8, vocab=1024, seq=256),
+    **_sizes("bert", _WITH_MASK),
+    **_sizes("roberta", _WITH_MASK),
+    **_sizes("transformer"),
+    **_sizes("xlnet", _WITH_MASK),
+    "llama-tiny": ModelSpec(family="llama", vocab=256, kv_heads=2, ffn=192, **_TINY),
+    "llama-small": ModelSpec(family="llama", vocab=256, kv_heads=4, ffn=704, **_SMALL),
+}

@@ -1,0 +1,48 @@
+"""The model of a command: a named one, or one that a file describes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from engine import catalog, files, imports
+from engine.command.output import complain
+from engine.imports import Imported
+from engine.spec import ModelSpec, RequestError
+
+_FILES = "a script or arguments of Megatron-LM, a job file of torchtitan"
+HELP = (
+    f"a named model, such as {', '.join(catalog.SUCH_AS)} (`models` lists them), or a file: a config.json of Hugging Face, or "
+    f"{_FILES}, which bring their layout and workload too"
+)
+SETTINGS_HELP = f"a file with layout and workload: a configuration of DeepSpeed, {_FILES}; other flags override what it says"
+
+
+def imported(named: str) -> Imported:
+    """What the name or the file says. Its remarks are printed to standard error. Raises `RequestError`."""
+    path = Path(named)
+    if named in catalog.MODELS or named in catalog.ALIASES or not (path.suffix[1:] in imports.ENDINGS or path.is_file()):
+        return Imported(catalog.model(named))
+    try:
+        content = files.read(path, imports.LARGEST)
+    except (OSError, ValueError) as error:  # ValueError: a path with a null byte
+        raise RequestError(f"cannot read the model {named}: {getattr(error, 'strerror', None) or error}") from error
+    found = imports.read(content, named)
+    for remark in found.remarks:
+        complain(f"{named}: {remark}")
+    return found
+
+
+def parts_of_request(named: str) -> dict[str, Any]:
+    """What the name or the file says: fields of a `RunSpec`, which the caller may change. Raises `RequestError`."""
+    found = imported(named)
+    parts = {"model": found.model, "layout": found.layout, "workload": found.workload}
+    return {name: spec.model_dump() for name, spec in parts.items() if spec is not None}
+
+
+def model(named: str) -> ModelSpec:
+    """The model. Raises `RequestError`."""
+    found = imported(named).model
+    if found is None:
+        raise RequestError(f"{named} does not say what the model is")
+    return found

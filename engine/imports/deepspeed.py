@@ -1,0 +1,109 @@
+"""DeepSpeed's configuration as layout and workload. It does not say what the model is.
+
+`engine.export.deepspeed` is the inverse.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from engine.imports.fields import Fields, Imported, brief
+from engine.imports.parts import Values
+from engine.spec import LayoutSpec, RequestError, Sentence, WorkloadSpec, sentence
+
+# Entries by which the file is known.
+KNOWN_BY = ("train_batch_size", "train_micro_batch_size_per_gpu", "zero_optimization")
+_OPTIMIZERS = {"adamw": "adamw", "adam": "adamw", "fusedadam": "adamw", "sgd": "sgd", "lion": "lion"}
+_HARMLESS = (
+    "_comments", "gradient_clipping", "scheduler", "steps_per_print", "wall_clock_breakdown", "tensorboard", "wandb",
+    "csv_monitor", "comet", "flops_profiler", "dump_state", "prescale_gradients", "zero_allow_untested_optimizer", "comms_logger",
+    "checkpoint", "zero_force_ds_cpu_optimizer", "memory_breakdown", "data_types", "monitor_config", "communication_data_type",
+)  # fmt: skip
+
+
+def request(entries: Mapping[str, Any]) -> Imported:
+    """Raises `RequestError`."""
+    fields = Fields(entries, {"gradient_accumulation_steps": 1})
+    remarks: list[Sentence] = []
+    precision = _precision(fields, remarks)
+    each, count = _batch(fields)
+    layout = _layout(fields, each * count, remarks)
+    workload: Values = {"microbatch_size": each, "microbatches": count, **precision, **_optimizer(fields)}
+    unknown = [
+        sentence("{name}={value} is not understood, and left out", name=brief(name), value=brief(value))
+        for name, value in fields.unread().items()
+        if name not in _HARMLESS and not (isinstance(value, dict) and value.get("enabled") is False)
+    ]
+    return Imported(None, (*remarks, *unknown), LayoutSpec.model_validate(layout), WorkloadSpec.model_validate(workload))
+
+
+def _section(fields: Fields, name: str) -> Fields:
+    value = fields.get(name)
+    if value is not None and not isinstance(value, dict):
+        raise RequestError(sentence("{name}={value} must be an object", name=name, value=brief(value)))
+    return Fields(value or {}, {"enabled": False, "stage": 0, "autotp_size": 1, "params": {}})
+
+
+def _batch(fields: Fields) -> tuple[int, int]:
+    """Sequences in a microbatch, and microbatches."""
+    if "train_micro_batch_size_per_gpu" not in fields:
+        raise RequestError(sentence("train_micro_batch_size_per_gpu is missing, and there is no usual value of it"))
+    each, count = fields.whole("train_micro_batch_size_per_gpu"), fields.whole("gradient_accumulation_steps")
+    if each < 1 or count < 1:
+        raise RequestError(sentence("train_micro_batch_size_per_gpu={each} × {count} is no batch", each=each, count=count))
+    return each, count
+
+
+def _layout(fields: Fields, of_a_replica: int, remarks: list[Sentence]) -> Values:
+    tp = _section(fields, "tensor_parallel").whole("autotp_size")
+    found: Values = {"tp": max(tp, 1), "dp": 1}
+    if "train_batch_size" in fields:
+        batch = fields.whole("train_batch_size")
+        if batch % of_a_replica:
+            values = {"batch": batch, "part": of_a_replica}
+            raise RequestError(sentence("train_batch_size={batch} is not a multiple of a replica's {part} sequences", **values))
+        found["dp"] = batch // of_a_replica
+    else:
+        remarks.append(sentence("the number of ranks is not in the file, so dp is 1"))
+    zero = _section(fields, "zero_optimization")
+    found["zero"] = zero.whole("stage") if found["dp"] > 1 else 0
+    for name in ("offload_optimizer", "offload_param"):
+        if name in zero:
+            remarks.append(sentence("{name} is left out: all memory here is the device's", name=name))
+    checkpointing = _section(fields, "activation_checkpointing")
+    if "number_checkpoints" in checkpointing or "partition_activations" in checkpointing:
+        remarks.append(sentence("activation_checkpointing is left out: the model says what is computed again"))
+    return found
+
+
+def _precision(fields: Fields, remarks: list[Sentence]) -> Values:
+    bf16, fp16 = _section(fields, "bf16"), _section(fields, "fp16")
+    if fp16.get("enabled") is True:
+        remarks.append(sentence("fp16 is taken as bf16, which has the same size"))
+    elif bf16.get("enabled") is not True:
+        return {"precision": "fp32"}
+    accumulated = _section(fields, "data_types").get("grad_accum_dtype")
+    return {
+        "precision": "bf16",
+        "accumulate": "bf16" if accumulated in ("bf16", "bfloat16") else "fp32",
+        "bf16_optimizer": bf16.get("bf16_optimizer_states") is True,
+    }
+
+
+def _optimizer(fields: Fields) -> Values:
+    if "optimizer" not in fields:
+        return {}
+    section = _section(fields, "optimizer")
+    kind = section.text("type").lower()
+    if kind not in _OPTIMIZERS:
+        raise RequestError(
+            sentence("there is no optimizer {name} here; {known} are", name=brief(kind), known=", ".join(_OPTIMIZERS))
+        )
+    inner = _section(section, "params")
+    found: Values = {"optimizer": _OPTIMIZERS[kind]}
+    if "lr" in inner and inner.get("lr") != "auto":
+        found["learning_rate"] = inner.number("lr")
+    if kind == "sgd" and "momentum" in inner:
+        found["momentum"] = inner.number("momentum")
+    return found

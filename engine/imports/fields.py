@@ -1,0 +1,104 @@
+"""The entries of a file from another program. What was not read of them is named to the user."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from engine.spec import LayoutSpec, ModelSpec, RequestError, Sentence, WorkloadSpec, sentence
+
+LARGEST = 1 << 20  # bytes of a file
+_SHOWN = 40  # characters of a value in a sentence
+
+
+@dataclass(frozen=True)
+class Imported:
+    """What a file says of a request. A part that the file does not describe is None.
+
+    `remarks`: what the file says and is not in the request, a sentence each.
+    """
+
+    model: ModelSpec | None
+    remarks: tuple[Sentence, ...] = ()
+    layout: LayoutSpec | None = None
+    workload: WorkloadSpec | None = None
+
+
+class Fields:
+    """The entries of an object, by name. It keeps which were read. All methods raise `RequestError`."""
+
+    def __init__(self, entries: Mapping[str, Any], usual: Mapping[str, Any]) -> None:
+        """`usual`: what stands for entries that a file may lack."""
+        self._entries, self._usual = entries, usual
+        self._read: set[str] = set()
+
+    def __contains__(self, name: str) -> bool:
+        """Whether there is such an entry, and it is not null."""
+        return self._entries.get(name) is not None
+
+    def get(self, name: str) -> Any:
+        """The value of an entry, the usual one if the file lacks it, or None."""
+        self._read.add(name)
+        value = self._entries.get(name)
+        return self._usual.get(name) if value is None else value
+
+    def number(self, name: str) -> float:
+        value = self._given(name)
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+            raise RequestError(sentence("{name}={value} must be a number", name=name, value=brief(value)))
+        return value
+
+    def whole(self, name: str) -> int:
+        value = self._given(name)
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise RequestError(sentence("{name}={value} must be a whole number", name=name, value=brief(value)))
+        return value
+
+    def flag(self, name: str) -> bool:
+        value = self._given(name)
+        if not isinstance(value, bool):
+            raise RequestError(sentence("{name}={value} must be true or false", name=name, value=brief(value)))
+        return value
+
+    def text(self, name: str) -> str:
+        value = self._given(name)
+        if not isinstance(value, str):
+            raise RequestError(sentence("{name}={value} must be text", name=name, value=brief(value)))
+        return value
+
+    def one_of(self, name: str, meanings: Mapping[str, Any]) -> Any:
+        """What the text of an entry means."""
+        text = self.text(name)
+        if text not in meanings:
+            raise unsupported(name, text, meanings)
+        return meanings[text]
+
+    def demand(self, name: str, wanted: Any) -> None:
+        """Refuse every value but one. An entry that the file lacks is as wanted."""
+        value = self.get(name)
+        if value is not None and value != wanted:
+            raise unsupported(name, value, [str(wanted).lower() if isinstance(wanted, bool) else str(wanted)])
+
+    def unread(self) -> dict[str, Any]:
+        """The entries that were not read and are not null."""
+        return {name: value for name, value in self._entries.items() if name not in self._read and value is not None}
+
+    def _given(self, name: str) -> Any:
+        value = self.get(name)
+        if value is None:
+            raise RequestError(sentence("{name} is missing, and there is no usual value of it", name=name))
+        return value
+
+
+def unsupported(name: str, value: Any, fits: Any) -> RequestError:
+    """The error for a value that no part here has. `fits`: the values that there are."""
+    shown, known = brief(value), ", ".join(fits)
+    return RequestError(sentence("{name}={value} is not a part of models here; {fits} is", name=name, value=shown, fits=known))
+
+
+def brief(value: Any) -> str:
+    """A value as text, shortened: it may be a whole file."""
+    text = str(value).lower() if isinstance(value, bool) else str(value)
+    return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 1]}…"

@@ -1,0 +1,266 @@
+"""Megatron-LM's arguments as a request: a script, or the arguments alone.
+
+Names and usual values are those of release core_v0.17.1, `megatron/training/arguments.py`. `engine.export.megatron` is the
+inverse.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from engine.families import ROTARY_BASE
+from engine.imports.fields import Fields, Imported, brief
+from engine.imports.parts import Values
+from engine.imports.words import arguments, number_or_text
+from engine.spec import LayoutSpec, ModelSpec, RequestError, Sentence, WorkloadSpec, sentence
+
+# Arguments without a value.
+_FLAGS = frozenset(
+    (
+        "group_query_attention", "swiglu", "squared_relu", "qk_layernorm", "add_qkv_bias", "disable_bias_linear",
+        "untie_embeddings_and_output_weights", "use_rotary_position_embeddings", "sequence_parallel", "use_distributed_optimizer",
+        "use_megatron_fsdp", "bf16", "fp16", "grad_reduce_in_bf16", "accumulate_allreduce_grads_in_fp32",
+        "use_precision_aware_optimizer", "recompute_activations", "no_position_embedding",
+    )
+)  # fmt: skip
+_LISTS = ("recompute_modules",)
+_USUAL: dict[str, Any] = {
+    "position_embedding_type": "learned_absolute", "rotary_base": 10_000, "rotary_percent": 1.0, "normalization": "LayerNorm",
+    "make_vocab_size_divisible_by": 128, "tensor_model_parallel_size": 1, "pipeline_model_parallel_size": 1, "optimizer": "adam",
+    "sgd_momentum": 0.9, "micro_batch_size": 1, "seed": 1234, "attention_backend": "auto", "recompute_method": "uniform",
+    "data_parallel_sharding_strategy": "no_shard",
+}  # fmt: skip
+_POSITIONS = {"learned_absolute": "learned", "rope": "rotary", "none": "none"}
+_OPTIMIZERS = {"adam": "adamw", "sgd": "sgd", "lion": "lion"}
+_NORMS = {"LayerNorm": "layer", "RMSNorm": "rms"}
+_ZERO = {"no_shard": 0, "optim": 1, "optim_grads": 2, "optim_grads_params": 3}
+_RECOMPUTED = ("core_attn", "layernorm")
+# Arguments of data, logging, checkpoints, launching, learning rates and kernels: they change no size.
+_HARMLESS_PREFIXES = (
+    "adam_", "lion_", "lr", "min_lr", "weight_decay", "clip_grad", "init_", "log_", "load", "eval_", "tensorboard", "wandb",
+    "timing_", "data_", "train_data", "valid_data", "test_data", "split", "tokenizer_", "vocab_file", "merge_file",
+    "mock_data", "num_workers", "no_load", "no_save", "ckpt_", "dist_ckpt", "async_", "distributed_", "overlap_", "no_",
+    "use_flash", "transformer_", "nnodes", "nproc", "node_rank", "master_", "rdzv", "standalone", "rank", "tee", "log",
+    "attention_softmax", "apply_query_key", "cross_entropy", "norm_epsilon", "initial_loss", "loss_scale", "hysteresis",
+    "manual_gc", "exit_", "distribute_", "bert_no", "main_grads", "exp_avg", "use_mcore", "train_samples", "rotary_seq",
+    "use_cpu", "deterministic", "check_", "empty_unused", "override_opt", "end_weight", "start_weight", "reset_", "eod_",
+    "max_", "group_", "num_dataset", "tp_comm", "fp8_", "disable_bf16", "calculate_", "decoupled_", "use_checkpoint",
+    "gradient_accumulation", "num_distributed", "local_rank", "profile", "config", "microbatch_group", "save",
+)  # fmt: skip
+
+
+def request(text: str, name: str) -> Imported:
+    """The model, layout and workload of the arguments in a script. `name`: of the file. Raises `RequestError`."""
+    words = arguments(text, name)
+    entries: dict[str, Any] = {}
+    for key, values in words.items():
+        if key in _FLAGS or not values:
+            entries[key] = True
+        else:
+            entries[key] = values if key in _LISTS else number_or_text(values[0])
+    fields = Fields(entries, _USUAL)
+    model = ModelSpec.model_validate(_model(fields, text))
+    layout, remarks = _layout(fields, model)
+    workload, more = _workload(fields, layout)
+    unknown = [
+        sentence("--{name} is not understood, and left out", name=brief(key.replace("_", "-")))
+        for key in fields.unread()
+        if not key.startswith(_HARMLESS_PREFIXES)
+    ]
+    return Imported(model, (*remarks, *more, *unknown), layout, workload)
+
+
+def _model(fields: Fields, text: str) -> Values:
+    hidden, heads = fields.whole("hidden_size"), fields.whole("num_attention_heads")
+    gated = _is_set(fields, "swiglu")
+    ffn = fields.whole("ffn_hidden_size") if "ffn_hidden_size" in fields else _usual_ffn(hidden, gated)
+    keys = fields.whole("num_query_groups") if _is_set(fields, "group_query_attention") else 0
+    fields.get("num_query_groups")
+    width = fields.whole("kv_channels") if "kv_channels" in fields else 0
+    model: Values = {
+        "hidden": hidden, "heads": heads, "vocab": _vocabulary(fields), "ffn": 0 if ffn == 4 * hidden else ffn,
+        "kv_heads": 0 if keys == heads else keys, "head_dim": 0 if width * heads == hidden else width,
+        "norm": fields.one_of("normalization", _NORMS), "qk_norm": "head" if _is_set(fields, "qk_layernorm") else "none",
+        "tied": not _is_set(fields, "untie_embeddings_and_output_weights"),
+    }  # fmt: skip
+    squared, biased, qkv = (_is_set(fields, name) for name in ("squared_relu", "disable_bias_linear", "add_qkv_bias"))
+    model["mlp_bias"] = not biased
+    model["attention_bias"] = "all" if not biased else "qkv" if qkv else "none"
+    model |= _positions(fields, width or hidden // heads)
+    if "pretrain_t5" in text or "encoder_num_layers" in fields:
+        return model | _stacks(fields, "swiglu" if gated else None)
+    seq = fields.whole("seq_length")
+    model |= {"layers": fields.whole("num_layers"), "seq": seq}
+    if model["position"] == "learned":
+        model["spare_positions"] = max(0, fields.whole("max_position_embeddings") - seq)
+    model["inner"] = "swiglu" if gated else "relu2" if squared else None
+    if "pretrain_bert" in text:
+        return {**model, "family": "bert", "spare_positions": 0}
+    llama = model["norm"] == "rms" and model["position"] == "rotary" and gated
+    return {**model, "family": "llama" if llama else "gpt"}
+
+
+def _stacks(fields: Fields, inner: str | None) -> Values:
+    """Of T5, as it is here: with the parts of Vaswani et al. of the same sizes."""
+    encoder, decoder = fields.whole("encoder_num_layers"), fields.whole("decoder_num_layers")
+    return {
+        "family": "transformer", "layers": encoder + decoder, "decoder_layers": 0 if encoder == decoder else decoder,
+        "seq": fields.whole("encoder_seq_length"), "position": None, "inner": inner, "spare_positions": 0,
+        "attention_bias": None,
+    }  # fmt: skip
+
+
+def _positions(fields: Fields, width: int) -> Values:
+    turned = int(width * fields.number("rotary_percent") + 1e-6)
+    base = fields.whole("rotary_base")
+    kind = fields.one_of("position_embedding_type", _POSITIONS)
+    if _is_set(fields, "use_rotary_position_embeddings"):
+        kind = "rotary"
+    if _is_set(fields, "no_position_embedding") and kind == "learned":
+        kind = "none"
+    if kind != "rotary":
+        return {"position": kind}
+    return {
+        "position": kind, "rotary_width": 0 if turned == width else turned, "rotary_base": 0 if base == ROTARY_BASE else base,
+    }  # fmt: skip
+
+
+def _usual_ffn(hidden: int, gated: bool) -> int:
+    """Megatron-LM's own: 4 × hidden, and two thirds of it with a gate, in multiples of 64."""
+    return int(4 * hidden * 2 / 3 / 64) * 64 if gated else 4 * hidden
+
+
+def _vocabulary(fields: Fields) -> int:
+    """NullTokenizer has one token more. The vocabulary is padded so that ranks of tp have multiples."""
+    tokens = fields.whole("vocab_size") + (fields.get("tokenizer_type") == "NullTokenizer")
+    extra = fields.whole("vocab_extra_ids") if "vocab_extra_ids" in fields else 0
+    multiple = fields.whole("make_vocab_size_divisible_by") * fields.whole("tensor_model_parallel_size")
+    if multiple < 1:
+        raise RequestError(sentence("{name}={value} must be a whole number", name="make_vocab_size_divisible_by", value=multiple))
+    padded = -(-(tokens + extra) // multiple) * multiple
+    return tokens if fields.get("make_vocab_size_divisible_by") == 1 else padded
+
+
+def _layout(fields: Fields, model: ModelSpec) -> tuple[LayoutSpec, list[Sentence]]:
+    for name in ("context_parallel_size", "expert_model_parallel_size", "num_experts"):
+        if fields.get(name) not in (None, 1):
+            text = sentence("--{name} {value} has no part here", name=name.replace("_", "-"), value=brief(fields.get(name)))
+            raise RequestError(text)
+    tp, pp = fields.whole("tensor_model_parallel_size"), fields.whole("pipeline_model_parallel_size")
+    ranks, remarks = _ranks(fields)
+    if ranks and (min(tp, pp) < 1 or ranks % (tp * pp)):
+        text = sentence("tp={tp} × pp={pp} does not divide the {ranks} ranks of torchrun", tp=tp, pp=pp, ranks=ranks)
+        raise RequestError(text)
+    values: Values = {"dp": ranks // (tp * pp) if ranks else 1, "tp": tp, "pp": pp}
+    values |= {"sequence_parallel": _is_set(fields, "sequence_parallel"), "recompute": _recompute(fields)}
+    sharded = fields.one_of("data_parallel_sharding_strategy", _ZERO)
+    states = _is_set(fields, "use_distributed_optimizer")
+    values["zero"] = (sharded if _is_set(fields, "use_megatron_fsdp") else int(states)) if values["dp"] > 1 else 0
+    counts = _chunks(fields, model.layers, pp)
+    if len(counts) > pp:
+        values |= {"chunks": len(counts) // pp, "schedule": "interleaved"}
+    if len({*counts}) > 1:
+        values["split"] = counts
+    return LayoutSpec.model_validate(values), remarks
+
+
+def _ranks(fields: Fields) -> tuple[int, list[Sentence]]:
+    """The number of ranks that torchrun starts. 0 if it is not said."""
+    each = next((fields.get(name) for name in ("nproc_per_node", "gpus_per_node") if name in fields), None)
+    nodes = fields.get("nnodes") if "nnodes" in fields else 1
+    for name in ("nproc_per_node", "nnodes"):
+        fields.get(name)
+    if isinstance(each, int) and isinstance(nodes, int) and not isinstance(each, bool) and each > 0 and nodes > 0:
+        return each * nodes, []
+    return 0, [sentence("the number of ranks is not in the file, so dp is 1")]
+
+
+def _chunks(fields: Fields, layers: int, pp: int) -> tuple[int, ...]:
+    """Layers of each chunk: of all stages, then of all once more."""
+    text = fields.get("pipeline_model_parallel_layout")
+    if isinstance(text, str):
+        counts = tuple(part.count("t") for part in text.split("|"))
+        if len(counts) % max(pp, 1) or sum(counts) != layers:
+            raise RequestError(sentence("--pipeline-model-parallel-layout {text} is not understood", text=brief(text)))
+        return counts
+    each = fields.get("num_layers_per_virtual_pipeline_stage")
+    virtual = fields.get("num_virtual_stages_per_pipeline_rank")
+    if virtual is not None:
+        chunks = pp * fields.whole("num_virtual_stages_per_pipeline_rank")
+    elif each is not None:
+        chunks = layers // max(1, fields.whole("num_layers_per_virtual_pipeline_stage"))
+    else:
+        return (0,) * max(pp, 1)
+    return (1,) * max(chunks, pp, 1)
+
+
+def _recompute(fields: Fields) -> str:
+    granularity, modules = fields.get("recompute_granularity"), fields.get("recompute_modules") or ["core_attn"]
+    for name in ("recompute_method", "recompute_num_layers"):
+        fields.get(name)
+    if granularity == "full":
+        return "full"
+    if granularity is None and not _is_set(fields, "recompute_activations"):
+        return "none"
+    known = [name for name in modules if name in _RECOMPUTED]
+    if len(known) < len(modules):
+        raise RequestError(
+            sentence("--recompute-modules {modules} has parts that are not recomputed here; {known} are", modules=brief(modules),
+                     known=", ".join(_RECOMPUTED))
+        )  # fmt: skip
+    return "+".join(known)
+
+
+def _workload(fields: Fields, layout: LayoutSpec) -> tuple[WorkloadSpec, list[Sentence]]:
+    each = fields.whole("micro_batch_size")
+    values: Values = {"microbatch_size": each}
+    remarks: list[Sentence] = []
+    if "global_batch_size" in fields:
+        batch = fields.whole("global_batch_size")
+        if each < 1 or batch % (each * layout.dp):
+            text = sentence(
+                "--global-batch-size {batch} is not a multiple of {each} × dp={dp}", batch=batch, each=each, dp=layout.dp
+            )
+            raise RequestError(text)
+        values["microbatches"] = batch // (each * layout.dp)
+    if "train_iters" in fields:
+        values["steps"] = fields.whole("train_iters")
+        if values["steps"] > _most("steps"):
+            del values["steps"]
+            remarks.append(sentence("--train-iters is left out: runs here have at most {most} steps", most=_most("steps")))
+    if "lr" in fields:
+        values["learning_rate"] = fields.number("lr")
+    values["optimizer"] = fields.one_of("optimizer", _OPTIMIZERS)
+    if values["optimizer"] == "sgd":
+        values["momentum"] = fields.number("sgd_momentum")
+    fields.get("sgd_momentum")
+    if _is_set(fields, "fp16"):
+        remarks.append(sentence("--fp16 is taken as bf16, which has the same size"))
+    for name in ("accumulate_allreduce_grads_in_fp32",):
+        fields.get(name)
+    if _is_set(fields, "bf16") or _is_set(fields, "fp16"):
+        reduced = _is_set(fields, "grad_reduce_in_bf16")
+        values |= {"precision": "bf16", "accumulate": "bf16" if reduced else "fp32"}
+        aware = _is_set(fields, "use_precision_aware_optimizer")
+        values["bf16_optimizer"] = aware and fields.get("exp_avg_dtype") == "bf16"
+    values["attention"] = "written" if fields.get("attention_backend") in ("unfused", "local") else "fused"
+    values["seed"] = fields.whole("seed")
+    remarks += _dropout(fields)
+    return WorkloadSpec.model_validate(values), remarks
+
+
+def _dropout(fields: Fields) -> Iterator[Sentence]:
+    """Both are 0.1 unless the arguments say otherwise."""
+    rates = {name: fields.get(name) for name in ("attention_dropout", "hidden_dropout")}
+    if any(rate != 0 for rate in rates.values()):
+        values = ", ".join(f"{name}={0.1 if rate is None else brief(rate)}" for name, rate in rates.items() if rate != 0)
+        yield sentence("models here have no dropout; left out: {values}", values=values)
+
+
+def _most(name: str) -> int:
+    return next(rule.le for rule in WorkloadSpec.model_fields[name].metadata if hasattr(rule, "le"))
+
+
+def _is_set(fields: Fields, name: str) -> bool:
+    return fields.get(name) is True

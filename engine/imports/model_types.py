@@ -1,0 +1,277 @@
+"""The model types of Hugging Face's transformers that are understood: for each its names of sizes, and how it chooses parts.
+
+Names and usual values are those of the configuration classes of transformers 5.24 (`src/transformers/models/`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from engine.families import FamilyName
+from engine.imports.fields import Fields
+from engine.imports.parts import TIED, Activation, Always, Demanded, Part, Rotary, Switch, Values, Window
+from engine.spec import ModelSpec, RequestError, sentence
+
+
+@dataclass(frozen=True)
+class ModelType:
+    family: FamilyName
+    sizes: Mapping[str, str]  # fields of `ModelSpec` → the names of their entries; a bar is between names for the same
+    parts: tuple[Part, ...]  # read in this order
+    usual: Mapping[str, Any] = field(default_factory=dict)  # of entries that files of this type may lack
+    optional: tuple[str, ...] = ()  # sizes that may be missing: then they are 0, as in `ModelSpec`
+    seq: int = 0  # the sequence length if the file has none
+
+    def read(self, fields: Fields) -> Values:
+        """Raises `RequestError`."""
+        model: Values = {"family": self.family}
+        for ours, theirs in self.sizes.items():
+            named = [name for name in theirs.split("|") if fields.get(name) is not None]
+            if named or (ours not in self.optional and not (ours == "seq" and self.seq)):
+                model[ours] = fields.whole(named[0] if named else theirs.split("|")[0])
+        model.setdefault("seq", self.seq)
+        for part in self.parts:
+            model |= part.read(fields, model)
+        return model
+
+    def write(self, model: ModelSpec) -> dict[str, Any]:
+        given = {"head_dim": model.head_width, "kv_heads": model.key_heads, "ffn": model.ffn_width}
+        entries = {theirs.split("|")[0]: given.get(ours, getattr(model, ours)) for ours, theirs in self.sizes.items()}
+        for part in self.parts:
+            entries |= part.write(model)
+        return entries
+
+
+@dataclass(frozen=True)
+class _Falcon:
+    """Its key heads and its norms follow from the generation of its decoder."""
+
+    def read(self, fields: Fields, model: Values) -> Values:
+        new = fields.flag("new_decoder_architecture")
+        if new:
+            key_heads = fields.whole("num_kv_heads")
+        else:
+            fields.get("num_kv_heads")
+            key_heads = 1 if fields.flag("multi_query") else model["heads"]
+        parallel = "none"
+        norms = fields.get("num_ln_in_parallel_attn")
+        if new or fields.flag("parallel_attn"):
+            parallel = "two_norms" if new and norms in (None, 2) else "one_norm"
+        fields.get("parallel_attn"), fields.get("multi_query")
+        bias = fields.flag("bias")
+        fields.demand("alibi", False)
+        return {
+            "kv_heads": key_heads, "parallel": parallel, "attention_bias": "all" if bias else "none", "mlp_bias": bias,
+            **Rotary().read(fields, model),
+        }  # fmt: skip
+
+    def write(self, model: ModelSpec) -> Mapping[str, Any]:
+        parts = model.parts
+        new = parts.parallel == "two_norms" or model.key_heads not in (1, model.heads)
+        entries: dict[str, Any] = {
+            "new_decoder_architecture": new,
+            "multi_query": model.key_heads == 1,
+            "num_kv_heads": model.key_heads,
+            "parallel_attn": parts.parallel != "none",
+            "bias": parts.mlp_bias,
+            "alibi": False,
+        }
+        if new:
+            entries["num_ln_in_parallel_attn"] = 2 if parts.parallel == "two_norms" else 1
+        return entries | dict(Rotary().write(model))
+
+
+@dataclass(frozen=True)
+class _Opt:
+    def read(self, fields: Fields, model: Values) -> Values:
+        before = fields.flag("do_layer_norm_before")
+        bare = not before or fields.flag("_remove_final_layer_norm")
+        fields.get("_remove_final_layer_norm")
+        width = fields.get("word_embed_proj_dim")
+        if width not in (None, model["hidden"]):
+            text = sentence(
+                "word_embed_proj_dim={width} is not hidden_size={hidden}, and there is no projection between them here",
+                width=width,
+                hidden=model["hidden"],
+            )
+            raise RequestError(text)
+        bias = fields.flag("enable_bias")
+        return {
+            "placement": "pre" if before else "post", "head": "bare" if bare else "norm",
+            "attention_bias": "all" if bias else "none", "mlp_bias": bias,
+            "spare_positions": 2,  # its rows of positions begin at 2
+        }  # fmt: skip
+
+    def write(self, model: ModelSpec) -> Mapping[str, Any]:
+        before = model.parts.placement == "pre"
+        return {
+            "do_layer_norm_before": before,
+            "_remove_final_layer_norm": before and model.parts.head == "bare",
+            "word_embed_proj_dim": model.hidden,
+            "enable_bias": model.parts.mlp_bias,
+        }
+
+
+@dataclass(frozen=True)
+class _Roberta:
+    """Its first positions are those of padding, up to its id."""
+
+    def read(self, fields: Fields, model: Values) -> Values:
+        spare = fields.whole("pad_token_id") + 1
+        return {"seq": model["seq"] - spare, "spare_positions": spare}
+
+    def write(self, model: ModelSpec) -> Mapping[str, Any]:
+        spare = model.spare_positions or 2
+        return {"max_position_embeddings": model.seq + spare, "pad_token_id": spare - 1}
+
+
+def _sizes(**others: str) -> dict[str, str]:
+    usual = {"layers": "num_hidden_layers", "hidden": "hidden_size", "heads": "num_attention_heads", "vocab": "vocab_size"}
+    return usual | {"seq": "max_position_embeddings", "ffn": "intermediate_size"} | others
+
+
+_GROUPED = _sizes(kv_heads="num_key_value_heads", head_dim="head_dim")
+_NO_SHAPE = ("kv_heads", "head_dim")
+_SILU = Activation(("hidden_act",), gated=True)
+_GELU = Activation(("hidden_act",), gated=False)
+_GEMMA_GELU = Activation(("hidden_activation", "hidden_act"), gated=True)
+_BIASED = Switch("attention_bias", "attention_bias", "all", "none")
+_LLAMA = {"tie_word_embeddings": False, "attention_bias": False, "mlp_bias": False, "hidden_act": "silu"}
+_GEMMA = {"tie_word_embeddings": True, "attention_bias": False, "hidden_activation": "gelu_pytorch_tanh"}
+_MASKED = Demanded({"is_decoder": False, "add_cross_attention": False, "position_embedding_type": "absolute"})
+
+MODEL_TYPES: dict[str, ModelType] = {
+    "llama": ModelType("llama", _GROUPED, (TIED, _SILU, Rotary(), _BIASED, Switch("mlp_bias", "mlp_bias")), _LLAMA, _NO_SHAPE),
+    "mistral": ModelType("llama", _GROUPED, (TIED, _SILU, Rotary(), Window()), _LLAMA, _NO_SHAPE),
+    "qwen2": ModelType(
+        "llama",
+        _sizes(kv_heads="num_key_value_heads"),
+        (TIED, _SILU, Rotary(), Always({"attention_bias": "qkv"}), Window("use_sliding_window")),
+        _LLAMA | {"use_sliding_window": False},
+        _NO_SHAPE,
+    ),
+    "qwen3": ModelType(
+        "llama",
+        _GROUPED,
+        (TIED, _SILU, Rotary(), _BIASED, Always({"qk_norm": "head"}), Window("use_sliding_window")),
+        _LLAMA | {"use_sliding_window": False, "head_dim": 128},
+        _NO_SHAPE,
+    ),
+    "gemma": ModelType(
+        "llama",
+        _GROUPED,
+        (TIED, _GEMMA_GELU, Rotary(), _BIASED, Always({"scaled_embedding": True})),
+        _GEMMA | {"head_dim": 256},
+        _NO_SHAPE,
+    ),
+    "gemma2": ModelType(
+        "llama",
+        _GROUPED,
+        (TIED, _GEMMA_GELU, Rotary(), _BIASED, Always({"scaled_embedding": True, "placement": "both"}), Window()),
+        _GEMMA | {"head_dim": 256},
+        _NO_SHAPE,
+    ),
+    "gemma3_text": ModelType(
+        "llama",
+        _GROUPED,
+        (
+            TIED,
+            _GEMMA_GELU,
+            Rotary(),
+            _BIASED,
+            Always({"scaled_embedding": True, "placement": "both", "qk_norm": "head"}),
+            Window(),
+        ),
+        # Files of models that see images too leave out what is usual.
+        _GEMMA
+        | {"head_dim": 256, "num_attention_heads": 8, "num_key_value_heads": 4, "num_hidden_layers": 26, "vocab_size": 262208}
+        | {"max_position_embeddings": 131072, "rope_theta": 1e6},
+        _NO_SHAPE,
+    ),
+    "phi": ModelType(
+        "gpt",
+        _sizes(kv_heads="num_key_value_heads"),
+        (
+            TIED,
+            _GELU,
+            Rotary(usual_share=0.5),
+            Always({"parallel": "one_norm", "output_bias": True}),
+            Demanded({"qk_layernorm": False}),
+        ),
+        {"tie_word_embeddings": False, "hidden_act": "gelu_new"},
+        _NO_SHAPE,
+    ),
+    "phi3": ModelType("llama", _sizes(kv_heads="num_key_value_heads"), (TIED, _SILU, Rotary(), Window()), _LLAMA, _NO_SHAPE),
+    "olmo2": ModelType(
+        "llama",
+        _sizes(kv_heads="num_key_value_heads"),
+        (TIED, _SILU, Rotary(), _BIASED, Always({"placement": "output", "qk_norm": "full"})),
+        _LLAMA,
+        _NO_SHAPE,
+    ),
+    "gpt2": ModelType(
+        "gpt",
+        {
+            "layers": "n_layer",
+            "hidden": "n_embd",
+            "heads": "n_head",
+            "vocab": "vocab_size",
+            "seq": "n_positions",
+            "ffn": "n_inner",
+        },
+        (TIED, Activation(("activation_function",), gated=False), Demanded({"add_cross_attention": False})),
+        {"tie_word_embeddings": True, "activation_function": "gelu_new"},
+        ("ffn",),
+    ),
+    "gpt_neox": ModelType(
+        "gpt",
+        _sizes(),
+        (
+            TIED,
+            _GELU,
+            Rotary("rotary_emb_base", "rotary_pct", 0.25),
+            _BIASED,
+            Switch("use_parallel_residual", "parallel", "two_norms", "none"),
+        ),
+        {"tie_word_embeddings": False, "attention_bias": True, "use_parallel_residual": True, "hidden_act": "gelu"},
+    ),
+    "falcon": ModelType(
+        "gpt",
+        _sizes(ffn="ffn_hidden_size"),
+        (TIED, Activation(("activation",), gated=False), _Falcon()),
+        {"tie_word_embeddings": True, "activation": "gelu", "max_position_embeddings": 2048, "new_decoder_architecture": False}
+        | {"multi_query": True, "parallel_attn": True, "bias": False, "alibi": False},
+        ("ffn",),
+    ),
+    "opt": ModelType(
+        "gpt",
+        _sizes(ffn="ffn_dim"),
+        (
+            TIED,
+            Activation(("activation_function",), gated=False),
+            _Opt(),
+            Demanded({"layer_norm_elementwise_affine": True}),
+        ),
+        {"tie_word_embeddings": True, "activation_function": "relu", "do_layer_norm_before": True}
+        | {"_remove_final_layer_norm": False, "enable_bias": True},
+    ),
+    "bert": ModelType("bert", _sizes(), (_GELU, _MASKED, Demanded({"type_vocab_size": 2})), {"hidden_act": "gelu"}),
+    "roberta": ModelType("roberta", _sizes(), (_GELU, _MASKED, _Roberta()), {"hidden_act": "gelu", "pad_token_id": 1}),
+    "xlnet": ModelType(
+        "xlnet",
+        {
+            "layers": "n_layer",
+            "hidden": "d_model",
+            "heads": "n_head",
+            "vocab": "vocab_size",
+            "ffn": "d_inner",
+            "head_dim": "d_head",
+        },
+        (Activation(("ff_activation",), gated=False), Demanded({"untie_r": True, "attn_type": "bi"})),
+        {"ff_activation": "gelu"},
+        ("head_dim",),
+        seq=512,  # Yang et al. 2019, appendix A.4
+    ),
+}

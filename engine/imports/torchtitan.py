@@ -1,0 +1,159 @@
+"""torchtitan's job file as a request. Names are those of release 0.2.2. `engine.export.torchtitan` is the inverse."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Mapping
+from typing import Any
+
+from engine.imports.fields import Fields, Imported, brief
+from engine.imports.parts import Values
+from engine.spec import SCHEDULE_FACTS, LayoutSpec, ModelSpec, RequestError, Sentence, WorkloadSpec, sentence
+
+# The flavors of its llama3: layers, hidden size, heads, key heads, width of the MLP, vocabulary and base of rotary positions.
+# torchtitan 0.2.2, `torchtitan/models/llama3/__init__.py`.
+FLAVORS: Mapping[str, tuple[int, ...]] = {
+    "8B": (32, 4096, 32, 8, 14336, 128256, 0),
+    "70B": (80, 8192, 64, 8, 28672, 128256, 0),
+    "405B": (126, 16384, 128, 8, 53248, 128256, 0),
+}
+_SIZES = ("layers", "hidden", "heads", "kv_heads", "ffn", "vocab", "rotary_base")
+_ENTRY = re.compile(r'"(?P<flavor>[^"]+)": TransformerModelArgs\((?P<sizes>[^)]*)\)')
+_REST = -1  # of a degree: as many ranks as are left
+_SECTIONS = ("model", "training", "optimizer", "lr_scheduler", "parallelism", "activation_checkpoint", "debug")
+_HARMLESS = ("job", "profiling", "metrics", "checkpoint", "comm", "validation", "compile", "experimental", "memory_estimation")
+_ALSO_HARMLESS = (
+    "tokenizer_path", "hf_assets_path", "converters", "dataset", "dataset_path", "max_norm", "gc_freq", "beta1", "beta2",
+    "weight_decay", "eps", "implementation", "early_step_in_backward", "warmup_steps", "decay_ratio", "decay_type",
+    "min_lr_factor", "deterministic", "selective_ac_option", "mixed_precision_reduce", "enable_async_tensor_parallel",
+    "pipeline_parallel_first_stage_less_layers", "pipeline_parallel_last_stage_less_layers",
+)  # fmt: skip
+
+
+def request(text: str, name: str) -> Imported:
+    """`name`: of the file. Raises `RequestError`."""
+    try:
+        entries = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise RequestError(sentence("{name} is not TOML: {error}", name=name, error=str(error))) from error
+    parts = {section: Fields(_table(entries, section), {}) for section in _SECTIONS}
+    remarks: list[Sentence] = []
+    model = _model(parts["model"], parts["training"], text)
+    layout = _layout(parts, model, remarks)
+    workload = _workload(parts, layout, remarks)
+    for section, fields in parts.items():
+        for key, value in fields.unread().items():
+            if key not in _ALSO_HARMLESS:
+                where = f"{section}.{key}"
+                remarks.append(sentence("{name}={value} is not understood, and left out", name=brief(where), value=brief(value)))
+    for section in entries:
+        if section not in (*_SECTIONS, *_HARMLESS):
+            remarks.append(sentence("[{section}] is not understood, and left out", section=brief(section)))
+    return Imported(model, tuple(remarks), layout, workload)
+
+
+def _table(entries: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    value = entries.get(name, {})
+    if not isinstance(value, dict):
+        raise RequestError(sentence("{name}={value} must be an object", name=name, value=brief(value)))
+    return value
+
+
+def _model(fields: Fields, training: Fields, text: str) -> ModelSpec:
+    kind, flavor = fields.text("name"), fields.text("flavor")
+    if kind != "llama3":
+        raise RequestError(sentence("torchtitan's model {name} is not known here; llama3 is", name=brief(kind)))
+    sizes: Values = dict(zip(_SIZES, FLAVORS[flavor], strict=True)) if flavor in FLAVORS else _own_flavor(flavor, text)
+    return ModelSpec.model_validate({"family": "llama", "seq": training.whole("seq_len"), **sizes})
+
+
+def _own_flavor(flavor: str, text: str) -> Values:
+    """The sizes of a flavor from a line as the export writes it: torchtitan has its flavors in code."""
+    entry = next((match for match in _ENTRY.finditer(text) if match["flavor"] == flavor), None)
+    if entry is None:
+        known = ", ".join(FLAVORS)
+        raise RequestError(sentence("the flavor {flavor} is in torchtitan's code; {known} are known", flavor=flavor, known=known))
+    given = dict(re.findall(r"(\w+)=(\d+)", entry["sizes"]))
+    named = ("n_layers", "dim", "n_heads", "n_kv_heads", "multiple_of", "vocab_size", "rope_theta")
+    if missing := [name for name in named if name not in given]:
+        raise RequestError(sentence("the line of the flavor {flavor} has no {names}", flavor=flavor, names=", ".join(missing)))
+    found = dict(zip(_SIZES, (int(given[name]) for name in named), strict=True))
+    follows = {"kv_heads": found["heads"], "ffn": 4 * found["hidden"], "rotary_base": 500_000}
+    return found | {name: 0 for name, usual in follows.items() if found[name] == usual}
+
+
+def _layout(parts: Mapping[str, Fields], model: ModelSpec, remarks: list[Sentence]) -> LayoutSpec:
+    fields = parts["parallelism"]
+    shard, replicas = _degree(fields, "data_parallel_shard_degree"), _degree(fields, "data_parallel_replicate_degree")
+    if shard == _REST:
+        shard = 1
+        remarks.append(
+            sentence("data_parallel_shard_degree=-1 depends on the number of ranks, so dp is 1 and nothing is sharded")
+        )
+    if shard > 1 and replicas > 1:
+        raise RequestError(sentence("replicas of shards are not supported here: data_parallel_replicate_degree must be 1"))
+    for name in ("context_parallel_degree", "expert_parallel_degree"):
+        fields.demand(name, 1)
+    tp, pp = _degree(fields, "tensor_parallel_degree"), _degree(fields, "pipeline_parallel_degree")
+    always = fields.get("fsdp_reshard_after_forward")
+    zero = 0 if shard == 1 else 2 if always == "never" or (always in (None, "default") and pp > 1) else 3
+    mode = parts["activation_checkpoint"].get("mode") or "none"
+    if mode not in ("none", "full"):
+        remarks.append(sentence("activation_checkpoint.mode={mode} is left out: nothing is computed again", mode=brief(mode)))
+        mode = "none"
+    values: Values = {"dp": shard * replicas, "tp": tp, "pp": pp, "zero": zero, "sequence_parallel": tp > 1, "recompute": mode}
+    return LayoutSpec.model_validate(values | _pipeline(fields, model, pp))
+
+
+def _degree(fields: Fields, name: str) -> int:
+    return fields.whole(name) if name in fields else 1
+
+
+def _pipeline(fields: Fields, model: ModelSpec, pp: int) -> Values:
+    named = fields.get("pipeline_parallel_schedule") or "1F1B"
+    modules = fields.get("module_fqns_per_model_part")
+    if pp == 1:
+        return {}
+    schedule = next((name for name, facts in SCHEDULE_FACTS.items() if facts.elsewhere.get("torchtitan") == named), None)
+    if schedule is None:
+        raise RequestError(sentence("there is no schedule {name} here", name=brief(named)))
+    facts = SCHEDULE_FACTS[schedule]
+    found: Values = {"schedule": schedule, "chunks": facts.chunks or facts.least_chunks}
+    if isinstance(modules, list) and all(isinstance(part, list) for part in modules):
+        counts = tuple(sum(str(module).startswith("layers.") for module in part) for part in modules)
+        found["chunks"] = max(1, len(counts) // pp)
+        even = LayoutSpec(pp=pp, chunks=found["chunks"]).chunk_layers(model.layers)
+        found["split"] = () if counts == even else counts
+    return found
+
+
+def _workload(parts: Mapping[str, Fields], layout: LayoutSpec, remarks: list[Sentence]) -> WorkloadSpec:
+    training, optimizer, fields = parts["training"], parts["optimizer"], parts["parallelism"]
+    local = training.whole("local_batch_size")
+    whole = training.whole("global_batch_size") if "global_batch_size" in training else local * layout.dp
+    if layout.pp > 1:
+        key = "pipeline_parallel_microbatch_size"
+        each = fields.whole(key) if key in fields else 1
+    else:
+        each = local
+    if each < 1 or whole % (each * layout.dp):
+        text = sentence("global_batch_size={batch} is not a multiple of {each} × dp={dp}", batch=whole, each=each, dp=layout.dp)
+        raise RequestError(text)
+    values: dict[str, Any] = {
+        "microbatch_size": each,
+        "microbatches": whole // (each * layout.dp),
+        "learning_rate": optimizer.number("lr"),
+    }
+    named = optimizer.text("name") if "name" in optimizer else "AdamW"
+    if named not in ("AdamW", "Adam"):
+        raise RequestError(sentence("there is no optimizer {name} here; {known} are", name=brief(named), known="AdamW"))
+    most = next(rule.le for rule in WorkloadSpec.model_fields["steps"].metadata if hasattr(rule, "le"))
+    if "steps" in training and training.whole("steps") <= most:
+        values["steps"] = training.whole("steps")
+    elif "steps" in training:
+        remarks.append(sentence("training.steps is left out: runs here have at most {most} steps", most=most))
+    sharded = layout.dp > 1 or parts["parallelism"].get("data_parallel_shard_degree") == _REST
+    values["precision"] = "bf16" if sharded and training.get("mixed_precision_param") in (None, "bfloat16") else "fp32"
+    seed = parts["debug"].get("seed")
+    return WorkloadSpec.model_validate(values if seed is None else values | {"seed": seed})

@@ -1,0 +1,100 @@
+"""The parts of a model with sizes of its own, each as the family has it or another; and a model from a file."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import streamlit as st
+
+from engine.families import FAMILIES
+from engine.imports import Imported
+from engine.spec import MODEL_PARTS
+from pages.charts.words import Words
+from pages.shared import model_file
+from pages.shared.choice import DEFAULTS, Bounds, Choice, description, options
+from pages.shared.held import moved, shown, touch
+from pages.shared.unfolding import unfolding
+
+# Numbers that few models have.
+_NUMBERS = ("rotary_width", "rotary_base", "spare_positions")
+
+
+def draw(choice: Choice, words: Words) -> None:
+    chosen = [name for name in MODEL_PARTS if choice[f"model.{name}"] is not None]
+    chosen += [name for name in _NUMBERS if choice[f"model.{name}"] != DEFAULTS[f"model.{name}"]]
+    label = words("Parts: {parts}", parts=words(", ").join(_labels(words)[name] for name in chosen)) if chosen else words("Parts")
+    with unfolding(label, "form-parts") as part:
+        if part.open:
+            for name in MODEL_PARTS:
+                _part(choice, name, words)
+            for name in _NUMBERS:
+                _number(choice, name, words)
+
+
+def _labels(words: Words) -> dict[str, str]:
+    return {
+        "norm": words("Norm"),
+        "placement": words("Place of norms"),
+        "qk_norm": words("Norm of queries and keys"),
+        "parallel": words("Attention and MLP in parallel"),
+        "position": words("Positions"),
+        "inner": words("Nonlinearity"),
+        "head": words("Before the output"),
+        "tied": words("Tied output"),
+        "output_bias": words("Output bias"),
+        "attention_bias": words("Attention biases"),
+        "mlp_bias": words("MLP biases"),
+        "embedding_norm": words("Norm after the embedding"),
+        "scaled_embedding": words("Scaled embedding"),
+        "rotary_width": words("Rotary width"),
+        "rotary_base": words("Rotary base"),
+        "spare_positions": words("Spare positions"),
+    }
+
+
+def _part(choice: Choice, name: str, words: Words) -> None:
+    field = f"model.{name}"
+    usual = _named(getattr(FAMILIES[choice["model.family"]], name), words)
+    kinds = (True, False) if "true" in options(field) else options(field)
+    st.selectbox(
+        _labels(words)[name],
+        [None, *kinds],
+        format_func=lambda kind: words("as the family ({usual})", usual=usual) if kind is None else _named(kind, words),
+        key=shown(field, choice[field], named=True),
+        help=words.described(description(field)),
+        on_change=moved,
+        args=(field,),
+    )
+
+
+def _named(kind: Any, words: Words) -> str:
+    """Names of parts are those of the command line; true and false are words."""
+    return (words("yes") if kind else words("no")) if isinstance(kind, bool) else str(kind)
+
+
+def _number(choice: Choice, name: str, words: Words) -> None:
+    field = f"model.{name}"
+    bounds = Bounds.of(field)
+    st.number_input(
+        _labels(words)[name],
+        min_value=int(bounds.least),
+        max_value=int(bounds.most),
+        key=shown(field, choice[field]),
+        help=words.described(description(field)),
+        on_change=moved,
+        args=(field,),
+    )
+
+
+def from_file(words: Words) -> None:
+    model_file.draw("form", _take, words)
+
+
+def _take(found: Imported) -> None:
+    """Choose what a file says. A callback."""
+    changes: dict[str, Any] = {}
+    for part, spec in (("model", found.model), ("layout", found.layout), ("workload", found.workload)):
+        changes |= {f"{part}.{name}": value for name, value in spec or () if name != "text"}
+    if found.layout is not None:
+        changes["layout.split"] = ",".join(map(str, found.layout.split))
+    touch(changes)

@@ -1,0 +1,222 @@
+"""A model from Hugging Face's `config.json`, and a model as one."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from engine import catalog, imports
+from engine.__main__ import main
+from engine.export import settings
+from engine.imports.model_types import MODEL_TYPES
+from engine.spec import ModelSpec, RequestError, RunSpec
+from tests.engine.huggingface_configs import CONFIGS
+from tests.predict.random_specs import random_specs
+
+LLAMA = CONFIGS["llama3-8b"]
+
+
+def read(entries: Any) -> imports.Imported:
+    return imports.read(json.dumps(entries).encode(), "config.json")
+
+
+def model(entries: Any) -> ModelSpec:
+    found = read(entries).model
+    assert found is not None
+    return found
+
+
+def remarks(entries: Any) -> str:
+    return "\n".join(read(entries).remarks)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_released_config_is_the_catalogs_model_of_that_name(name: str) -> None:
+    """Only sequences may be longer: a checkpoint takes more tokens than it was first trained on."""
+    known, found = catalog.model(name), model(CONFIGS[name])
+    assert found.seq >= known.seq
+    assert found.model_copy(update={"seq": known.seq}) == known
+    assert found.parameters() == known.parameters() or known.parts.position == "learned"
+
+
+def test_every_type_is_tried_with_a_released_config() -> None:
+    tried = {config.get("text_config", config)["model_type"] for config in CONFIGS.values()}
+    assert tried | {"gemma", "roberta", "xlnet"} == set(MODEL_TYPES)
+
+
+def test_a_gemma_a_roberta_and_an_xlnet_are_read() -> None:
+    gemma = {"model_type": "gemma", "hidden_size": 2048, "intermediate_size": 16384, "num_attention_heads": 8}
+    gemma |= {"num_hidden_layers": 18, "num_key_value_heads": 1, "vocab_size": 256000, "max_position_embeddings": 8192}
+    assert model(gemma).parameters() == 2_506_172_416  # gemma-2b, as keras-hub counts it
+    roberta = CONFIGS["bert-base"] | {"model_type": "roberta", "max_position_embeddings": 514, "vocab_size": 50265}
+    found = model(roberta | {"type_vocab_size": 1, "pad_token_id": 1})
+    assert (found.family, found.seq, found.spare_positions) == ("roberta", 512, 2)
+    xlnet = {"model_type": "xlnet", "d_model": 1024, "n_layer": 24, "n_head": 16, "d_inner": 4096, "d_head": 64}
+    found = model(xlnet | {"vocab_size": 32000, "ff_activation": "gelu", "untie_r": True})
+    assert found == catalog.model("xlnet-large")
+
+
+def test_newer_files_have_rotary_positions_in_one_entry() -> None:
+    entries = {name: value for name, value in CONFIGS["phi2"].items() if name not in ("rope_theta", "partial_rotary_factor")}
+    assert model(entries | {"rope_parameters": {"rope_theta": 10000.0, "partial_rotary_factor": 0.4}}) == model(CONFIGS["phi2"])
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({"attention_dropout": 0.1}, "models here have no dropout; left out: attention_dropout=0.1"),
+        ({"rope_scaling": {"factor": 8.0}}, "rope_scaling is left out"),
+        ({"attn_logit_softcapping": 50.0}, "scores of attention are not capped"),
+        ({"final_logit_softcapping": 30.0}, "logits are not capped"),
+        ({"quantization_config": {"bits": 4}}, "the precision is chosen for the run"),
+        ({"residual_multiplier": 0.22}, "residual_multiplier=0.22 is not understood, and left out"),
+        ({"sliding_window": 4096}, "every layer sees all tokens"),
+        ({"max_position_embeddings": 131072}, "sequences have 131072 tokens"),
+    ],
+)
+def test_what_changes_no_size_is_named(changed: dict[str, Any], told: str) -> None:
+    assert told in remarks(LLAMA | changed)
+
+
+def test_what_is_understood_leaves_no_remark() -> None:
+    assert not read(LLAMA).remarks
+    assert not read(LLAMA | {"id2label": {"0": "LABEL_0"}, "attention_dropout": 0.0, "residual_multiplier": None}).remarks
+
+
+def test_the_text_model_of_one_with_images_is_taken() -> None:
+    assert "the text model of gemma3 is taken" in remarks(CONFIGS["gemma3-4b"])
+
+
+def test_a_missing_sequence_length_is_named() -> None:
+    assert "the file has no sequence length; 2048 tokens are taken" in remarks(CONFIGS["falcon-7b"])
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({"num_local_experts": 8}, "num_local_experts=8 means a mixture of experts, and models here have none"),
+        ({"kv_lora_rank": 512}, "kv_lora_rank=512 means latent attention"),
+        ({"model_type": "mamba"}, "model_type=mamba is not known here; llama, mistral, "),
+        ({"model_type": None}, "there is no model_type"),
+        ({"model_type": ["llama"]}, "model_type=['llama'] is not known here"),
+        ({"hidden_act": "tanh"}, "hidden_act=tanh is not a part of models here; silu, "),
+        ({"hidden_size": "many"}, "hidden_size=many must be a whole number"),
+        ({"hidden_size": None}, "hidden_size is missing, and there is no usual value of it"),
+        ({"hidden_size": 4095}, "heads=32 does not divide hidden=4095"),
+        ({"num_hidden_layers": 10**9}, "layers=1000000000 must be less than or equal to 1024"),
+        ({"num_hidden_layers": True}, "num_hidden_layers=true must be a whole number"),
+        ({"tie_word_embeddings": "no"}, "tie_word_embeddings=no must be true or false"),
+        ({"rope_theta": 10000.5}, "rope_theta=10000.5 must be a whole number"),
+        ({"rope_parameters": [1]}, "rope_parameters=[1] is not a part of models here"),
+        ({"text_config": {"model_type": "llama"}}, "num_hidden_layers is missing"),
+    ],
+)
+def test_what_has_no_part_here_is_refused_in_one_sentence(changed: dict[str, Any], told: str) -> None:
+    with pytest.raises(RequestError) as error:
+        read(LLAMA | changed)
+    assert str(error.value).startswith(f"config.json: {told}")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("kind", "changed", "told"),
+    [
+        ("opt-6.7b", {"word_embed_proj_dim": 512}, "word_embed_proj_dim=512 is not hidden_size=4096"),
+        ("opt-6.7b", {"layer_norm_elementwise_affine": False}, "layer_norm_elementwise_affine=false is not a part"),
+        ("bert-base", {"position_embedding_type": "relative_key"}, "position_embedding_type=relative_key is not a part"),
+        ("phi2", {"qk_layernorm": True}, "qk_layernorm=true is not a part of models here; false is"),
+    ],
+)
+def test_a_variant_that_has_no_part_here_is_refused(kind: str, changed: dict[str, Any], told: str) -> None:
+    with pytest.raises(RequestError, match=told):
+        read(CONFIGS[kind] | changed)
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (b"", "config.json is not JSON"),
+        (b"\xff\xfe\x00", "config.json is not JSON"),
+        (b"[1, 2]", "config.json is not an object"),
+        (b"{}", "there is no model_type"),
+        (b'{"a": ' * 50 + b"1" + b"}" * 50, "lists or objects more than 10 deep"),
+        (b" " * (imports.LARGEST + 1), "config.json has 1,048,577 bytes; at most 1,048,576 are accepted"),
+    ],
+)
+def test_garbage_is_refused_in_one_sentence(content: bytes, told: str) -> None:
+    with pytest.raises(RequestError) as error:
+        imports.read(content, "config.json")
+    assert told in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_model_as_the_command_line_prints_it_is_read_too() -> None:
+    chosen = ModelSpec(family="llama", qk_norm="head", tied=True)
+    assert imports.read(chosen.model_dump_json().encode(), "mine.json").model == chosen
+
+
+# ----------------------------------------------------------------------------------------------------------------- export
+
+
+def exported(spec: ModelSpec) -> dict[str, Any]:
+    return json.loads(settings(RunSpec(model=spec), "huggingface"))
+
+
+def written() -> list[str]:
+    """Names of models that a file can say whole: an XLNet's has no sequence length, a RoBERTa's has two positions more."""
+    return [name for name, spec in catalog.MODELS.items() if spec.family not in ("transformer", "xlnet", "roberta")]
+
+
+@pytest.mark.parametrize("name", written())
+def test_a_model_of_the_catalog_is_the_same_when_it_is_read_again(name: str) -> None:
+    entries = exported(catalog.model(name))
+    assert "_comments" not in entries
+    again = model(entries)
+    assert again.parts == catalog.model(name).parts
+    assert again.parameters() == catalog.model(name).parameters()
+
+
+@pytest.mark.parametrize(("name", "config"), CONFIGS.items())
+def test_a_released_model_is_written_as_its_own_type(name: str, config: dict[str, Any]) -> None:
+    """Or as another that has the same parts."""
+    same = {"phi4": "llama", "mistral-7b": "llama"}
+    written = exported(catalog.model(name))["model_type"]
+    assert written == same.get(name, config.get("text_config", config)["model_type"])
+
+
+def test_what_no_type_has_is_told() -> None:
+    assert exported(catalog.model("roberta-large"))["_comments"] == [
+        "Not the same: spare_positions is 2 in this file, and 0 here."
+    ]
+    both = ModelSpec(family="llama", placement="both", qk_norm="full")
+    entries = exported(both)
+    assert len(entries["_comments"]) == 1
+    assert "qk_norm" in entries["_comments"][0] or "placement" in entries["_comments"][0]
+
+
+def test_any_model_is_written_and_every_difference_is_told() -> None:
+    for spec in random_specs(60):
+        entries = json.loads(settings(spec, "huggingface"))
+        same = model(entries).parameters() == spec.model.parameters()
+        assert same or entries["_comments"], spec.model
+
+
+# ------------------------------------------------------------------------------------------------------------ command line
+
+
+def test_a_file_stands_for_a_name_on_the_command_line(tmp_path: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(CONFIGS["gpt2-124m"]))
+    assert main(["predict", "--model", str(file), "--layers", "2", "--json"]) == 0
+    said = capsys.readouterr()
+    assert json.loads(said.out)["spec"]["model"]["hidden"] == 768
+    assert "models here have no dropout" in said.err
+
+
+def test_a_wrong_file_is_one_sentence_on_the_command_line(tmp_path: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["predict", "--model", str(tmp_path / "config.json")]) == 2
+    assert "No such file" in capsys.readouterr().err
+    assert main(["predict", "--model", str(tmp_path)]) == 2
+    assert "there is no model" in capsys.readouterr().err

@@ -1,0 +1,276 @@
+"""Configurations of Megatron-LM, torchtitan and DeepSpeed as requests: the inverse of exports."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from engine import catalog, imports
+from engine.__main__ import main
+from engine.export import ENDINGS, Framework, settings
+from engine.spec import GenerateSpec, LayoutSpec, ModelSpec, RequestError, RunSpec, WorkloadSpec
+
+SHAPES = {
+    "gpt": catalog.model("gpt2-124m"),
+    "llama": catalog.model("llama3-8b"),
+    "llama2": catalog.model("llama2-70b"),
+    "qwen2.5": catalog.model("qwen2.5-7b"),
+    "qwen3": catalog.model("qwen3-0.6b"),
+    "rotated": ModelSpec(family="gpt", position="rotary", rotary_width=8, tied=False),
+    "relu2": ModelSpec(inner="relu2", mlp_bias=False, attention_bias="none", position="none"),
+    "opt": catalog.model("opt-125m").model_copy(update={"inner": None}),
+}
+LAYOUTS = [
+    LayoutSpec(),
+    LayoutSpec(dp=2, tp=2, zero=1, sequence_parallel=True, recompute="core_attn+layernorm"),
+    LayoutSpec(dp=4, zero=3, recompute="full"),
+    LayoutSpec(pp=2, schedule="interleaved", chunks=2, dp=2),
+    LayoutSpec(pp=2, dp=8),
+]
+WORKLOADS = [
+    WorkloadSpec(precision="bf16", microbatches=8, learning_rate=1e-4, seed=3, steps=7),
+    WorkloadSpec(precision="bf16", accumulate="bf16", microbatch_size=1, seed=1),
+    WorkloadSpec(optimizer="sgd", momentum=0.5, attention="written", seed=1),
+]
+
+
+def read(text: str, to: Framework) -> imports.Imported:
+    return imports.read(text.encode(), f"file.{ENDINGS[to]}")
+
+
+def again(spec: RunSpec, to: Framework) -> RunSpec:
+    """What the target's file says, read again; and for DeepSpeed the model, which its file does not have."""
+    found = read(settings(spec, to), to)
+    assert found.layout is not None
+    assert found.workload is not None
+    return RunSpec(model=found.model or spec.model, layout=found.layout, workload=found.workload)
+
+
+@pytest.mark.parametrize("workload", WORKLOADS)
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("name", SHAPES)
+def test_a_script_of_megatron_is_the_spec_that_it_was_made_from(name: str, layout: LayoutSpec, workload: WorkloadSpec) -> None:
+    zero = layout.zero if workload.optimizer == "adamw" else 0  # only Adam is sharded
+    fused = workload.attention if workload.precision == "bf16" else "written"
+    spec = RunSpec(
+        model=SHAPES[name],
+        layout=layout.model_copy(update={"zero": zero}),
+        workload=workload.model_copy(update={"attention": fused, "learning_rate": 1e-4}),
+    )
+    assert again(spec, "megatron") == spec
+
+
+@pytest.mark.parametrize("name", ["bert-base", "transformer-base"])
+def test_a_script_of_bert_or_t5_needs_the_size_of_its_vocabulary(name: str) -> None:
+    spec = RunSpec(model=catalog.model(name), layout=LayoutSpec(dp=2), workload=WorkloadSpec(precision="bf16", seed=1))
+    script = settings(spec, "megatron")
+    with pytest.raises(RequestError, match="vocab_size is missing"):
+        read(script, "megatron")
+    found = read(f"{script.rstrip()} --vocab-size {spec.model.vocab}", "megatron")
+    assert (found.model, found.layout) == (spec.model, spec.layout)
+
+
+def test_an_uneven_split_comes_back() -> None:
+    spec = RunSpec(layout=LayoutSpec(pp=2, split=(3, 1)), workload=WorkloadSpec(precision="bf16", seed=1))
+    assert again(spec, "megatron") == spec
+
+
+@pytest.mark.parametrize("name", ["llama3-8b", "llama3-70b", "llama2-7b"])
+@pytest.mark.parametrize(
+    "layout",
+    [
+        LayoutSpec(dp=8, zero=3),
+        LayoutSpec(dp=4, zero=2, recompute="full"),
+        LayoutSpec(dp=2, tp=2, pp=2, zero=2, sequence_parallel=True),
+        LayoutSpec(dp=2, pp=2, zero=2, schedule="interleaved", chunks=2),
+        LayoutSpec(dp=2, pp=2, zero=2, schedule="zb-v", chunks=2),
+        LayoutSpec(dp=2, pp=3, zero=2, split=(9, 12, 11)),
+    ],
+)
+def test_a_job_file_of_torchtitan_is_the_spec_that_it_was_made_from(name: str, layout: LayoutSpec) -> None:
+    model = catalog.model(name)
+    if layout.split:
+        model = catalog.model("llama3-8b")
+    count = 4 if layout.pp > 1 else 1
+    workload = WorkloadSpec(precision="bf16", microbatches=count, microbatch_size=2, learning_rate=1e-4, seed=5)
+    spec = RunSpec(model=model, layout=layout, workload=workload)
+    assert again(spec, "torchtitan") == spec
+
+
+@pytest.mark.parametrize(
+    ("layout", "workload"),
+    [
+        (LayoutSpec(dp=8, zero=3), WorkloadSpec(precision="bf16", accumulate="bf16", learning_rate=1e-4)),
+        (LayoutSpec(dp=4, zero=1), WorkloadSpec(precision="bf16", bf16_optimizer=True, accumulate="bf16")),
+        (LayoutSpec(dp=2), WorkloadSpec(optimizer="sgd", momentum=0.9, microbatch_size=3)),
+        (LayoutSpec(), WorkloadSpec(optimizer="lion", microbatches=5)),
+    ],
+)
+def test_a_configuration_of_deepspeed_has_layout_and_workload(layout: LayoutSpec, workload: WorkloadSpec) -> None:
+    spec = RunSpec(layout=layout, workload=workload)
+    assert again(spec, "deepspeed") == spec
+
+
+SCRIPT = """#!/bin/bash
+# Trains GPT-3 175B
+GPUS_PER_NODE=8
+NUM_NODES=16
+TP=8
+DISTRIBUTED_ARGS=(
+    --nproc_per_node $GPUS_PER_NODE
+    --nnodes $NUM_NODES
+)
+GPT_MODEL_ARGS=(
+    --num-layers 96   # as in the paper
+    --hidden-size 12288
+    --num-attention-heads 96
+    --seq-length 2048
+    --max-position-embeddings 2048
+    --vocab-size 50257
+    --attention-dropout 0 --hidden-dropout 0.0
+)
+TRAINING_ARGS=(
+    --micro-batch-size 1
+    --global-batch-size 1536
+    --fp16
+    --lr 6.0e-5
+    --train-iters 500000
+    --tensor-model-parallel-size ${TP} \\
+    --pipeline-model-parallel-size ${PP:-16}
+    --weight-decay 0.1
+    --sequence-parallel
+    --use-distributed-optimizer
+    --moe-router-topk 2
+)
+torchrun ${DISTRIBUTED_ARGS[@]} pretrain_gpt.py ${GPT_MODEL_ARGS[@]} ${TRAINING_ARGS[@]} --tensorboard-dir "$LOGS"
+"""
+
+
+def test_a_script_with_variables_is_read() -> None:
+    found = imports.read(SCRIPT.encode(), "train_gpt3_175b.sh")
+    assert found.model is not None
+    assert found.model.vocab == 51200, "padded to a multiple of 128 × tp"
+    assert found.model.model_copy(update={"vocab": 50257}) == catalog.model("gpt3-175b")
+    assert found.layout == LayoutSpec(tp=8, pp=16, sequence_parallel=True)
+    assert found.workload == WorkloadSpec(microbatch_size=1, microbatches=1536, learning_rate=6e-5, precision="bf16", seed=1234)
+    assert [str(remark) for remark in found.remarks] == [
+        "--train-iters is left out: runs here have at most 10000 steps",
+        "--fp16 is taken as bf16, which has the same size",
+        "--moe-router-topk is not understood, and left out",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "told"),
+    [
+        ("--seq-length 2048", "", "seq_length is missing"),
+        ("--num-layers 96", "--num-layers many", "num_layers=many must be a whole number"),
+        ("--global-batch-size 1536", "--global-batch-size 1536 --num-experts 8", "--num-experts 8 has no part here"),
+        ("GPUS_PER_NODE=8", "GPUS_PER_NODE=7", "tp=8 × pp=16 does not divide the 112 ranks of torchrun"),
+        ("--micro-batch-size 1", "--micro-batch-size 7", "--global-batch-size 1536 is not a multiple of 7 × dp=1"),
+        ("--fp16", "--recompute-granularity selective --recompute-modules moe", "--recompute-modules ['moe'] has parts"),
+        ("--fp16", "--position-embedding-type yarn", "position_embedding_type=yarn is not a part of models here"),
+        ('"$LOGS"', '"$LOGS', "train.sh is not a script: No closing quotation"),
+    ],
+)
+def test_a_script_that_is_not_understood_is_refused_in_one_sentence(old: str, new: str, told: str) -> None:
+    assert old in SCRIPT
+    with pytest.raises(RequestError) as error:
+        imports.read(SCRIPT.replace(old, new).encode(), "train.sh")
+    assert told in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+TOML = settings(
+    RunSpec(
+        model=catalog.model("llama3-8b"), layout=LayoutSpec(dp=8, zero=3), workload=WorkloadSpec(precision="bf16", microbatches=1)
+    ),
+    "torchtitan",
+)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "told"),
+    [
+        ('"llama3"', '"deepseek_v3"', "torchtitan's model deepseek_v3 is not known here"),
+        ('"8B"', '"9B"', "the flavor 9B is in torchtitan's code; 8B, 70B, 405B are known"),
+        ("data_parallel_replicate_degree = 1", "data_parallel_replicate_degree = 2", "replicas of shards are not supported"),
+        ("tensor_parallel_degree = 1", "tensor_parallel_degree = true", "tensor_parallel_degree=true must be a whole number"),
+        ("[debug]", "[debug", "file.toml is not TOML"),
+    ],
+)
+def test_a_job_file_that_is_not_understood_is_refused_in_one_sentence(old: str, new: str, told: str) -> None:
+    assert old in TOML
+    with pytest.raises(RequestError, match=told.replace("[", r"\[")):
+        read(TOML.replace(old, new), "torchtitan")
+
+
+def test_what_a_job_file_leaves_to_the_machine_is_named() -> None:
+    changed = TOML.replace("shard_degree = 8", "shard_degree = -1").replace('mode = "none"', 'mode = "selective"')
+    changed = changed.replace("global_batch_size", "#")
+    found = read(changed, "torchtitan")
+    assert found.layout == LayoutSpec()
+    assert found.workload is not None
+    assert found.workload.precision == "bf16"
+    assert [str(remark) for remark in found.remarks] == [
+        "data_parallel_shard_degree=-1 depends on the number of ranks, so dp is 1 and nothing is sharded",
+        "activation_checkpoint.mode=selective is left out: nothing is computed again",
+    ]
+
+
+def test_unknown_settings_of_a_job_file_are_named() -> None:
+    changed = TOML.replace("[debug]", "[quantize]\nlinear = true\n\n[debug]\nmoe_force_load_balance = true")
+    told = [str(remark) for remark in read(changed, "torchtitan").remarks]
+    assert told == [
+        "debug.moe_force_load_balance=true is not understood, and left out",
+        "[quantize] is not understood, and left out",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({"train_batch_size": 7}, "train_batch_size=7 is not a multiple of a replica's 8 sequences"),
+        ({"optimizer": {"type": "Muon"}}, "there is no optimizer muon here; adamw"),
+        ({"zero_optimization": 3}, "zero_optimization=3 must be an object"),
+        ({"train_micro_batch_size_per_gpu": "auto"}, "train_micro_batch_size_per_gpu=auto must be a whole number"),
+    ],
+)
+def test_a_configuration_of_deepspeed_that_is_not_understood_is_refused(changed: dict[str, Any], told: str) -> None:
+    entries = json.loads(settings(RunSpec(), "deepspeed"))
+    with pytest.raises(RequestError, match=told):
+        read(json.dumps(entries | changed), "deepspeed")
+
+
+def test_what_deepspeed_has_and_a_request_has_not_is_named() -> None:
+    entries = json.loads(settings(RunSpec(layout=LayoutSpec(dp=2, zero=3)), "deepspeed"))
+    entries["zero_optimization"]["offload_param"] = {"device": "cpu"}
+    remarks = read(json.dumps(entries | {"moe": {"enabled": True}}), "deepspeed").remarks
+    assert [str(remark) for remark in remarks] == [
+        "offload_param is left out: all memory here is the device's",
+        "moe={'enabled': True} is not understood, and left out",
+    ]
+
+
+def test_generating_is_no_part_of_any_file() -> None:
+    spec = RunSpec(generate=GenerateSpec(prompt="once"), workload=WorkloadSpec(precision="bf16", seed=1))
+    assert again(spec, "megatron") == spec.model_copy(update={"generate": GenerateSpec()})
+
+
+def test_a_script_brings_its_layout_to_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    script, deepspeed = tmp_path / "train.sh", tmp_path / "ds.json"
+    script.write_text(settings(RunSpec(layout=LayoutSpec(dp=2, tp=2), workload=WorkloadSpec(precision="bf16")), "megatron"))
+    deepspeed.write_text(settings(RunSpec(layout=LayoutSpec(dp=4, zero=1)), "deepspeed"))
+    assert main(["predict", "--model", str(script), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["spec"]["layout"]["tp"] == 2
+    assert main(["predict", "--model", str(script), "--layout", "dp4", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["spec"]
+    assert (found["layout"]["dp"], found["layout"]["tp"], found["workload"]["precision"]) == (4, 1, "bf16")
+    assert main(["predict", "--settings", str(deepspeed), "--model", "gpt-small", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["spec"]
+    assert (found["layout"]["zero"], found["model"]["hidden"]) == (1, 256)
+    assert main(["search", "--model", str(deepspeed), "--ranks", "8", "--device", "h100-80gb"]) == 2
+    assert "does not say what the model is" in capsys.readouterr().err
