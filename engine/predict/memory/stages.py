@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Sequence
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from engine.predict.ledger.layout import LayoutLedgers
 from engine.predict.memory.blocks import BlockKind, Counts
 from engine.predict.memory.buckets import BucketSizes
+from engine.predict.memory.layout_walk import LayoutWalk, with_rows
 from engine.predict.memory.passes import ActionTrace, ChunkPasses, layout_passes, layout_reading
-from engine.predict.memory.shortened import StageActions, with_left_out
+from engine.predict.memory.shortened import Shortened
 from engine.predict.memory.update import FOUR, UpdateMemory
-from engine.predict.memory.walk import ActionChanges, StageWalk
 from engine.predict.terms import Factor
-from engine.schedule import Schedule
-from engine.schedule.orders import kinds_of
+from engine.schedule import Action
+from engine.schedule.orders import kinds_of, messages_held, passes
 from engine.spec import RunSpec, sentence
 
 
@@ -35,13 +38,13 @@ def alike(tp: int, copies: int) -> int:
 
 
 class Stages:
-    """`actions`: which of a stage's actions are gone through."""
+    """`step`: which microbatches are gone through."""
 
-    def __init__(self, spec: RunSpec, ledgers: LayoutLedgers, actions: StageActions) -> None:
-        self.spec, self.ledgers, self.actions = spec, ledgers, actions
+    def __init__(self, spec: RunSpec, ledgers: LayoutLedgers, step: Shortened) -> None:
+        self.spec, self.ledgers, self.shortened = spec, ledgers, step
         layout, self.e, self.g = spec.layout, ledgers.e, ledgers.g
         self.memory = UpdateMemory(spec.workload, layout.zero, self.e, self.g)
-        self.kinds = kinds_of(layout.schedule, layout.pp, 1 if actions.short else actions.microbatches, layout.chunks)
+        self.kinds = kinds_of(layout.schedule, layout.pp, step.microbatches, layout.chunks)
         self._passes: dict[Any, ChunkPasses] = {}  # chunks that are alike do the same
 
     def passes(self, chunk: int) -> ChunkPasses:
@@ -56,22 +59,28 @@ class Stages:
         """All of a stage, and how many there are of each."""
         return [pair for chunk in self.ledgers.split.on(stage) for pair in self.passes(chunk).buckets]
 
-    def walk(self, at: Place, schedule: Schedule) -> tuple[Counts, StageWalk]:
-        """What stands, and the walk through the step. `schedule` need have the actions of that stage alone."""
-        passes = {chunk: self.passes(chunk) for chunk in self.ledgers.split.on(at.stage)}
-        walk = StageWalk(schedule, at.stage, passes, self.spec.layout.zero, self.step(at))
-        return self.standing(self.buckets(at.stage)), walk
+    def walk(self, stage: int, actions: Sequence[Action] = ()) -> LayoutWalk:
+        """The walk through a stage's passes, or through its `actions`, which are those of the whole step."""
+        layout, m = self.spec.layout, self.shortened.microbatches
+        if actions:
+            order, rows = with_rows(actions)
+        else:
+            order, rows = passes(layout.schedule, layout.pp, np.array([stage]), np.array([m]), layout.chunks), None
+        return LayoutWalk(
+            {chunk: self.passes(chunk) for chunk in self.ledgers.split.on(stage)},
+            order,
+            layout.placement,
+            messages_held(layout.schedule, layout.pp, m),
+            m + self.shortened.fewer * self.shortened.alike,
+            layout.zero,
+            1 + self.shortened.fewer * self.shortened.alike,
+            rows,
+        )
 
-    def changes(self, at: Place) -> tuple[Counts, list[ActionChanges]]:
-        """What stands, and what the stage does, with one entry for all that its schedule leaves out at a place."""
-        schedule, left_out = self.actions.of(at.stage)
-        standing, walk = self.walk(at, schedule)
-        return standing, with_left_out(list(walk.actions()), left_out)
-
-    def standing(self, buckets: list[tuple[BucketSizes, Any]]) -> Counts:
+    def standing(self, stage: int) -> Counts:
         """What is there all the time: parameters, gradients, the optimizer's states."""
         counts: Counts = defaultdict(int)
-        for bucket, times in buckets:
+        for bucket, times in self.buckets(stage):
             for kind in self.memory.standing(bucket):
                 counts[kind] += times
         counts[BlockKind("temporary", sentence("loss and norm of the gradients"), (Factor("2", 2), FOUR), False)] += 1
