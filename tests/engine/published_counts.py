@@ -75,7 +75,6 @@ PUBLISHED: dict[str, Published] = {
     "falcon-7b": Published(7_217_189_760, HUB, 65024 * 4544, TWICE),
     "falcon-40b": Published(41_835_970_560, HUB, 65024 * 8192, TWICE),
     "falcon-180b": Published(179_522_565_120, HUB, 65024 * 14848, TWICE),
-    "bloom-176b": Published(176_247_271_424, "BLOOM's model card"),
     "opt-125m": Published(125_239_296, "Intel Neural Compressor's example of pruning it prints so"),
     "opt-1.3b": Published(1_315_758_080, COUNTED),
     "opt-2.7b": Published(2_651_596_800, COUNTED),
