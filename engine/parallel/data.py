@@ -168,14 +168,10 @@ class Bucket:
         flat = self.gradients if self.zero == 0 else self.comm.all_gather(self.reduced, "dp").flatten()
         return {p: flat[place].view(p.shape) for p, place in self.places.items()}
 
-    def counted(self, count: Callable[[ShardedParameter], bool]) -> list[Tensor]:
-        """The slices of `reduced` of the parameters for which `count` is true."""
-        pieces = []
-        for p, place in self.places.items():
-            first, last = max(place.start, self.own.start), min(place.stop, self.own.stop)
-            if count(p) and first < last:
-                pieces.append(self.reduced[first - self.own.start : last - self.own.start])
-        return pieces
+    def norm(self) -> Tensor:
+        """The norm of `reduced`, in fp32. What tp replicates is left out, except on the first rank of a tp group."""
+        begin = self.replicated_size if self.comm.at.tp else 0
+        return torch.linalg.vector_norm(self.reduced[max(0, begin - self.own.start) :], dtype=torch.float32)
 
 
 class BackwardHook(Function):
@@ -207,8 +203,7 @@ class DataParallel:
         self.tp, self.comm, self.zero, self.accumulate, self.microbatches = tp, tp.comm, zero, accumulate, microbatches
         self.masters = masters
         self.buckets: dict[nn.Module, Bucket] = {}
-        self._chunk_of: dict[nn.Module, int] = {}
-        self._layer_of: dict[nn.Parameter, nn.Module] = {}
+        self._chunk_of: dict[Bucket, int] = {}
         self._reducing: dict[int, list[Pending]] = {}
         self._gathering: dict[nn.Module, Pending] = {}
         tp.gradients.added = self._take_gradient
@@ -217,11 +212,11 @@ class DataParallel:
         """Make a bucket of each layer of a chunk. The parameters must have their values already."""
         self._reducing[chunk] = []
         for layer in layers:
-            self._chunk_of[layer] = chunk
             parameters: Any = list(layer.parameters())
             self.buckets[layer] = bucket = Bucket(parameters, self.comm, self.zero, self.accumulate, self.masters)
+            self._chunk_of[bucket] = chunk
             for p in bucket.parameters:
-                self._layer_of[p] = layer
+                p.bucket = bucket
                 p.register_post_accumulate_grad_hook(self._take_gradient)
 
     # ------------------------------------------------------------------------------------------------- around each step
@@ -234,7 +229,7 @@ class DataParallel:
 
     def finish_reductions(self, chunk: int) -> None:
         """Wait until every bucket of `chunk` is reduced."""
-        assert all(b.missing == 0 for layer, b in self.buckets.items() if self._chunk_of[layer] == chunk), "a gradient is missing"
+        assert all(b.missing == 0 for b, of in self._chunk_of.items() if of == chunk), "a gradient is missing"
         self._wait_for_reductions(chunk)
 
     def all_gather_values(self) -> None:
@@ -290,18 +285,16 @@ class DataParallel:
 
     # ------------------------------------------------------------------------------------------------------- gradients
 
-    def _take_gradient(self, p: nn.Parameter) -> None:
-        """A gradient of `p` was added to `p.grad`."""
-        layer = self._layer_of[p]
-        bucket = self.buckets[layer]
-        if bucket.note_gradient(p):  # type: ignore[arg-type]  # an isinstance of it for each gradient takes time
-            self._reduce(layer, bucket)
+    def _take_gradient(self, p: Any) -> None:
+        """A gradient of the `ShardedParameter` was added to `p.grad`."""
+        if p.bucket.note_gradient(p):
+            self._reduce(p.bucket)
 
-    def _reduce(self, layer: nn.Module, bucket: Bucket) -> None:
+    def _reduce(self, bucket: Bucket) -> None:
         if self.tp.shards_sequence:
             bucket.all_reduce_replicated()
         if self.comm.mesh.dp > 1:
-            chunk = self._chunk_of[layer]
+            chunk = self._chunk_of[bucket]
             if self.zero:
                 self._wait_for_reductions(chunk)  # one reduction at a time, so that only one bucket has buffers
             self._reducing[chunk].append(bucket.start_reduce())

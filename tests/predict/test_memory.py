@@ -12,7 +12,6 @@ from engine.predict.grid import Grid
 from engine.predict.memory import SYMBOLS, curve_table, memory, peak_table
 from engine.predict.memory.peaks import opened_stages
 from engine.predict.memory.shortened import stage_actions
-from engine.predict.memory.stages import Place
 from engine.predict.terms import total
 from engine.spec import GenerateSpec, RunSpec, WorkloadSpec
 from engine.tables import COORDINATE, SCHEMAS
@@ -150,7 +149,7 @@ def test_the_encoders_gradient_that_layers_hand_on_has_one_name_where_it_is_allo
     """The decoder's layers add it up. Two, three or six of them, three in a ledger: none frees a block that is not there."""
     case = spec("pp2", "zb-h1", model={"family": "transformer", "layers": layers}, precision="bf16")
     stages = opened_stages(case, stage_actions(case))
-    standing, actions = stages.changes(Place(stage=1))
+    standing, actions = stages.changes(1)
     counts = Counter(standing)
     for action in actions:
         for change in action.changes:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from engine.predict.ledger.keep import Ledgers
 from engine.predict.ledger.layout import LayoutLedgers
 from engine.predict.memory.blocks import Change, Counts
 from engine.predict.memory.generation import Generation
 from engine.predict.memory.shortened import ALL_OF, MOST, StageActions, highest, in_flight, stage_actions
-from engine.predict.memory.stages import Place, Stages
+from engine.predict.memory.stages import Stages
 from engine.predict.terms import Factor, Term, total
 from engine.schedule import Action
 from engine.spec import RequestError, RunSpec, sentence
@@ -37,25 +37,18 @@ class Peak:
 
 @dataclass(frozen=True)
 class Memory:
-    """The peaks of all ranks, each peak once.
+    """The peaks of all ranks. Those of a stage hold the same."""
 
-    `others` has the stages whose ranks have several peaks. There, the first ranks of the tp groups and the later ones are listed
-    apart. Neighbouring replicas with the same peak have one entry, under the first of them. Entries are in the order of replicas.
-    """
-
-    peaks: tuple[Peak, ...]  # one a stage, of its first rank
-    others: dict[Place, Peak] = field(default_factory=dict)
+    peaks: tuple[Peak, ...]  # one a stage
 
     def of(self, at: Coordinate) -> Peak:
         """A rank's."""
-        here = [place for place in self.others if (place.stage, place.later) == (at.pp, at.tp > 0) and place.replica <= at.dp]
-        return self.others[max(here)] if here else self.peaks[at.pp]
+        return self.peaks[at.pp]
 
     @property
-    def fullest(self) -> tuple[Place, Peak]:
-        """The first of those ranks that need most."""
-        every = {Place(peak.stage): peak for peak in self.peaks} | self.others
-        return max(sorted(every.items()), key=lambda found: found[1].total)
+    def fullest(self) -> Peak:
+        """That of the first stage whose ranks need most."""
+        return max(self.peaks, key=lambda peak: peak.total)
 
 
 def memory(spec: RunSpec, all_of: int = ALL_OF, most: int = MOST, ledgers: Ledgers | None = None) -> Memory:
@@ -67,8 +60,7 @@ def memory(spec: RunSpec, all_of: int = ALL_OF, most: int = MOST, ledgers: Ledge
     if spec.generate.skip_training:
         return _generating(spec, ledgers)
     stages = opened_stages(spec, stage_actions(spec, all_of, most), ledgers)
-    peaks = tuple(peak_of(stages, Place(stage)) for stage in range(spec.layout.pp))
-    return Memory(peaks, _others(stages, peaks))
+    return Memory(tuple(peak_of(stages, stage) for stage in range(spec.layout.pp)))
 
 
 def opened_stages(spec: RunSpec, actions: StageActions, ledgers: Ledgers | None = None) -> Stages:
@@ -87,9 +79,9 @@ def _generating(spec: RunSpec, ledgers: Ledgers | None) -> Memory:
     return Memory(tuple(peaks))
 
 
-def peak_of(stages: Stages, at: Place) -> Peak:
-    """The peak of some ranks of a stage."""
-    standing, actions = stages.changes(at)
+def peak_of(stages: Stages, stage: int) -> Peak:
+    """The peak of the ranks of a stage."""
+    standing, actions = stages.changes(stage)
     best_at = highest(actions)
     highest_one = actions[best_at]
     changes: dict[Change, int] = defaultdict(int)
@@ -105,26 +97,7 @@ def peak_of(stages: Stages, at: Place) -> Peak:
     trace = highest_one.trace
     within = {} if trace is None else trace.counts_at(trace.highest[1])
     action = stages.actions.named(highest_one.action, actions[best_at:])
-    return _peak(stages.spec, at.stage, action, counts, within, in_flight(actions[: best_at + 1]))
-
-
-def _others(stages: Stages, peaks: tuple[Peak, ...]) -> dict[Place, Peak]:
-    """Of ranks that have another peak than their stage's first. They peak in the step, or would if they held as much."""
-    layout, found = stages.spec.layout, dict[Place, Peak]()
-    for peak in (peak for peak in peaks if peak.action == "step"):
-        alike, runs = {stages.counted(Place(peak.stage)): peak}, dict[Place, Peak]()
-        for later in (False, True)[: layout.tp]:
-            last = None
-            for replica in stages.where_shares_differ(peak.stage) if layout.zero else [0]:
-                at = Place(peak.stage, replica, later)
-                counted = stages.counted(at)
-                if counted not in alike:
-                    alike[counted] = peak_of(stages, at)
-                if alike[counted] is not last:
-                    runs[at] = last = alike[counted]
-        if len(alike) > 1:
-            found |= runs
-    return found
+    return _peak(stages.spec, stage, action, counts, within, in_flight(actions[: best_at + 1]))
 
 
 def _peak(spec: RunSpec, stage: int, action: Action | str, before: Counts, within: Counts, in_flight: int = 0) -> Peak:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from typing import Any, NamedTuple
+from typing import Any
 
 from engine.predict.ledger.layout import LayoutLedgers
 from engine.predict.memory.blocks import BlockKind, Counts
@@ -16,14 +16,6 @@ from engine.predict.terms import Factor
 from engine.schedule import Schedule
 from engine.schedule.orders import kinds_of
 from engine.spec import RunSpec, sentence
-
-
-class Place(NamedTuple):
-    """Which of a stage's ranks: what they hold differs in the optimizer's step only, by which numbers of the norm each counts."""
-
-    stage: int
-    replica: int = 0
-    later: bool = False  # not the first of its tp group
 
 
 class Stages:
@@ -48,16 +40,16 @@ class Stages:
         """All of a stage, and how many there are of each."""
         return [pair for chunk in self.ledgers.split.on(stage) for pair in self.passes(chunk).buckets]
 
-    def walk(self, at: Place, schedule: Schedule) -> tuple[Counts, StageWalk]:
+    def walk(self, stage: int, schedule: Schedule) -> tuple[Counts, StageWalk]:
         """What stands, and the walk through the step. `schedule` need have the actions of that stage alone."""
-        passes = {chunk: self.passes(chunk) for chunk in self.ledgers.split.on(at.stage)}
-        walk = StageWalk(schedule, at.stage, passes, self.spec.layout.zero, self.step(at))
-        return self.standing(self.buckets(at.stage)), walk
+        passes = {chunk: self.passes(chunk) for chunk in self.ledgers.split.on(stage)}
+        walk = StageWalk(schedule, stage, passes, self.spec.layout.zero, self.step(stage))
+        return self.standing(self.buckets(stage)), walk
 
-    def changes(self, at: Place) -> tuple[Counts, list[ActionChanges]]:
+    def changes(self, stage: int) -> tuple[Counts, list[ActionChanges]]:
         """What stands, and what the stage does, with one entry for all that its schedule leaves out at a place."""
-        schedule, left_out = self.actions.of(at.stage)
-        standing, walk = self.walk(at, schedule)
+        schedule, left_out = self.actions.of(stage)
+        standing, walk = self.walk(stage, schedule)
         return standing, with_left_out(list(walk.actions()), left_out)
 
     def standing(self, buckets: list[tuple[BucketSizes, Any]]) -> Counts:
@@ -69,36 +61,18 @@ class Stages:
         counts[BlockKind("temporary", sentence("loss and norm of the gradients"), (Factor("2", 2), FOUR), False)] += 1
         return counts
 
-    def step(self, at: Place) -> ActionTrace:
-        """The norm of the gradients, two numbers of four bytes for each piece of them; then the optimizer."""
-        pieces, first, second = 0, list[Any](), list[Any]()
-        for bucket, times in self.buckets(at.stage):
-            found, size = bucket.counted_on(at.replica if self.spec.layout.zero else 0, at.later)
-            pieces += times * found
-            counted = bucket.share if size == bucket.share.value else Factor("n", size)
-            first += [(times, [(1, kind)]) for kind in self.memory.norm(bucket, counted) if size]
+    def step(self, stage: int) -> ActionTrace:
+        """The norm of the gradients, two numbers of four bytes for each bucket; then the optimizer."""
+        counted, second = 0, list[Any]()
+        for bucket, times in self.buckets(stage):
+            counted += times * bucket.counted
             second += [(times, [(1, kind)]) for kind in self.memory.update(bucket)]
-        norms = BlockKind("temporary", sentence("norm of each gradient"), (Factor("n", 2 * pieces + 1), FOUR), False)
+        norms = BlockKind("temporary", sentence("norm of each gradient"), (Factor("n", 2 * counted + 1), FOUR), False)
         counter = BlockKind("temporary", sentence("scalars"), (FOUR,), False)
-        first.append((1, [(1, norms)]))
+        first: list[Any] = [(1, [(1, norms)])]
         second.insert(0, (1, [(1, counter)]))
 
         def undone(parts: list[Any]) -> list[Any]:
             return [(times, [(-sign, kind) for sign, kind in events]) for times, events in parts]
 
         return ActionTrace([*first, *undone(first), *second, *undone(second)])
-
-    def counted(self, at: Place) -> tuple[tuple[int, int], ...]:
-        """By which the ranks of a stage differ."""
-        replica = at.replica if self.spec.layout.zero else 0
-        return tuple(bucket.counted_on(replica, at.later) for bucket, _ in self.buckets(at.stage))
-
-    def where_shares_differ(self, stage: int) -> list[int]:
-        """Replicas in order, the first among them: those between two of these count the same in the norm as the one before."""
-        dp, found = self.spec.layout.dp, {0}
-        for bucket, _ in self.buckets(stage):
-            share, end = bucket.share.value, 0
-            for _, size in bucket.parameters:
-                end += size
-                found |= {end // share, end // share + 1}  # where one begins that is cut, and where the next one is whole
-        return sorted(replica for replica in found if replica < dp)

@@ -11,11 +11,9 @@ from engine.predict.durations import UNIT_NS, textbook
 from engine.predict.memory.blocks import Counts, size_of
 from engine.predict.memory.peaks import Memory, memory, opened_stages
 from engine.predict.memory.shortened import stage_actions
-from engine.predict.memory.stages import Place
 from engine.schedule import Action, plan, replay
 from engine.spec import RunSpec
 from engine.tables import CATEGORIES, SCHEMAS, table
-from engine.topology import Mesh
 
 
 def peak_table(spec: RunSpec, found: Memory | None = None) -> pd.DataFrame:
@@ -28,11 +26,9 @@ def peak_table(spec: RunSpec, found: Memory | None = None) -> pd.DataFrame:
     categories = list(found.peaks[0].bytes)
     ranks = np.array(mesh.listed)
     if len(ranks) < mesh.size:
-        at, _ = found.fullest
-        ranks = np.union1d(ranks, mesh.rank({"pp": at.stage, "dp": at.replica, "tp": int(at.later)}))
-        bytes_ = np.array([[found.of(mesh.coordinate(int(rank))).bytes[c] for c in categories] for rank in ranks], np.int64)
-    else:
-        bytes_ = _bytes_of_all(mesh, found, categories)
+        ranks = np.union1d(ranks, mesh.rank({"pp": found.fullest.stage}))
+    by_stage = np.array([[peak.bytes[c] for c in categories] for peak in found.peaks], np.int64)
+    bytes_ = by_stage[mesh.index("pp", ranks)]
     columns: dict[str, Any] = {
         "source": "formula",
         "rank": np.repeat(ranks, len(categories)),
@@ -48,16 +44,6 @@ def peak_table(spec: RunSpec, found: Memory | None = None) -> pd.DataFrame:
     )
 
 
-def _bytes_of_all(mesh: Mesh, found: Memory, categories: list[str]) -> Any:
-    """Of every rank, (ranks, categories)."""
-    by_stage = np.array([[peak.bytes[c] for c in categories] for peak in found.peaks], np.int64)
-    bytes_ = by_stage.repeat(mesh.stride("pp"), axis=0).reshape(mesh.pp, mesh.dp, mesh.tp, len(categories))
-    for at, peak in sorted(found.others.items()):  # each goes on until the next of its stage and kind
-        slices = slice(1, None) if at.later else slice(0, 1)
-        bytes_[at.stage, at.replica :, slices] = [peak.bytes[c] for c in categories]
-    return bytes_.reshape(mesh.size, len(categories))
-
-
 def curve_table(spec: RunSpec, rank: int) -> pd.DataFrame:
     """The composition over one step, as `memory_curve` has it: at the start and at the highest point of each action.
 
@@ -66,7 +52,7 @@ def curve_table(spec: RunSpec, rank: int) -> pd.DataFrame:
     at = spec.layout.mesh.coordinate(rank)
     stages = opened_stages(spec, stage_actions(spec))
     schedule = plan(spec.layout, spec.workload.microbatches, spec.model.parts.tied)
-    standing, walk = stages.walk(Place(at.pp, at.dp, at.tp > 0), schedule)
+    standing, walk = stages.walk(at.pp, schedule)
     timed = [t for t in replay(schedule, textbook(spec.layout)) if t.stage == at.pp]
     now = _by_category(standing)
     rows: list[dict[str, Any]] = []
