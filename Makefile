@@ -1,4 +1,4 @@
-# make app | test | lint | bench | screenshots | catalogs | ledgers | clean
+# make app | classroom | test | soak | lint | bench | screenshots | catalogs | ledgers | example | clean
 #
 # Everything lives in .venv, which is made on first use. Another Python than python3: make app PYTHON=python3.12
 
@@ -9,14 +9,22 @@ APP_ARGS ?=
 PYTEST_ARGS ?=
 CHROMIUMS := chromium chromium-browser google-chrome
 
-.PHONY: app test lint style types layers bench screenshots catalogs ledgers clean chromium dev
+.PHONY: app classroom test soak lint style types layers bench screenshots catalogs ledgers example clean chromium dev
 .DELETE_ON_ERROR:
 
 app: $(VENV)/.app
 	$(RUN) streamlit run app.py $(APP_ARGS)
 
+# The app for a class: it listens to the network, asks for a code, and bounds what each person may take.
+classroom: $(VENV)/.app
+	$(RUN) pages.shared.start_classroom $(APP_ARGS)
+
 test: dev chromium
 	$(RUN) pytest $(PYTEST_ARGS)
+
+# Faults in every phase, a million inputs, five hundred runs, killed writers: about half an hour. Each prints its count.
+soak: dev
+	$(RUN) pytest -m nightly tests/launch tests/test_fuzz.py $(PYTEST_ARGS)
 
 lint: style types layers
 
@@ -46,6 +54,13 @@ catalogs: $(VENV)/.app
 # What the model's layers do, recorded again from them, after a change to engine/model or engine/parallel: docs/ledger.md.
 ledgers: $(VENV)/.app
 	folder=$$(mktemp -d) && $(RUN) engine.launch.recordings --out $$folder --archives engine/predict/ledger/recorded && rm -r $$folder
+
+# The finished run that a new reader is shown, made again: after a change to what a run measures or to its format.
+EXAMPLE := pages/shared/examples/example
+example: $(VENV)/.app
+	folder=$$(mktemp -d) && $(RUN) engine run --model gpt-tiny --layout dp2.tp2.pp2 --schedule 1f1b --microbatches 4 \
+		--microbatch-size 2 --learning-rate 0.003 --steps 40 --parity --out $$folder && rm -rf $(EXAMPLE) && \
+		mkdir -p $(dir $(EXAMPLE)) && mv $$folder/* $(EXAMPLE) && rmdir $$folder
 
 clean:
 	rm -rf $(VENV) .venvs .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache

@@ -11,9 +11,10 @@ from engine.launch import limits
 from engine.optimizer import OPTIMIZERS
 from engine.predict.grid import RECOMPUTES
 from engine.schedule import SCHEDULES
-from engine.spec import SCHEDULE_FACTS, LayoutSpec, ModelSpec, RequestError, RunSpec, WorkloadSpec
+from engine.spec import MODEL_PARTS, SCHEDULE_FACTS, LayoutSpec, ModelSpec, RequestError, RunSpec, WorkloadSpec, names_in
 
 MOST_RANKS = 8
+_CHOSEN = 0.15  # how often a part of the model is chosen apart from its family
 _DAY_S = 86_400.0  # the time limit of a run: a busy machine may be slow
 
 
@@ -30,6 +31,12 @@ def specs(seed: int) -> Iterator[RunSpec]:
             yield spec
 
 
+def _values(part: str) -> list[Any]:
+    """The values of a part of the model."""
+    names = names_in(ModelSpec.model_fields[part].annotation)
+    return [name == "true" for name in names] if set(names) == {"true", "false"} else list(names)
+
+
 def _spec(draw: random.Random) -> RunSpec:
     heads = draw.choice((2, 4, 6, 8))
     family = draw.choice(list(FAMILIES))
@@ -44,6 +51,7 @@ def _spec(draw: random.Random) -> RunSpec:
     }
     if family == "llama":
         model["kv_heads"] = draw.choice((0, 1, 2))
+    model |= {part: draw.choice(_values(part)) for part in MODEL_PARTS if draw.random() < _CHOSEN}
     name = draw.choice(SCHEDULES)
     dp, tp, pp = (draw.choice((1, 1, 2, 2, 3, 4)) for _ in range(3))
     layout = LayoutSpec(

@@ -1,4 +1,4 @@
-"""The command line: python -m engine run | dry-run | predict | search | models | devices | runs | export | schema.
+"""The command line: python -m engine run | dry-run | predict | search | calibrate | models | devices | runs | export | schema.
 
 Exit status 0 done, 1 a rank failed, 2 the request is wrong, 130 cancelled by Ctrl-C.
 """
@@ -20,7 +20,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def _run_command(arguments: Sequence[str]) -> tuple[int, bool]:
     """Returns the exit status, and whether the command's result is kept in a file, not only printed."""
-    from engine.command import dry_run, export, flags, lists, output, predict, run, search
+    from engine.command import calibrate, dry_run, export, flags, lists, output, predict, run, search
     from engine.launch.failure import RunError
     from engine.spec import RequestError
 
@@ -30,6 +30,7 @@ def _run_command(arguments: Sequence[str]) -> tuple[int, bool]:
     dry_run.add(commands.add_parser("dry-run", help="say what each rank would hold and send, without running them"))
     predict.add(commands.add_parser("predict", help="what a run would cost, by the formulas; nothing is started"))
     search.add(commands.add_parser("search", help="the best layouts of a model on so many devices, and why"))
+    calibrate.add(commands.add_parser("calibrate", help="measure this machine as a device for plans"))
     lists.add_models(commands.add_parser("models", help="list the named models"))
     lists.add_devices(commands.add_parser("devices", help="list the named devices"))
     lists.add_runs(commands.add_parser("runs", help="list the saved runs"))

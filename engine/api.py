@@ -9,9 +9,10 @@ from pathlib import Path
 from engine import catalog, devices, store
 from engine.devices import DeviceSpec
 from engine.launch import dry_client
-from engine.launch.draft import folder_for
+from engine.launch.draft import folder_for, kept
 from engine.launch.failure import RunError
 from engine.launch.following import Progress, follow, saved_folder
+from engine.launch.predicted import predicted
 from engine.launch.queue import RunQueue, RunState
 from engine.launch.recording import with_ledgers
 from engine.optimizer import Framework
@@ -93,13 +94,18 @@ def dry_run(
         return store.load(dry_client.dry_run(spec, home, rank, device, progress or (lambda done, of: None)))
 
 
-def predict(spec: RunSpec) -> RunResult:
+def predict(spec: RunSpec, out: StrPath | None = None) -> RunResult:
     """Memory and traffic of every rank and the textbook timeline, by formula: milliseconds, for any number of ranks.
 
-    Tables have the schemas of a measurement's tables, with `source` "formula". A model whose ledgers are neither shipped nor
-    recorded on this machine takes some seconds, once. Raises `RequestError` if a number is too large for a table.
+    Tables have the schemas of a measurement's tables, with `source` "formula". `out`: as in `run`; what is saved has every table
+    of a run. A model whose ledgers are neither shipped nor recorded on this machine takes some seconds, once. Raises
+    `RequestError` if a number is too large for a table.
     """
-    return with_ledgers(lambda: predict_by_formula(spec))
+    if out is None:
+        return with_ledgers(lambda: predict_by_formula(spec))
+    result = with_ledgers(lambda: predicted(spec))
+    kept(result, Path(out))
+    return result
 
 
 def search(
@@ -111,6 +117,7 @@ def search(
     assumed: Assumptions | None = None,
     accounting: AccountingName = "engine",
     only: Framework | None = None,
+    kept_free: int | None = None,
 ) -> Plan:
     """Estimate every layout of `model` on `ranks` devices: whether it fits, and the time of a step.
 
@@ -123,13 +130,16 @@ def search(
     `workload`: precision, optimizer and other settings that are not the layout's; None means bf16 with fp32 gradients, and AdamW.
     `assumed`: the efficiencies of the device. `accounting`: whose formulas for memory.
     `only`: layouts that "megatron", "torchtitan" or "deepspeed" runs as they are; None means all.
+    `kept_free`: bytes of a device that tensors must leave; None: for each layout what `engine.predict.reserve` says.
 
     Raises `RequestError`, also if no layout is possible.
     """
     shape = catalog.model(model) if isinstance(model, str) else model
     chip = devices.device(device) if isinstance(device, str) else device
     batch = default_batch(ranks) if global_batch is None else global_batch
-    return with_ledgers(lambda: planner.search(shape, ranks, chip, batch, workload or MIXED, assumed, accounting, only=only))
+    return with_ledgers(
+        lambda: planner.search(shape, ranks, chip, batch, workload or MIXED, assumed, accounting, only=only, kept_free=kept_free)
+    )
 
 
 def load(folder: StrPath) -> RunResult:

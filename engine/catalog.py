@@ -43,6 +43,9 @@ MODELS: dict[str, ModelSpec] = {
     "gpt3-6.7b": _gpt3(32, 4096, 32),
     "gpt3-13b": _gpt3(40, 5120, 40),
     "gpt3-175b": _gpt3(96, 12288, 96),
+    # Le Scao et al. 2022, BLOOM, table 3: 176.2B parameters. It has ALiBi and a norm behind the embedding; GPT's positions, which
+    # stand in their place, are 0.02% of its parameters.
+    "bloom-176b": ModelSpec(layers=70, hidden=14336, heads=112, vocab=250880, seq=2048),
     # Devlin et al. 2019, BERT, section 3; the vocabulary is that of the released uncased models.
     "bert-base": ModelSpec(family="bert", layers=12, hidden=768, heads=12, vocab=30522, seq=512),
     "bert-large": ModelSpec(family="bert", layers=24, hidden=1024, heads=16, vocab=30522, seq=512),

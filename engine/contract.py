@@ -39,7 +39,7 @@ def refuse_wrong_sum(result: RunResult) -> None:
 
 
 def source(result: RunResult) -> str:
-    """Where the numbers are from: "measured" or "dry_run"."""
+    """Where the numbers are from: "measured", "dry_run" or "formula"."""
     return str(result.tables["memory_peak"]["source"].iloc[0])
 
 
@@ -69,7 +69,7 @@ def _across_tables(result: RunResult) -> Iterator[Sentence]:
     mesh = layout.mesh
     yield from _sources(result)
     yield from _ranks(result, mesh)
-    yield from _groups(result.tables["traffic"], mesh)
+    yield from _groups(result.tables["traffic"], mesh, result.spec.model.key_copies(mesh.tp))
     yield from _numbers(result)
     yield from _passes(result.spec, result.tables["spans"], mesh)
     yield from _instants(result.tables["spans"])
@@ -78,8 +78,10 @@ def _across_tables(result: RunResult) -> Iterator[Sentence]:
 
 def _sources(result: RunResult) -> Iterator[Sentence]:
     found = sorted({word for rows in result.tables.values() for word in rows["source"].unique()})
-    if found not in (["measured"], ["dry_run"]):
-        yield sentence("its tables are by {sources}; a run's are all measured, or all of a dry run", sources=", ".join(found))
+    if found not in (["measured"], ["dry_run"], ["formula"]):
+        yield sentence(
+            "its tables are by {sources}; a run's are all measured, all of a dry run, or all predicted", sources=", ".join(found)
+        )
 
 
 def _ranks(result: RunResult, mesh: Mesh) -> Iterator[Sentence]:
@@ -100,13 +102,17 @@ def _ranks(result: RunResult, mesh: Mesh) -> Iterator[Sentence]:
             )
 
 
-def _groups(traffic: pd.DataFrame, mesh: Mesh) -> Iterator[Sentence]:
-    """A group contains its rank. Along dp and tp it is the whole group of the axis. A message is between two stages."""
+def _groups(traffic: pd.DataFrame, mesh: Mesh, key_copies: int) -> Iterator[Sentence]:
+    """A group contains its rank. Along dp and tp it is the whole group of the axis, or the ranks with copies of a key head. A
+    message is between two stages.
+    """
     transfer = traffic["collective"].isin(_TRANSFERS)
     rows = traffic[["rank", "axis", "group"]].assign(transfer=transfer).drop_duplicates()
     for rank, axis, group, message in rows.itertuples(index=False):
         pair = axis == "pp" and group.count(",") == 1  # messages, and the all-reduce of tied weights
-        good = _is_pair(group, rank, mesh) if pair else not message and _is_whole(group, rank, axis, mesh)
+        shares = axis == "tp" and group == group_name(mesh.neighbours("tp", rank, key_copies), cut=False)
+        whole = _is_whole(group, rank, axis, mesh) or (shares and key_copies > 1)
+        good = _is_pair(group, rank, mesh) if pair else not message and whole
         if not good:
             named = {"group": group[:40], "rank": rank, "axis": axis}
             yield sentence("traffic has the group {group!r}, which is not a group of rank {rank} along {axis}", **named)

@@ -5,8 +5,17 @@ Figures are those of data sheets. Three of them need care:
 - A rate "with sparsity" is twice the rate of dense matrices. Rates here are for dense matrices.
 - Data sheets give the bandwidth of a link for both directions together. Here it is for one direction.
 - "80 GB" is taken as 80 · 10⁹ bytes. The chips hold 80 GiB, 7% more, and a driver shows 79 to 79.3 GiB of it to a program. The
-  difference is about as large as what formulas for tensors do not count: the driver's context, buffers of collectives,
-  fragmentation.
+  difference is left as a margin: `engine.predict.reserve` counts what formulas for tensors do not.
+
+What takes memory beside tensors are assumptions, the same for all GPUs, since each depends on versions of libraries too:
+
+- A CUDA context is 512 MiB. PyTorch's maintainers give some 300 MB where kernels are loaded when they are needed, as since CUDA
+  11.7, and more than 1,000 MB with all (pytorch#107667). A training loads many.
+- An NCCL communicator is 544 MiB with two members and 688 MiB with more, on A100 with NVLink (NVIDIA/nccl#964). Each has buffers
+  of its own, and beyond two nodes they grow no more (Jeaugey in NVIDIA/nccl#864).
+- cuBLAS recommends a workspace of 32 MiB from Hopper on and 4 MiB before (cuBLAS documentation, cublasSetWorkspace).
+- The caching allocator reserves 4% more than tensors take: the mean over 344 ranks of Megatron-LM on B200, of which the median is
+  3.8% and the largest 9.3% (max_reserved ÷ max_allocated in SimuMax 1.2, docs/b200/b200_release_v1.2_summary.json).
 """
 
 from __future__ import annotations
@@ -17,6 +26,8 @@ from pydantic import Field
 
 from engine import files
 from engine.spec import LARGEST_JSON, Precision, RequestError, Spec
+
+_MIB = 2**20
 
 
 class DeviceSpec(Spec):
@@ -38,6 +49,22 @@ class DeviceSpec(Spec):
     intra_latency: float = Field(4e-6, ge=0, allow_inf_nan=False, description="latency of a message inside the node, in seconds")
     inter_latency: float = Field(14e-6, ge=0, allow_inf_nan=False, description="latency of a message to another node, in seconds")
     node_size: int = Field(8, ge=1, le=65536, description="devices in a node")
+    context_bytes: int = Field(512 * _MIB, ge=0, le=10**18, description="CUDA context, in bytes")
+    pair_communicator_bytes: int = Field(544 * _MIB, ge=0, le=10**18, description="an NCCL communicator of two ranks, in bytes")
+    communicator_bytes: int = Field(688 * _MIB, ge=0, le=10**18, description="an NCCL communicator of more ranks, in bytes")
+    workspace_bytes: int = Field(32 * _MIB, ge=0, le=10**18, description="workspace of cuBLAS, in bytes")
+    fragmentation: float = Field(
+        0.04, ge=0, le=1, description="what the allocator reserves beyond the tensors' peak, as a share of it"
+    )
+    # What `engine calibrate` measures, in place of assumptions (`engine.predict.speed.rates`). None: as assumed.
+    matmul_efficiency: float | None = Field(None, gt=0, le=1, description="measured on it, in place of the assumption")
+    attention_efficiency: float | None = Field(None, gt=0, le=1, description="measured on it, in place of the assumption")
+    memory_efficiency: float | None = Field(None, gt=0, le=1, description="measured on it, in place of the assumption")
+    intra_efficiency: float | None = Field(None, gt=0, le=1, description="measured on it, in place of the assumption")
+    launch_us: float | None = Field(
+        None, ge=0, le=100_000, description="microseconds of the host for a kernel, measured on it, in place of the assumption"
+    )
+    launches_ahead: bool = Field(True, description="its host launches kernels while it works on others; a processor does not")
     source: str = Field("", max_length=1000, description="source of the figures")
 
     def peak(self, precision: Precision) -> float:
@@ -57,13 +84,16 @@ _NVLINK, _PCI, _NETWORK = 3.4e-6, 5.7e-6, 14e-6
 
 def _made(
     name: str, gb: int, bf16: float, fp32: float, memory: float, intra: float, inter: float, reach: tuple[float, float],
-    source: str, latency: float = _NVLINK,
+    source: str, latency: float = _NVLINK, workspace: int = 32,
 ) -> DeviceSpec:  # fmt: skip
-    """A device in nodes of eight. `gb`: 10⁹ bytes. `bf16`, `fp32`: peak TFLOP/s. `reach`: their reached parts. Rest: GB/s."""
+    """A device in nodes of eight. `gb`: 10⁹ bytes. `bf16`, `fp32`: peak TFLOP/s. `reach`: their reached parts. Rest: GB/s.
+
+    `workspace`: MiB.
+    """
     return DeviceSpec(
         name=name, memory_bytes=gb * _GB, bf16_flops=bf16 * _T, fp32_flops=fp32 * _T, memory_bandwidth=memory * _GB,
         intra_bandwidth=intra * _GB, inter_bandwidth=inter * _GB, intra_latency=latency, inter_latency=_NETWORK, node_size=8,
-        reachable=reach[0], fp32_reachable=reach[1], source=source,
+        reachable=reach[0], fp32_reachable=reach[1], source=source, workspace_bytes=workspace * _MIB,
     )  # fmt: skip
 
 
@@ -83,8 +113,8 @@ _HOPPER = "(989 TFLOPS dense bf16, 67 fp32, NVLink 900 GB/s both ways); DGX: 8 p
 DEVICES: dict[str, DeviceSpec] = {
     device.name: device
     for device in (
-        _made("a100-40gb", 40, 312, 19.5, 1555, 300, 25, _AMPERE_REACHES, f"{_A100}; 40 GB, 1,555 GB/s"),
-        _made("a100-80gb", 80, 312, 19.5, 2039, 300, 25, _AMPERE_REACHES, f"{_A100}; 80 GB, 2,039 GB/s"),
+        _made("a100-40gb", 40, 312, 19.5, 1555, 300, 25, _AMPERE_REACHES, f"{_A100}; 40 GB, 1,555 GB/s", workspace=4),
+        _made("a100-80gb", 80, 312, 19.5, 2039, 300, 25, _AMPERE_REACHES, f"{_A100}; 80 GB, 2,039 GB/s", workspace=4),
         _made(
             "h100-80gb", 80, 989.4, 66.9, 3350, 450, 50, _HOPPER_REACHES,
             f"NVIDIA H100 data sheet, SXM {_HOPPER}; 80 GB, 3.35 TB/s",
@@ -107,13 +137,13 @@ DEVICES: dict[str, DeviceSpec] = {
             "l40s", 48, 362.05, 91.6, 864, 32, 12.5, _ADA_REACHES,
             "NVIDIA L40S data sheet (362.05 TFLOPS dense bf16, 91.6 fp32, 48 GB, 864 GB/s, PCIe 4.0 × 16 at 64 GB/s both ways); "
             "for the network, a port of 200 Gb/s for two devices is assumed",
-            _PCI,
+            _PCI, 4,
         ),
         _made(
             "rtx-4090", 24, 165.2, 82.6, 1008, 32, 1.5625, _ADA_REACHES,
             "NVIDIA Ada GPU architecture white paper, appendix A (165.2 TFLOPS dense bf16 added up in fp32, 82.6 fp32, 24 GB, "
             "1,008 GB/s, PCIe 4.0 × 16); for the network, one port of 100 Gb/s for eight devices is assumed",
-            _PCI,
+            _PCI, 4,
         ),
         # A typical laptop, not one product. Eight cores at 3 GHz with two AVX2 units, each with 8 fused multiply-adds in fp32,
         # have 8 · 3e9 · 32 FLOP/s. bf16 is not faster on them. Two channels of DDR5-5600 have 2 · 8 B · 5.6e9/s. A message
@@ -122,11 +152,23 @@ DEVICES: dict[str, DeviceSpec] = {
         DeviceSpec(
             name="laptop-cpu", memory_bytes=16 * _GB, bf16_flops=0.768e12, fp32_flops=0.768e12, memory_bandwidth=89.6e9,
             intra_bandwidth=20e9, inter_bandwidth=0.125e9, intra_latency=20e-6, inter_latency=100e-6, node_size=1,
+            context_bytes=0, pair_communicator_bytes=0, communicator_bytes=0, workspace_bytes=0, fragmentation=0.0,
             source="a typical laptop, not one product: 8 cores of 3 GHz with AVX2, 16 GB of DDR5-5600 on two channels, gigabit "
             "Ethernet",
         ),
     )
 }  # fmt: skip
+
+
+def own_folder() -> Path:
+    """Where this user's device files are: `engine calibrate` writes them there. Each is offered by its name."""
+    return Path.home() / ".local" / "share" / "shardscope" / "devices"
+
+
+def device_names() -> list[str]:
+    """The named devices, and this user's own."""
+    own = sorted(file.stem for file in own_folder().glob("*.json") if file.stem not in DEVICES)
+    return [*DEVICES, *own]
 
 
 def device(name: str) -> DeviceSpec:
@@ -135,8 +177,10 @@ def device(name: str) -> DeviceSpec:
         return DEVICES[name]
     if name.endswith(".json"):
         return read_device(Path(name))
+    if name in (names := device_names()):
+        return read_device(own_folder() / f"{name}.json")
     raise RequestError(
-        f"there is no device {name!r}; there are {', '.join(DEVICES)}, or the name of a .json file with one of yours"
+        f"there is no device {name!r}; there are {', '.join(names)}, or the name of a .json file with one of yours"
     )
 
 

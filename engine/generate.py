@@ -35,7 +35,7 @@ class Generator:
         total = self.prompt.shape[1] + spec.generate.new_tokens
         attentions = [m for chunk in chunks.values() for m in chunk.modules() if isinstance(m, SelfAttention)]
         model = spec.model
-        shape = (1, model.key_heads // comm.mesh.tp, total, model.head_width)
+        shape = (1, model.keys_on_rank(comm.mesh.tp), total, model.head_width)
         dtype = next(p.dtype for chunk in chunks.values() for p in chunk.parameters())
         self.cache = KVCache(attentions, shape, dtype, comm.device)
 

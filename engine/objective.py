@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.families import FAMILIES, predicted
+from engine.families import predicted
 from engine.spec import BYTE_VOCABULARY, ModelSpec, RequestError, sentence
 from engine.text import batch
 
@@ -37,7 +37,7 @@ class Feed(NamedTuple):
 
 def feed(model: ModelSpec, text: bytes, size: int, seed: int, step: int, index: int) -> Feed:
     """Microbatch `index` of `step`, of `size` sequences. Raises `RequestError` if the text is too short."""
-    objective = FAMILIES[model.family].objective
+    objective = model.parts.objective
     if objective == "causal":
         return Feed(*batch(text, model.seq, size, seed, step, index))
     if objective == "seq2seq":
@@ -77,7 +77,7 @@ def _masked(model: ModelSpec, tokens: NDArray[np.int64], random: np.random.Gener
     shown = tokens.copy()
     shown[rows, chosen] = np.where(kind < 0.8, MASK, np.where(kind < 0.9, other, tokens[rows, chosen]))
     segments = (np.arange(seq) >= (seq + 1) // 2).astype(np.int64)
-    return Feed(shown, targets, segments=np.tile(segments, (size, 1)) if FAMILIES[model.family].segments else None)
+    return Feed(shown, targets, segments=np.tile(segments, (size, 1)) if model.parts.segments else None)
 
 
 def _permuted(model: ModelSpec, tokens: NDArray[np.int64], random: np.random.Generator) -> Feed:

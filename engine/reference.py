@@ -110,6 +110,9 @@ def compare(spec: RunSpec, store: dist.Store) -> tuple[list[dict[str, Any]], lis
         for key in copies:
             for dp in range(layout.dp):
                 slices = [_published(store, key, dp, tp, shape) for tp in range(layout.tp)]
-                joined += [sharding.unshard(slices)] if sharding.dim is not None else slices
+                if sharding.dim is None:
+                    joined += slices
+                else:
+                    joined += [sharding.unshard(slices, copy) for copy in range(sharding.copies(layout.tp))]
         rows.append(parity_row(name, joined, whole))
     return rows, losses

@@ -25,7 +25,9 @@ from engine.tables import SCHEMAS, RunResult
 # The limits for the user's own runs: 16 ranks with some 3,600 microbatches. A run that could have more rows is not started. In
 # the two tables that grow, memory_curve and spans, a row has up to 120 bytes.
 OWN = ReadLimits(rows=4_000_000, bytes=1 << 30, foreign=False)
+_OWNER, _LONGEST_OWNER = ".owner", 200  # a file in a run's folder, and its bytes
 _TRASH = ".trash"  # it has one folder for each deletion, named by its time; the deleted run is in it, under its own name
+_FORMER = ".former-names"  # it has one file for each name that a renamed run had; its content is the next name
 KEPT_NS = 24 * 3600 * 10**9  # how long a deleted run can be restored, by any server that uses the same home
 # Letters and digits of any language. No comma, which separates names in a link. No dot at the start, which hides a folder.
 _NAME = re.compile(r"[^\W_][\w .+()=-]{0,79}(?<![ .])")
@@ -158,6 +160,33 @@ def discard_partial(folder: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
+# ------------------------------------------------------------------------------------------------------------ whose it is
+
+
+def set_owner(folder: Path, owner: str) -> None:
+    """Note in a saved run whose it is. The note goes where the folder goes: into the trash and back. Raises `OSError`."""
+    files.write(folder / _OWNER, owner.encode())
+
+
+def owner(folder: Path) -> str:
+    """Whose run it is; empty if nobody noted it."""
+    try:
+        return files.read(folder / _OWNER, _LONGEST_OWNER).decode(errors="replace")
+    except FileNotFoundError:
+        return ""
+
+
+def owned(home: Path, by: str) -> tuple[list[Path], list[Path]]:
+    """The folders of an owner's runs in `home`: those that are saved, and those in the trash."""
+    deleted = [path for path in (home / _TRASH).glob("*/*") if path.is_dir()]
+    return [run for run in listing(home) if owner(run) == by], [run for run in deleted if owner(run) == by]
+
+
+def size(folder: Path) -> int:
+    """Bytes of a run's files."""
+    return sum(path.stat().st_size for path in folder.iterdir())
+
+
 # ----------------------------------------------------------------------------------------------------- names and the trash
 
 
@@ -185,7 +214,24 @@ def rename(folder: Path, name: str) -> Path:
     if target.exists():  # rename would replace an empty folder
         raise RequestError(sentence("there is another run named {name}; choose a name that is free", name=name))
     _move(folder, target)
+    former = folder.parent / _FORMER
+    former.mkdir(exist_ok=True)
+    files.write(former / folder.name, target.name.encode())
     return target
+
+
+def current(home: Path, name: str) -> Path | None:
+    """The run that has this name, or had it before it was renamed. None if there is none. No name leads out of `home`."""
+    tried: set[str] = set()
+    while good_name(name) and name not in tried:
+        if _saved_at(home / name) is not None:
+            return home / name
+        tried.add(name)
+        try:
+            name = files.read(home / _FORMER / name, _LONGEST_NAME).decode()
+        except FileNotFoundError:
+            return None
+    return None
 
 
 def delete(folder: Path) -> Path:
@@ -200,6 +246,11 @@ def delete(folder: Path) -> Path:
         raise
     empty_trash(folder.parent)
     return deletion / folder.name
+
+
+def remove_deleted(deleted: Path) -> None:
+    """Remove a deleted run from disk: it cannot be restored."""
+    shutil.rmtree(deleted.parent, ignore_errors=True)  # another server of the same home may remove it too
 
 
 def restore(deleted: Path) -> Path:

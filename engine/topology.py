@@ -139,6 +139,12 @@ class Mesh(_ByAxis):
         first, step = self.peer(axis, rank, 0), self._strides[axis]
         return tuple(range(first, first + self[axis] * step, step))
 
+    def neighbours(self, axis: Axis, rank: int, count: int) -> tuple[int, ...]:
+        """The part of its group with `rank`, if the group is cut into parts of `count` ranks each, in order."""
+        group = self.group(axis, rank)
+        first = self.index(axis, rank) // count * count
+        return group[first : first + count]
+
     def groups(self, axis: Axis) -> list[tuple[int, ...]]:
         """All groups along `axis`. Each rank is in one of them."""
         return [self.group(axis, rank) for rank in range(self.size) if self.index(axis, rank) == 0]

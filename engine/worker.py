@@ -7,6 +7,8 @@ import platform
 import signal
 import threading
 import time
+from collections import deque
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,7 +19,7 @@ from engine.generate import Generator, readable
 from engine.inference import Inference
 from engine.measure.memory import MakeTracer, MemoryTrace, Tracer
 from engine.measure.process import process_row, resident_bytes
-from engine.measure.recorder import Recorder
+from engine.measure.recorder import Recorder, StepSpans
 from engine.model.chunk import TIED, TransformerChunk, streams_before, to_tensors
 from engine.objective import Feed, feed
 from engine.parallel.comm import Backend, Comm, choose_backend
@@ -34,6 +36,9 @@ from engine.summary import summarize
 from engine.tables import Rows, RunResult, table
 from engine.text import load
 from engine.wire import WireError, pack_rows, unpack_rows
+
+_MEDIAN_OF = 9  # steps, the last ones: their median is drawn, so that one slow step is not
+_MEDIAN_STEP = "median step"  # key in the store
 
 
 class Task(Protocol):
@@ -69,7 +74,8 @@ def work(
         torch.cuda.set_device(backend.device)
     recorder = Recorder()
     mesh = spec.layout.mesh
-    comm = Comm.connect(store, mesh, rank, backend, spec.workload.time_limit, recorder)
+    copies = spec.model.key_copies(mesh.tp)
+    comm = Comm.connect(store, mesh, rank, backend, spec.workload.time_limit, recorder, copies)
     link.set_status("building the model")
     task: Task = Inference(spec, comm, link) if spec.generate.skip_training else Trainer(spec, comm, link)
     comm.common_instant()
@@ -132,9 +138,10 @@ class Trainer:
         self.executor = Executor(schedule, self.chunks, inputs, self.data, self.optimizer, link.set_status)
 
     def run(self, store: dist.Store) -> Rows:
-        """The timed steps. Returns rows of steps (from one rank), and spans and traffic of the last step."""
+        """The timed steps. Returns rows of steps (from one rank), traffic of a step, and spans of a step of median time."""
         steps = []
         rows: Rows = {}
+        recent: deque[tuple[int, StepSpans]] = deque(maxlen=_MEDIAN_OF)
         workload, at, mesh = self.spec.workload, self.comm.at, self.comm.mesh
         reporting = self.executor.has_last and at.dp == 0 and at.tp == 0
         tokens = mesh.dp * workload.microbatches * workload.microbatch_size * self.spec.model.seq
@@ -144,8 +151,9 @@ class Trainer:
             self.optimizer.keeps_gradients = compared = self.spec.parity and step == 1
             origin = self.run_step(step)
             took = time.perf_counter_ns() - origin
-            if step == workload.steps:  # before parity's own collectives are counted
-                rows = {"spans": self.recorder.span_rows(self.comm.rank), "traffic": self.recorder.traffic_rows(self.comm.rank)}
+            recent.append((took, self.recorder.step_spans()))  # before parity's own collectives are counted
+            if step == workload.steps:
+                rows = {"traffic": self.recorder.traffic_rows(self.comm.rank)}
             if compared:
                 self._publish_gradients(store)
             if reporting:
@@ -153,7 +161,11 @@ class Trainer:
                 row["step_ns"] = took
                 steps.append(row | {"tokens": tokens})
                 self.link.report({"event": "step", **row})
-        return rows | {"steps": steps}
+        if reporting:
+            store.set(_MEDIAN_STEP, str(_median(recent).step))
+        median = int(store.get(_MEDIAN_STEP))  # all ranks take the same step
+        spans = next(spans for _, spans in recent if spans.step == median)
+        return rows | {"steps": steps, "spans": spans.rows(self.comm.rank)}
 
     def trace(self, make_tracer: MakeTracer = Tracer) -> MemoryTrace:
         """The memory of one more step, by torch's profiler or another tracer."""
@@ -202,6 +214,11 @@ class Trainer:
                 for p, gradient in bucket.whole_gradients().items():
                     key = "tied" if names[p] == TIED and not chunk.first else names[p]
                     publish(store, key, self.comm.at.dp, self.comm.at.tp, gradient)
+
+
+def _median(recent: Sequence[tuple[int, StepSpans]]) -> StepSpans:
+    """The spans of the step of median time. `recent`: a step's nanoseconds, and its spans."""
+    return sorted(recent, key=lambda step: step[0])[(len(recent) - 1) // 2][1]
 
 
 def _collect_and_save(

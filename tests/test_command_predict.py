@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
+from engine import dry_run, load, predict, store
 from engine.__main__ import main
 from engine.predict.memory import memory
 from engine.spec import LayoutSpec, RunSpec
+from engine.tables import TABLES, compared
+from tests.check_run import findings
 
 
 def test_every_stage_has_a_line(capsys: pytest.CaptureFixture[str]) -> None:
@@ -105,3 +109,46 @@ def test_numbers_too_large_for_tables_are_refused(asked: str, said: str, capsys:
     assert answer.out == ""
     assert said in answer.err
     assert answer.err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        "--layout dp2.tp2.pp2 --zero 1 --parity",
+        "--layout dp3.tp1.pp2 --zero 3 --microbatches 8 --schedule zb-h1",
+        "--layout tp2.pp2 --skip-training --prompt abc --new-tokens 4",
+        "--layers 16 --layout dp64.tp4.pp8 --microbatches 32",
+    ],
+)
+def test_a_prediction_is_saved_as_a_run_is(asked: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["predict", *asked.split(), "--out", str(tmp_path), "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    (folder,) = store.listing(tmp_path)
+    assert said["folder"] == str(folder)
+    found = load(folder)
+    assert found.spec.model_dump(mode="json") == said["spec"]
+    assert set(found.tables) == set(TABLES) - {"parity"}
+    assert {source for rows in found.tables.values() for source in rows["source"]} == {"formula"}
+    assert list(findings(folder)) == []
+    curve = found.tables["memory_curve"]
+    highest = curve.groupby(["rank", "t_ns"])["bytes"].sum().groupby("rank").max()
+    peaks = found.tables["memory_peak"].groupby("rank")["bytes"].sum()
+    assert highest.to_dict() == peaks[highest.index].to_dict()
+
+
+def test_a_saved_prediction_has_the_tables_of_a_dry_run(tmp_path: Path) -> None:
+    """Of the same spec: the same peaks and traffic, and the same spans. Those of calls are the dry run's alone."""
+    case = RunSpec(layout=LayoutSpec(dp=2, tp=2, pp=2, zero=2))
+    ours, theirs = predict(case, tmp_path), dry_run(case)
+    assert load(store.listing(tmp_path)[0]).summary == ours.summary
+    for name in ("memory_peak", "traffic"):
+        both = compared(name, theirs.tables[name], ours.tables[name])
+        assert (both.filter(like="_measured").to_numpy() == both.filter(like="_predicted").to_numpy()).all()
+    mine, dry = (t.tables["spans"].query("lane == 'compute'").drop(columns="source") for t in (ours, theirs))
+    order = ["rank", "start_ns", "end_ns", "kind", "chunk", "microbatch"]
+    assert mine.sort_values(order).reset_index(drop=True).equals(dry.sort_values(order).reset_index(drop=True))
+
+
+def test_a_table_for_inference_is_not_saved(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["predict", "--inference", "--out", str(tmp_path)]) == 2
+    assert "leave out --out" in capsys.readouterr().err

@@ -6,13 +6,13 @@ import argparse
 import types
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, NoReturn, Union, get_args, get_origin
+from typing import Any, NoReturn, Union, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
 from engine import catalog
 from engine.launch.request import read_spec
-from engine.spec import LayoutSpec, RequestError, RunSpec, Spec
+from engine.spec import LayoutSpec, RequestError, RunSpec, Spec, names_in
 from engine.topology import AXES
 
 _ABSENT: Any = argparse.SUPPRESS  # flags that were not given are missing from the namespace, not set to their default
@@ -103,7 +103,8 @@ def _add_leaf(group: argparse._ArgumentGroup, leaf: _Leaf) -> None:
     if default not in (None, ()):
         text += f" (default {default})"
     # The values are text here. The spec validates them, with its own messages.
-    shown = "{" + ",".join(map(str, get_args(kind))) + "}" if get_origin(kind) is Literal else leaf.name.upper()
+    names = names_in(kind)
+    shown = "{" + ",".join(names) + "}" if names else leaf.name.upper()
     group.add_argument(leaf.option, dest=leaf.key, default=_ABSENT, metavar=shown, help=text)
 
 

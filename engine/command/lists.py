@@ -9,7 +9,8 @@ from typing import Any
 
 from engine import catalog, store
 from engine.command.output import HOME, complain, print_json, print_table
-from engine.devices import DEVICES
+from engine.devices import device as device_named
+from engine.devices import device_names
 from engine.spec import RequestError, RunSpec
 
 
@@ -44,7 +45,7 @@ def _models(arguments: argparse.Namespace) -> int:
 
 def _devices(arguments: argparse.Namespace) -> int:
     if arguments.json:
-        print_json([device.model_dump() for device in DEVICES.values()])
+        print_json([device.model_dump() for device in map(device_named, device_names())])
         return 0
     rows = [
         {
@@ -59,7 +60,7 @@ def _devices(arguments: argparse.Namespace) -> int:
             "between nodes GB/s": _short(device.inter_bandwidth / 1e9),
             "node": device.node_size,
         }
-        for device in DEVICES.values()
+        for device in map(device_named, device_names())
     ]
     print_table(rows)
     return 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -10,6 +11,8 @@ import pandas as pd
 from engine import catalog
 from engine.command import flags
 from engine.command.output import complain, print_json, print_table, size
+from engine.launch.draft import kept
+from engine.launch.predicted import predicted
 from engine.launch.recording import with_ledgers
 from engine.predict.inference import inference_table, inference_traffic_table, refuse_beyond_positions, refuse_no_text
 from engine.predict.memory import Peak, memory
@@ -29,8 +32,9 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--length", type=int, nargs="+", metavar="N", help="for inference: tokens of a sequence (default: the model's seq)"
     )
+    parser.add_argument("--out", type=Path, metavar="DIR", help="save the result as a folder there; otherwise it is only printed")
     parser.add_argument("--json", action="store_true", help="print it as JSON")
-    parser.set_defaults(do=run)
+    parser.set_defaults(do=run, kept=lambda arguments: arguments.out is not None)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -40,18 +44,26 @@ def run(arguments: argparse.Namespace) -> int:
         if getattr(arguments, name) is not None and not arguments.inference:
             raise RequestError(f"--{name} is for inference; give --inference with it")
     if arguments.inference:
+        if arguments.out is not None:
+            raise RequestError(
+                "--inference is a table of several requests and no run to save; leave out --out, or give --skip-training, "
+                "--prompt and --new-tokens in place of --inference"
+            )
         return _inference(spec, arguments.sequences or [1, 16], arguments.length or [spec.model.seq], arguments.json)
     peaks = with_ledgers(lambda: memory(spec), complain).peaks
     if arguments.explain is not None and not 0 <= arguments.explain < len(peaks):
         raise RequestError(f"stage {arguments.explain} is not one of the {len(peaks)}, 0 to {len(peaks) - 1}")
-    result = predict(spec)
+    result = predict(spec) if arguments.out is None else predicted(spec)
+    folder = None if arguments.out is None else kept(result, arguments.out)
     if arguments.json:
         shown = peaks if arguments.explain is None else (peaks[arguments.explain],)
-        print_json(_as_json(result, shown))
+        print_json(_as_json(result, shown) | {"folder": folder and str(folder)})
     elif arguments.explain is not None:
         _explain(peaks[arguments.explain])
     else:
         _print(spec, result, peaks)
+    if folder is not None and not arguments.json:
+        print(f"  saved    {folder}")
     return 0
 
 

@@ -12,7 +12,7 @@ import pandas as pd
 from engine import catalog, files
 from engine.api import search
 from engine.command.output import complain, print_json, print_table
-from engine.devices import DEVICES, device
+from engine.devices import device, device_names
 from engine.launch.recording import with_ledgers
 from engine.optimizer import OPTIMIZERS
 from engine.predict.papers.accounting import ACCOUNTINGS, AccountingName
@@ -21,6 +21,7 @@ from engine.predict.planner.explain import Lever, label, way_to_fit, why
 from engine.predict.planner.frameworks import NAMES
 from engine.predict.planner.search import MIXED, Plan
 from engine.predict.planner.serving import serving
+from engine.predict.reserve import reserve_terms
 from engine.predict.speed.rates import Assumptions
 from engine.spec import AttentionName, ModelSpec, RequestError, WorkloadSpec
 
@@ -30,7 +31,7 @@ _TOP = 10
 def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", required=True, metavar="NAME", help="a named model; `models` lists them")
     parser.add_argument("--ranks", required=True, type=int, metavar="N", help="how many devices there are")
-    named = f"a named device ({', '.join(DEVICES)}), or a JSON file with one of yours"
+    named = f"a named device ({', '.join(device_names())}), or a JSON file with one of yours"
     parser.add_argument("--device", required=True, metavar="NAME|FILE.json", help=named)
     parser.add_argument("--global-batch", type=int, metavar="N", help="sequences in a step (default: 2 for each device)")
     parser.add_argument("--seq", type=int, metavar="N", help="sequence length (default: the model's)")
@@ -47,6 +48,11 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--only", metavar="FRAMEWORK", help=f"layouts that it runs as they are: {', '.join(NAMES)} (default: all)"
     )
+    parser.add_argument(
+        "--reserve", type=float, metavar="GIB",
+        help="GiB of a device that tensors must leave free (default: CUDA context, NCCL's buffers, cuBLAS's workspace and "
+        "fragmentation, for each layout)",
+    )  # fmt: skip
     parser.add_argument("--tokens", type=float, metavar="N", help="also say what training on so many takes: days, device-hours")
     parser.add_argument("--price", type=float, metavar="X", help="with --tokens, also money: the price of a device for an hour")
     parser.add_argument(
@@ -76,18 +82,28 @@ def assumptions(given: Iterable[str]) -> Assumptions:
     return Assumptions.model_validate(changed)
 
 
+def kept_free(gib: float | None) -> int | None:
+    """GiB → bytes. Raises `RequestError` if it is not a size."""
+    if gib is None:
+        return None
+    if not 0 <= gib <= 1e6:
+        raise RequestError(f"--reserve {gib:g} is not from 0 to 1,000,000 GiB")
+    return round(gib * 2**30)
+
+
 def _search(arguments: argparse.Namespace) -> int:
+    free = kept_free(arguments.reserve)
     if arguments.top < 1:
         raise RequestError(f"--top {arguments.top} shows nothing; 1 and more do")
     if arguments.inference:
-        return _serve(arguments)
+        return _serve(arguments, free)
     for name in ("length", "sequences"):
         if getattr(arguments, name) is not None:
             raise RequestError(f"--{name} is for inference; give --inference with it")
     for name in ("price", "watts"):
         if getattr(arguments, name) is not None and arguments.tokens is None:
             raise RequestError(f"--{name} is for what a training takes; give --tokens with it")
-    plan = _plan(arguments)
+    plan = _plan(arguments, free)
     bill = _bill(plan, arguments)
     _write(plan.layouts, arguments.out)
     if arguments.json:
@@ -109,7 +125,7 @@ def _bill(plan: Plan, arguments: argparse.Namespace) -> Bill | None:
     return Bill(arguments.tokens, plan.ranks, speed, arguments.price, arguments.watts)
 
 
-def _serve(arguments: argparse.Namespace) -> int:
+def _serve(arguments: argparse.Namespace, free: int | None) -> int:
     """Print the layouts for inference, and how fast they are."""
     if arguments.global_batch is not None:
         raise RequestError("--global-batch is for training; --sequences says how many are generated at a time")
@@ -120,7 +136,7 @@ def _serve(arguments: argparse.Namespace) -> int:
     workload = WorkloadSpec.model_validate({"precision": arguments.precision})
     length = arguments.length or arguments.seq or model.seq
     assumed, sequences = assumptions(arguments.assume), arguments.sequences
-    asked = model, arguments.ranks, gpu, length, sequences, workload.precision, assumed
+    asked = model, arguments.ranks, gpu, length, sequences, workload.precision, assumed, free
     table = with_ledgers(lambda: serving(*asked), complain)
     _write(table, arguments.out)
     count = int(table["fits"].sum())
@@ -143,6 +159,7 @@ def _serving_row(row: dict[Any, Any]) -> dict[str, Any]:
         "cache of a sequence": f"{row['cache_bytes'] / 2**30:7.3f} GiB",
         "sequences": row["sequences"],
         "memory": f"{row['memory_bytes'] / 2**30:7.1f} GiB",
+        "reserve": f"{row['reserve_bytes'] / 2**30:5.1f} GiB",
         "a token": f"{1e3 * row['token_s']:8.2f} ms",
         "tokens/s": f"{row['tokens_per_second']:10,.0f}",
     }
@@ -157,7 +174,7 @@ def _write(table: pd.DataFrame, file: Path | None) -> None:
         raise RequestError(f"cannot write {file}: {error.strerror or error}") from error
 
 
-def _plan(arguments: argparse.Namespace) -> Plan:
+def _plan(arguments: argparse.Namespace, free: int | None) -> Plan:
     model = catalog.model(arguments.model)
     if arguments.seq is not None:
         model = ModelSpec.model_validate(model.model_dump() | {"seq": arguments.seq})
@@ -169,7 +186,7 @@ def _plan(arguments: argparse.Namespace) -> Plan:
     )  # fmt: skip
     account: AccountingName = arguments.accounting or "engine"
     assumed = assumptions(arguments.assume)
-    asked = model, arguments.ranks, arguments.device, arguments.global_batch, workload, assumed, account, arguments.only
+    asked = model, arguments.ranks, arguments.device, arguments.global_batch, workload, assumed, account, arguments.only, free
     return with_ledgers(lambda: search(*asked), complain)
 
 
@@ -194,7 +211,18 @@ def _print(plan: Plan, top: int) -> None:
               f"{table['reason'].iloc[plan.missed]}; {_how_far(plan, way)}")  # fmt: skip
         _list(lever.reason for lever in way)
     values = ", ".join(f"{name}={value}" for name, value in plan.assumed.model_dump().items())
-    print(f"\nmemory by {plan.accounting}; times assume {values}")
+    print(f"\nmemory by {plan.accounting}; {_kept_free_text(plan)}; times assume {values}")
+
+
+def _kept_free_text(plan: Plan) -> str:
+    """What is kept free beside tensors: of the first layout, term by term."""
+    if plan.reserve is not None:
+        return f"{plan.reserve / 2**30:.3g} GiB of every device are kept free"
+    first = plan.layouts.iloc[0]
+    degrees = int(first["dp"]), int(first["tp"]), int(first["pp"])
+    terms = reserve_terms(plan.device, *degrees, plan.model.parts.tied, int(first["memory_bytes"]))
+    parts = ", ".join(f"{term.bytes / 2**30:.2f} GiB {term.name}" for term in terms)
+    return f"kept free on the first: {parts or 'nothing'}"
 
 
 def _how_far(plan: Plan, way: list[Lever]) -> str:
@@ -203,8 +231,10 @@ def _how_far(plan: Plan, way: list[Lever]) -> str:
         return "no lever makes it smaller: take more devices, or larger ones"
     if way[-1].fits:
         return "the cheapest change that makes it fit:" if len(way) == 1 else "the cheapest changes that together make it fit:"
-    left, have = way[-1].memory_bytes / 2**30, plan.device.memory_bytes / 2**30
-    return f"no lever makes it fit: all of them together bring it to {left:.1f} GiB, and the device has {have:.1f}:"
+    left, have = way[-1].with_reserve / 2**30, plan.device.memory_bytes / 2**30
+    return (
+        f"no lever makes it fit: all of them together bring it to {left:.1f} GiB with its reserve, and the device has {have:.1f}:"
+    )
 
 
 def _list(reasons: Iterable[Any]) -> None:
@@ -224,6 +254,7 @@ def _row(plan: Plan, row: int) -> dict[str, Any]:
         "sp": "yes" if r["sequence_parallel"] else "no",
         "recompute": r["recompute"],
         "memory": f"{r['memory_bytes'] / 2**30:7.1f} GiB",
+        "reserve": f"{r['reserve_bytes'] / 2**30:5.1f} GiB",
         "step": f"{r['step_s']:8.3f} s",
         "bubble": f"{100 * max(0.0, r['bubble']):5.1f} %",  # rounding errors may leave it slightly below 0
         "TFLOP/s": f"{r['tflops_per_device']:7.1f}",
@@ -246,11 +277,18 @@ def _as_json(plan: Plan, top: int) -> dict[str, Any]:
         "assumed": plan.assumed.model_dump(),
         "weighed": len(plan.layouts),
         "feasible": plan.feasible,
+        "reserve": plan.reserve,
         "layouts": rows.to_dict("records"),
         "why": [str(reason) for reason in reasons],
         "missed": None if plan.missed is None else plan.layouts.iloc[plan.missed].to_dict(),
         "way_to_fit": [
-            {"change": str(lever.reason), "memory_bytes": lever.memory_bytes, "step_s": lever.step_s, "fits": lever.fits}
+            {
+                "change": str(lever.reason),
+                "memory_bytes": lever.memory_bytes,
+                "with_reserve": lever.with_reserve,
+                "step_s": lever.step_s,
+                "fits": lever.fits,
+            }
             for lever in way
         ],
     }

@@ -17,13 +17,13 @@ from engine.export.common import (
     optimizer_note,
     optimizer_settings,
 )
-from engine.families import ROTARY_BASE
 from engine.spec import AttentionName, LayoutSpec, RunSpec, recomputes
 
 VERSION = "core_v0.17.1"
 _SCRIPTS = {"gpt": "pretrain_gpt.py", "llama": "pretrain_gpt.py", "bert": "pretrain_bert.py", "roberta": "pretrain_bert.py"}
 _SCRIPTS |= {"transformer": "pretrain_t5.py"}
 _BACKENDS: dict[AttentionName, str] = {"fused": "flash", "written": "unfused"}
+_POSITIONS = {"rotary": "rope", "none": "none", "alibi": "none"}
 _SHARDING = {2: "optim_grads", 3: "optim_grads_params"}
 _TOKENIZERS = {"pretrain_bert.py": "BertWordPieceLowerCase", "pretrain_t5.py": "BertWordPieceCase"}
 
@@ -85,6 +85,8 @@ def _differences(spec: RunSpec) -> Iterator[str]:
     yield from _refusal(spec)
     if model.family not in _SCRIPTS:
         yield f"Megatron-LM has no {model.family}; a GPT of this size is set up instead"
+    if model.parts.position == "alibi":
+        yield "Megatron-LM has no linear biases of distances; the model is set up without positions"
     if model.family == "roberta":
         yield "Megatron-LM has no RoBERTa; its BERT adds token types"
     if model.family == "bert":
@@ -168,10 +170,16 @@ def _model(spec: RunSpec) -> Iterator[Argument]:
     if model.key_heads != model.heads:
         yield "--group-query-attention", True
         yield "--num-query-groups", model.key_heads
-    yield "--max-position-embeddings", model.seq
-    yield "--position-embedding-type", "rope" if parts.position == "rotary" else "learned_absolute"
+    yield "--max-position-embeddings", model.places
+    yield "--position-embedding-type", _POSITIONS.get(parts.position, "learned_absolute")
     if parts.position == "rotary":
-        yield "--rotary-base", ROTARY_BASE
+        yield "--rotary-base", model.angle_base
+        if model.rotated < model.head_width:
+            yield "--rotary-percent", model.rotated / model.head_width
+    if "window" in model.sized_parts:
+        yield "--window-size", f"{model.window - 1},0"  # the tokens before this one, and behind it
+        if model.global_every:
+            yield "--window-attn-skip-freq", model.global_every
     yield "--normalization", "RMSNorm" if parts.norm == "rms" else "LayerNorm"
     if parts.inner == "swiglu":
         yield "--swiglu", True

@@ -19,7 +19,6 @@ from engine.export.common import (
     optimizer_note,
     optimizer_settings,
 )
-from engine.families import ROTARY_BASE
 from engine.spec import LayoutSpec, ModelSpec, RunSpec
 from engine.spec.numbers import evenly
 
@@ -63,6 +62,8 @@ def _refusals(spec: RunSpec) -> Iterator[str]:
     model, layout = spec.model, spec.layout
     if not _has_flavor(model):
         yield "its sizes are flavors in its code; put the line below into torchtitan/models/llama3/__init__.py"
+    if model.key_heads % layout.tp:
+        yield f"tp={layout.tp} must divide its {model.key_heads} key heads; here ranks have copies of them"
     if model.seq % (2 * layout.tp):
         yield f"it cuts a sequence into 2 × tp = {2 * layout.tp} parts, which does not divide seq={model.seq}"
 
@@ -73,6 +74,8 @@ def _differences(spec: RunSpec) -> Iterator[str]:
         yield f"torchtitan has no {model.family}; a Llama of this size stands in its place"
     if model.head_dim and model.head_dim * model.heads != model.hidden:
         yield f"its heads are hidden ÷ heads wide, not {model.head_dim}"
+    if model.family == "llama":
+        yield from _position_differences(model)
     yield from _schedule_differences(spec)
     if layout.zero == 0 and layout.dp > 1 and _shards(spec):
         yield "it has no replicas beside tp or pp, so they shard optimizer and gradients, as with ZeRO 2"
@@ -89,6 +92,15 @@ def _differences(spec: RunSpec) -> Iterator[str]:
     yield from loss_note(spec, "torchtitan keeps whole logits")
     if spec.generate.prompt:
         yield "nothing is generated after training"
+
+
+def _position_differences(model: ModelSpec) -> Iterator[str]:
+    if model.parts.position != "rotary":
+        yield f"its positions are rotary, and here they are {model.parts.position}"
+    elif model.rotated < model.head_width:
+        yield f"it rotates all {model.head_width} numbers of a head, and here {model.rotated} are rotated"
+    if "window" in model.sized_parts:
+        yield f"it has no window; here a token sees {model.window} tokens"
 
 
 def _schedule_differences(spec: RunSpec) -> Iterator[str]:
@@ -123,7 +135,7 @@ def _entry(model: ModelSpec) -> str:
         "n_heads": model.heads,
         "n_kv_heads": model.key_heads,
     }
-    found |= {"vocab_size": model.vocab, "multiple_of": width, "rope_theta": ROTARY_BASE}
+    found |= {"vocab_size": model.vocab, "multiple_of": width, "rope_theta": model.angle_base}
     if (usual := 8 * model.hidden / 3) > width:
         found["ffn_dim_multiplier"] = int(1e6 * width / usual) / 1e6
     return f'"{_flavor(model)}": TransformerModelArgs({", ".join(f"{name}={value}" for name, value in found.items())}),'

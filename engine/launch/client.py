@@ -13,6 +13,7 @@ from pathlib import Path
 from select import select
 from typing import Any
 
+from engine.launch.root_cause import signal_named
 from engine.spec import sentence
 
 _WARM_S = 300.0  # for it to import torch
@@ -23,12 +24,14 @@ class WarmHost:
     """One host process. Not for use by more than one thread.
 
     A host that is stopped or stuck does not end a run at its time limit and does not cancel it. So each request has a deadline
-    here, after which the host is killed.
+    here, after which the host is killed. Deadlines are set for a run, by its name, or for the host itself.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, reserve: int | None = None) -> None:
+        """`reserve`: bytes of memory that it keeps free by ending runs; None: what is usual on such a machine."""
         self.events, events_end = os.pipe()
         command = [sys.executable, "-P", "-m", "engine.launch.local", "--events", str(events_end)]
+        command += [] if reserve is None else ["--reserve", str(reserve)]
         try:
             said = messages()  # output of the host must not mix with a command's results
             self._process = subprocess.Popen(
@@ -46,8 +49,8 @@ class WarmHost:
         finally:
             os.close(events_end)
         self._unread = bytearray()
-        self.overdue: str = ""  # why `kill_if_late` killed it
-        self._due: tuple[float, str] | None = None
+        self.overdue: tuple[str, str] | None = None  # the run for which `kill_if_late` killed it, and why
+        self._due: dict[str, tuple[float, str]] = {}
         self.must_answer(_WARM_S)
 
     @property
@@ -71,31 +74,34 @@ class WarmHost:
         self._unread = bytearray(rest)
         return [json.loads(line) for line in lines]
 
-    def must_answer(self, seconds: float) -> None:
+    def must_answer(self, seconds: float, run: str = "") -> None:
         """Set the deadline for its next answer."""
         why = sentence("the process that runs the ranks did not answer within {seconds:g} s and was ended", seconds=seconds)
-        self._due = time.monotonic() + seconds, why
+        self._due[run] = time.monotonic() + seconds, why
 
-    def must_end(self, limit: float, seconds: float) -> None:
-        """Set the deadline for the end of the current run: `seconds` after its time limit."""
+    def must_end(self, run: str, limit: float, seconds: float) -> None:
+        """Set the deadline for the end of a run: `seconds` after its time limit."""
         why = sentence(
             "the run reached its time limit of {limit:g} s; the process that runs the ranks did not answer and was ended",
             limit=limit,
         )
-        self._due = time.monotonic() + limit + seconds, why
+        self._due[run] = time.monotonic() + limit + seconds, why
 
-    def has_answered(self) -> None:
+    def has_answered(self, run: str = "") -> None:
         """Remove the deadline."""
-        self._due = None
+        self._due.pop(run, None)
 
     def patience(self) -> float | None:
-        """Seconds until the deadline. None if there is none."""
-        return None if self._due is None else max(0.0, self._due[0] - time.monotonic())
+        """Seconds until the next deadline. None if there is none."""
+        return max(0.0, min(self._due.values())[0] - time.monotonic()) if self._due else None
 
     def kill_if_late(self) -> None:
-        """Kill it after its deadline. Its ranks end too, and then `read_events` returns None."""
-        if self._due is not None and time.monotonic() >= self._due[0]:
-            (_, self.overdue), self._due = self._due, None
+        """Kill it after a deadline. Its ranks end too, and then `read_events` returns None."""
+        late = [(due, run, why) for run, (due, why) in self._due.items() if time.monotonic() >= due]
+        if late:
+            _, run, why = min(late)
+            self.overdue = run, why
+            self._due.clear()
             self._process.kill()
 
     def end(self, patience: float = _PATIENCE_S) -> int:
@@ -120,6 +126,15 @@ class WarmHost:
         deadline = time.monotonic() + _PATIENCE_S
         while select([self.events], [], [], max(0.0, deadline - time.monotonic()))[0] and os.read(self.events, 1 << 16):
             pass
+
+
+def how_ended(status: int) -> str:
+    """How a host ended, in a sentence, by what `WarmHost.end` returned."""
+    if status < 0:
+        return sentence(
+            "the process that runs the ranks was killed by {signal}, and the ranks with it", signal=signal_named(-status)
+        )
+    return sentence("the process that runs the ranks left with exit status {status}, and the ranks with it", status=status)
 
 
 def messages() -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import secrets
 import shutil
@@ -13,7 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from engine import files, store
-from engine.spec import RunSpec
+from engine.spec import RequestError, RunSpec, sentence
+from engine.tables import RunResult
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,39 @@ class Draft:
         store.discard_partial(self.folder)
         if self.folder.exists():
             shutil.rmtree(self.folder)
+
+
+def kept(result: RunResult, home: Path) -> Path:
+    """Save `result` in `home`, which is made if it is not there, under a new name. Returns the folder. Raises `RequestError`."""
+    draft = Draft.new(home.absolute())
+    try:
+        store.save(result, draft.folder)
+        return draft.keep(result.spec)
+    except OSError as error:
+        draft.discard()
+        raise RequestError(f"cannot save in {home}: {error.strerror or error}") from error
+
+
+def make_home(home: Path) -> None:
+    """Make the folder of runs, if needed. Raises `RequestError`, also if it is not writable."""
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RequestError(
+            sentence("cannot make the folder {home} for runs: {reason}", home=str(home), reason=error.strerror)
+        ) from error
+    if not os.access(home, os.W_OK | os.X_OK):
+        raise RequestError(sentence("the folder {home} for runs is not writable", home=str(home)))
+
+
+def note_owner(folder: Path, owner: str) -> None:
+    """Note in a saved run whose it is. A full disk costs the note, not the run."""
+    if not owner:
+        return
+    try:
+        store.set_owner(folder, owner)
+    except OSError as error:
+        logging.getLogger(__name__).warning("whose run %s is could not be noted: %s", folder.name, error)
 
 
 @contextmanager

@@ -86,7 +86,8 @@ def dry_run_rank(
             allocator = stack.enter_context(FakeAllocator())
             recorder.resized, make_tracer = allocator.resized, allocator.tracer
         mesh = spec.layout.mesh
-        comm = Comm.without_others(mesh, rank, recorder, torch.device("cpu" if device == "none" else device))
+        on = torch.device("cpu" if device == "none" else device)
+        comm = Comm.without_others(mesh, rank, recorder, on, spec.model.key_copies(mesh.tp))
         trace = _traced(spec, comm, make_tracer, warm_up=device != "none")
         grown = resident_bytes() - before
     times = clock.stages[comm.at.pp]

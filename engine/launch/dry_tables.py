@@ -6,18 +6,17 @@ coordinates and groups.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
 
-from engine.launch.textbook import Textbook
+from engine.launch.textbook import Textbook, step_row
 from engine.spec import RunSpec
 from engine.tables import Rows, RunResult, group_name, members, table
 from engine.topology import Axis, Mesh
 
-_MOST_ROWS = 1_000_000  # of memory_curve and spans: larger ones have only the ranks that were run
+MOST_ROWS = 1_000_000  # of memory_curve and spans: larger ones have only the ranks that were run
 
 
 def first_of_each_stage(spec: RunSpec) -> list[int]:
@@ -32,10 +31,10 @@ def result(
     rank that `Mesh.listed` has.
     """
     mesh = spec.layout.mesh
-    stands_for = {rank: _ranks_of_stage(mesh, rank) if whole and mesh.all_listed else [rank] for rank in sorted(by_rank)}
+    stands_for = {rank: ranks_of_stage(mesh, rank) if whole and mesh.all_listed else [rank] for rank in sorted(by_rank)}
     tables = {name: _repeated(name, by_rank, stands_for, mesh) for name in ("memory_peak", "memory_curve", "traffic", "spans")}
     tables["process"] = table("process", [], "dry_run")  # nobody ran, so no process was measured
-    tables["steps"] = table("steps", [_step(spec, clock)], "dry_run")
+    tables["steps"] = table("steps", [step_row(spec, clock)], "dry_run")
     memory = tables["memory_peak"].groupby("rank")["bytes"].sum()
     sent = tables["traffic"].groupby("rank")["wire_bytes"].sum()
     summary = {
@@ -52,7 +51,7 @@ def result(
     return RunResult(spec, environment, summary, tables)
 
 
-def _ranks_of_stage(mesh: Mesh, rank: int) -> list[int]:
+def ranks_of_stage(mesh: Mesh, rank: int) -> list[int]:
     """The ranks of the same stage."""
     each = mesh.stride("pp")
     first = rank // each * each
@@ -61,33 +60,27 @@ def _ranks_of_stage(mesh: Mesh, rank: int) -> list[int]:
 
 def _repeated(name: str, by_rank: Mapping[int, Rows], stands_for: Mapping[int, list[int]], mesh: Mesh) -> pd.DataFrame:
     count = sum(len(by_rank[rank][name]) * len(ranks) for rank, ranks in stands_for.items())
-    large = count > _MOST_ROWS and name in ("memory_curve", "spans")
+    large = count > MOST_ROWS and name in ("memory_curve", "spans")
     parts = []
     for rank, ranks in stands_for.items():
         rows = table(name, by_rank[rank][name], "dry_run")
-        parts += [_as_rank(name, rows, other, mesh) for other in ([rank] if large else ranks)]
+        parts += [_as_rank(name, rows, rank, other, mesh) for other in ([rank] if large else ranks)]
     return pd.concat(parts, ignore_index=True)
 
 
-def _as_rank(name: str, rows: pd.DataFrame, rank: int, mesh: Mesh) -> pd.DataFrame:
-    """The rows of a rank of the same stage, as this one's."""
+def _as_rank(name: str, rows: pd.DataFrame, of: int, rank: int, mesh: Mesh) -> pd.DataFrame:
+    """The rows of a rank of the same stage, `of`, as those of `rank`."""
     if name == "memory_peak":
         return rows.assign(rank=rank, **mesh.coordinate(rank).columns)
     if name == "traffic":
-        groups = [_group(mesh, rank, axis, group) for axis, group in zip(rows["axis"], rows["group"], strict=True)]
+        groups = [_group(mesh, of, rank, axis, group) for axis, group in zip(rows["axis"], rows["group"], strict=True)]
         return rows.assign(rank=rank, group=pd.Series(groups, dtype="str"))
     return rows.assign(rank=rank)
 
 
-def _group(mesh: Mesh, rank: int, axis: Axis, group: str) -> str:
-    """The group that goes through `rank` as `group` goes through the rank it was counted on."""
-    ranks = [mesh.peer(axis, rank, mesh.index(axis, member)) for member in members(group)]
+def _group(mesh: Mesh, of: int, rank: int, axis: Axis, group: str) -> str:
+    """The group that goes through `rank` as `group` goes through the rank `of`. It may be one of several parts of an axis."""
+    within, count = members(group), len(members(group))
+    ahead = (mesh.index(axis, rank) // count - mesh.index(axis, of) // count) * count if rank != of else 0
+    ranks = [mesh.peer(axis, rank, mesh.index(axis, member) + ahead) for member in within]
     return group_name(ranks, cut=not mesh.all_listed and ranks[0] == rank)
-
-
-def _step(spec: RunSpec, clock: Textbook) -> dict[str, Any]:
-    workload = spec.workload
-    tokens = spec.layout.dp * workload.microbatches * workload.microbatch_size * spec.model.seq
-    if spec.generate.skip_training:
-        tokens = spec.layout.dp * (len(spec.generate.prompt.encode()) + spec.generate.new_tokens - 1)
-    return {"step": 1, "loss": math.nan, "grad_norm": math.nan, "step_ns": clock.makespan_ns, "tokens": tokens}

@@ -1,4 +1,4 @@
-"""The warm host: its loop and the run that it serves. `engine.launch.local` is the program, and documents the protocol."""
+"""The warm host: its loop and the runs that it serves. `engine.launch.local` is the program, and documents the protocol."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from io import FileIO
 from pathlib import Path
 from typing import Any
 
-from engine.launch import ranks, root_cause
+from engine.launch import guard, ranks, root_cause
 from engine.launch.draft import Draft
 from engine.spec import RequestError, RunSpec, Sentence, sentence
 from engine.spec.sentence import packed
@@ -42,6 +42,7 @@ class LocalRun:
         self._deadline = time.monotonic() + spec.workload.time_limit  # in the last stage: when the ranks left are killed
         self._stage = "working"
         self._late = self._cancelled = self._saved = False
+        self._ended_for: Sentence | None = None  # why it was ended, if not by the user, a rank or the time limit
         self._exits: list[root_cause.RankExit] = []
         self._at_limit: list[root_cause.RankAtLimit] = []
         self._board = ranks.StatusBoard(spec.layout.ranks)
@@ -77,6 +78,15 @@ class LocalRun:
     def cancel(self) -> None:
         self._cancelled = True
         self.kill()
+
+    def end(self, why: Sentence) -> None:
+        self._ended_for = why
+        self.kill()
+
+    @property
+    def pids(self) -> list[int]:
+        """The processes of its ranks that have not been seen to end."""
+        return [rank.pid for rank in self._ranks if rank.status is None]
 
     def kill(self) -> None:
         """Kill all ranks. The run is finished a moment later, when their pipes are at end-of-file."""
@@ -154,6 +164,8 @@ class LocalRun:
         layout = self._spec.layout
         if self._cancelled:
             return "cancelled", root_cause.RootCause(None, "", "")
+        if self._ended_for is not None:
+            return "failed", root_cause.RootCause(None, self._ended_for, "")
         if self._exits:  # they came before the time limit, if that was reached too
             exits = [root_cause.RankExit(d.rank, d.doing, d.status, d.raised, dumps[d.rank]) for d in self._exits]
             why = root_cause.cause_of_exits(layout, exits)
@@ -172,13 +184,15 @@ def _not_started(spec: RunSpec, error: OSError) -> Sentence:
 
 
 class Host:
-    """Serves one run at a time, from one thread: a forked process must not inherit a lock of another thread."""
+    """Serves runs from one thread: a forked process must not inherit a lock of another thread."""
 
-    def __init__(self, requests: int, events: int) -> None:
-        self._requests, self._events = requests, events
+    def __init__(self, requests: int, events: int, reserve: int) -> None:
+        """`reserve`: bytes of memory that are kept free, by ending runs."""
+        self._requests, self._events, self._reserve = requests, events, reserve
         self._unread = bytearray()
         self._open_for_requests = True  # whether requests may still come
-        self._run: LocalRun | None = None
+        self._runs: dict[str, LocalRun] = {}
+        self._shares: dict[str, int] = {}  # bytes that each run was expected to take
         self._life, self._life_end = os.pipe()
         self._selector = selectors.DefaultSelector()
         self._selector.register(requests, _READ, self._on_requests)
@@ -191,14 +205,21 @@ class Host:
     def serve(self) -> None:
         """Serve until the requests end."""
         self._send({"event": "warm"})
-        while self._open_for_requests or self._run:
-            for key, _ in self._selector.select(self._run.timeout() if self._run else None):
+        while self._open_for_requests or self._runs:
+            waits = [wait for run in self._runs.values() if (wait := run.timeout()) is not None]
+            for key, _ in self._selector.select(min([*waits, guard.EVERY_S]) if self._runs else None):
                 key.data()
-            if self._run:
-                self._run.tick()
-                if self._run.finished:
-                    run, self._run = self._run, None
+            self._guard_memory()
+            for name, run in list(self._runs.items()):
+                run.tick()
+                if run.finished:
+                    del self._runs[name], self._shares[name]
                     run.close()
+
+    def _guard_memory(self) -> None:
+        shares = {name: guard.Share(self._shares[name], run.pids) for name, run in self._runs.items()}
+        if found := guard.run_to_end({name: share for name, share in shares.items() if share.pids}, self._reserve):
+            self._runs[found.run].end(found.why)
 
     def _on_requests(self) -> None:
         data = os.read(self._requests, 1 << 16)
@@ -217,27 +238,32 @@ class Host:
         self._stop()
 
     def _stop(self) -> None:
-        """Cancel the current run, and take no more requests."""
+        """Cancel the runs, and take no more requests."""
         if self._open_for_requests:
             self._open_for_requests = False
             self._selector.unregister(self._requests)
-        if self._run:
-            self._run.cancel()
+        for run in self._runs.values():
+            run.cancel()
 
     def _handle(self, request: dict[str, Any]) -> None:
+        name = request["run"]
         if request["do"] == "cancel":
-            if self._run:  # otherwise it finished while the request was on its way
-                self._run.cancel()
+            if name in self._runs:  # otherwise it finished while the request was on its way
+                self._runs[name].cancel()
             return
-        assert self._run is None, "one run at a time"
-        self._send({"event": "started"})
-        spec, draft = RunSpec.model_validate(request["spec"]), Draft(Path(request["home"]), request["draft"])
+
+        def send(event: dict[str, Any]) -> None:
+            self._send({**event, "run": name})
+
+        send({"event": "started"})
+        spec, draft = RunSpec.model_validate(request["spec"]), Draft(Path(request["home"]), name)
         try:
-            self._run = LocalRun(spec, draft, self._fork, self._selector, self._send)
+            self._runs[name] = LocalRun(spec, draft, self._fork, self._selector, send)
+            self._shares[name] = request["share"]
         except (OSError, RequestError) as error:
             message = error.sentence if isinstance(error, RequestError) else _not_started(spec, error)
             failure = {"rank": None, "message": packed(message), "traceback": traceback.format_exc()}
-            self._send({"event": "finished", "how": "failed", "folder": None, **failure})
+            send({"event": "finished", "how": "failed", "folder": None, **failure})
 
     def _send(self, event: dict[str, Any]) -> None:
         try:
@@ -256,13 +282,16 @@ class Host:
             raise
 
     def _close_in_rank(self) -> None:
-        """In a forked rank: close what belongs to the host alone.
+        """In a forked rank: close what belongs to the host alone, the pipes of other runs included.
 
         `events` stays open, though a rank never writes to it. So it is at end-of-file when the host and every rank are gone.
         """
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        pipes = [key.fileobj for key in self._selector.get_map().values() if isinstance(key.fileobj, FileIO)]
         self._selector.close()
+        for pipe in pipes:
+            pipe.close()
         nowhere = os.open(os.devnull, os.O_RDONLY)
         os.dup2(nowhere, self._requests)
         for fd in (nowhere, self._life_end, self._signals, self._signals_end):

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 
 import psutil
 
 from engine import files
+from engine.launch.free_memory import free_memory
 from engine.launch.recording import with_ledgers
 from engine.optimizer import optimizer_of
 from engine.predict import inference, traffic
@@ -29,16 +30,21 @@ _KEPT = 1.5
 _POINTS = 2  # of each pass and message, the most that the curve of memory has: its start and its highest
 
 
-def check(spec: RunSpec, running: RunSpec | None = None) -> None:
-    """Raise `RequestError` if this machine cannot run `spec`. `running`: what it runs now, which will have ended by then."""
+def check(spec: RunSpec, active: Iterable[RunSpec] = ()) -> None:
+    """Raise `RequestError` if this machine cannot run `spec`. `active`: what it runs now, which will have ended by then."""
     if spec.layout.ranks > MOST_RANKS:
         raise RequestError(_too_many_ranks(spec))
     _check_text(spec)
     _check_rows(spec)
-    available = psutil.virtual_memory().available + (need(running).total if running else 0)
-    if need(spec).total > available:
-        raise RequestError(_too_large(spec, available))
+    check_memory(spec, active)
     _check_disk(spec)
+
+
+def check_memory(spec: RunSpec, active: Iterable[RunSpec] = ()) -> None:
+    """Raise `RequestError` if all ranks of `spec` together need more memory than is free."""
+    free = free_memory() + sum(need(other).total for other in active)
+    if need(spec).total > free:
+        raise RequestError(_too_large(spec, free))
 
 
 # ----------------------------------------------------------------------------------------------------------------- ranks

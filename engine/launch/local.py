@@ -1,12 +1,14 @@
-"""The warm host: a process that has imported torch, and forks the ranks of one run after another.
+"""The warm host: a process that has imported torch, and forks the ranks of runs.
 
-    python -m engine.launch.local --events FD
+    python -m engine.launch.local --events FD [--reserve BYTES]
 
 It is a program of its own, never forked or spawned from a server: a fork would keep the server's listening port, and a
 spawn would run its main script again. Requests are JSON lines on standard input, events are JSON lines on FD:
 
-    requests   {"do": "run", "spec": {…}, "home": …, "draft": …}    one at a time: the next after "finished"
-               {"do": "cancel"}
+    requests   {"do": "run", "run": …, "spec": {…}, "home": …, "share": …}
+                                                                    "run": a name, which its events have too
+                                                                    "share": bytes that all ranks may take
+               {"do": "cancel", "run": …}
     events     {"event": "warm"}                                    ready for the first request
                {"event": "broken", "message": …, "traceback": …}    it cannot start
                {"event": "started"}                                 the run has begun
@@ -29,6 +31,8 @@ from collections.abc import Sequence
 from select import select
 from typing import TYPE_CHECKING
 
+from engine.launch.guard import usual_reserve
+from engine.launch.isolation import isolate_network
 from engine.launch.parent import end_with_parent, wake_with_parents_end
 from engine.launch.warm import preload
 
@@ -36,28 +40,31 @@ if TYPE_CHECKING:
     from engine.launch.host import Host
 
 
-def warm_host(requests: int, events: int) -> Host:
+def warm_host(requests: int, events: int, reserve: int) -> Host:
     """Import all that ranks need, then fork them with it."""
     preload()
     from engine.launch.host import Host
 
     gc.collect()
     gc.freeze()  # a garbage collection in a rank would write to, and so copy, every page shared with the host
-    return Host(requests, events)
+    return Host(requests, events, reserve)
 
 
 def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m engine.launch.local")
     parser.add_argument("--events", type=int, required=True, metavar="FD", help="open file descriptor to write events to")
-    events = parser.parse_args(arguments).events
+    parser.add_argument("--reserve", type=int, metavar="BYTES", help="memory to keep free, by ending runs")
+    chosen = parser.parse_args(arguments)
+    events = chosen.events
     os.set_inheritable(events, False)
+    isolate_network()  # first: it takes back what the next line asks for, and torch has threads
     end_with_parent()  # importing takes seconds, in which the end of the requests is not seen
     if select([sys.stdin], [], [], 0)[
         0
     ]:  # no request comes before "warm": this is the end of the requests, from before the line above
         return 0
     try:
-        host = warm_host(sys.stdin.fileno(), events)
+        host = warm_host(sys.stdin.fileno(), events, usual_reserve() if chosen.reserve is None else chosen.reserve)
     except Exception as error:  # noqa: BLE001  reported to the client, whatever it is
         message = f"the process that runs the ranks could not start: {type(error).__name__}: {error}"
         event = {"event": "broken", "message": message, "traceback": traceback.format_exc()}

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from math import isqrt
 from typing import NamedTuple
 
-from engine.families import FAMILIES
 from engine.predict.ledger.dimensions import QKV, dimensions
 from engine.predict.ledger.form import Part, Product, Structure
 from engine.spec import BYTE_VOCABULARY, ModelSpec
@@ -18,6 +18,8 @@ _PRIMES = (5, 7, 11, 13, 17, 37, 23, 59)
 _SHARING = (3, 11, 13, 17, 23, 37, 29, 101)
 _STREAMS = {"none": (5, 15, 13, 17, 23, 37, 31, 59), "sequence": (7, 233, 11, 17, 23, 37, 29, 59)}
 _GROUP = (5, 7)
+_WIDE, _TURNED = 67, 31  # width of a head, and half of what is turned, where rotary positions turn a part of it
+_MANY = 110  # more than any of these primes
 # When generating: tokens of the prompt, tokens in all, tokens that fit, and the vocabulary, which is not V/tp times tp.
 _PROMPT, _TOKENS, _FIT = 43, 47, 53
 _VOCABULARY = {5: 293, 3: 302}  # by tp
@@ -68,13 +70,15 @@ def _without(number: int, *primes: int) -> int:
 
 def probe(structure: Structure, part: Part, primes: Sequence[int] = ()) -> Probe:
     """The probe of a part of a structure. `primes`: in place of the usual ones; the ledger must not depend on them."""
-    parts, sequence = FAMILIES[structure.family], structure.slicing == "sequence"
-    rotary, streams, shares = parts.position == "rotary", parts.objective == "permuted", "A/G" not in structure.ones
+    parts, sequence = structure.parts, structure.slicing == "sequence"
+    streams, shares, partly = parts.objective == "permuted", "A/G" not in structure.ones, "rotary_width" in structure.sized_parts
+    rotary = parts.position == "rotary" and not partly
     one_sequence = structure.chunked_loss and "B" in structure.ones
     usual = _STREAMS["sequence" if sequence or one_sequence else "none"] if streams else _SHARING if shares else _PRIMES
     chosen = dict(zip(_NAMES, primes or usual, strict=True))
     if one_sequence and not streams:
         chosen |= {"S": _CHUNKED["S"]} | ({"tp": _CHUNKED["tp"]} if "S/tp" in structure.ones else {})
+    chosen |= {"D": _WIDE} if partly else {}
     cuts = sequence and not streams  # with two streams the rows are sharded, which are more than the tokens
     called = {"S": "S/tp" if cuts else "S", "D": "D/2" if rotary else "D"}
     sizes = {called.get(name, name): prime for name, prime in chosen.items()}
@@ -87,10 +91,12 @@ def probe(structure: Structure, part: Part, primes: Sequence[int] = ()) -> Probe
     sizes |= dict.fromkeys((one for one in structure.ones if one in sizes), 1)
     tp, group = sizes.get("tp", 1), _GROUP[0] if shares else 1
     start, layers, decoders = _stacks(part, parts.encoder)
+    seq = sizes[called["S"]] * (tp if cuts else 1)
     model = ModelSpec(
         family=structure.family, layers=layers, decoder_layers=decoders, hidden=sizes["H"],
         heads=tp * sizes["G/tp"] * group, kv_heads=tp * sizes["G/tp"], head_dim=2 * sizes["D/2"] if rotary else sizes["D"],
-        ffn=tp * sizes["F/tp"], vocab=_vocabulary(structure, tp, sizes["V/tp"]), seq=sizes[called["S"]] * (tp if cuts else 1),
+        ffn=tp * sizes["F/tp"], vocab=_vocabulary(structure, tp, sizes["V/tp"]), seq=seq,
+        **dict(structure.chosen_parts), **_numbers(structure, seq),
     )  # fmt: skip
     assert model.vocab >= BYTE_VOCABULARY, "every token of the text has a row"
     every = dimensions(model, structure.slicing, tp, sizes["B"], tokens)
@@ -104,6 +110,20 @@ def probe(structure: Structure, part: Part, primes: Sequence[int] = ()) -> Probe
     return Probe(model, tp, start, sizes["B"], largest, prompt, every_token - prompt + 1, loss_chunk)
 
 
+def _numbers(structure: Structure, seq: int) -> dict[str, int]:
+    """The fields of the model that `structure.sized_parts` names."""
+    every = {
+        "window": 1,
+        "rotary_width": 2 if "D′/2" in structure.ones else 2 * _TURNED,
+        "spare_positions": next(n for n in itertools.count(max(seq, _MANY)) if _is_prime(n)) - seq,
+    }
+    return {name: every[name] for name in structure.sized_parts}
+
+
+def _is_prime(number: int) -> bool:
+    return all(number % divisor for divisor in range(2, isqrt(number) + 1))
+
+
 def _vocabulary(structure: Structure, tp: int, rows: int) -> int:
     return _VOCABULARY[tp] if structure.generates and tp > 1 else tp * rows
 
@@ -114,7 +134,7 @@ def _loss_chunk(tokens: int, sizes: Mapping[str, int]) -> int:
     Raises `RecordingError` if there is none.
     """
     for number in (*range(tokens // 2 + 1, tokens), *range(tokens // 2, 4, -1)):
-        if all(number % divisor for divisor in range(2, isqrt(number) + 1)) and all(size % number for size in sizes.values()):
+        if _is_prime(number) and all(size % number for size in sizes.values()):
             return number
     raise RecordingError(f"{tokens} tokens cannot be chunks")
 

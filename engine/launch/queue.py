@@ -1,4 +1,4 @@
-"""The queue of runs on this machine, one at a time: progress, cancelling, time limits. Imports no torch."""
+"""The queue of runs on this machine: slots, turns, progress, cancelling, time limits. Imports no torch."""
 
 from __future__ import annotations
 
@@ -8,21 +8,25 @@ import secrets
 import selectors
 import threading
 import time
-from collections import deque
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 from engine.launch import limits
-from engine.launch.client import WarmHost
-from engine.launch.draft import Draft
-from engine.launch.root_cause import signal_named
+from engine.launch.active import Active
+from engine.launch.client import WarmHost, how_ended
+from engine.launch.draft import Draft, make_home, note_owner
+from engine.launch.journal import Journal
+from engine.launch.run_state import Phase, RunState
+from engine.launch.slots import Slots
+from engine.launch.turns import Turns
+from engine.launch.waits import Pace, expected_wait
 from engine.spec import RequestError, RunSpec, sentence
 from engine.spec.sentence import unpacked
 
-Phase = Literal["queued", "starting", "running", "tracing", "parity", "generating", "saving", "done", "failed", "cancelled"]
+__all__ = ["Phase", "RunQueue", "RunState"]
 
 # How long the host may take to answer, in seconds. It needs milliseconds, and more on a busy machine.
 _TAKEN_S = 30.0  # to begin a run
@@ -32,62 +36,37 @@ _CANCELLED_S = 5.0  # to end a run that is cancelled
 _REMEMBERED = 200  # finished runs whose state is kept; saved runs are kept anyway
 
 
-@dataclass(frozen=True)
-class RunState:
-    """The state of a run at one moment."""
-
-    id: str
-    spec: RunSpec
-    phase: Phase = "queued"
-    ahead: int = 0  # runs before it in the queue
-    step: int = 0  # finished steps
-    losses: tuple[float, ...] = ()  # of the finished steps
-    backend: str = ""
-    why: str = ""  # why that backend
-    ready_s: float | None = None  # from being started to all ranks being ready to train
-    message: str = ""  # one sentence, if failed or cancelled
-    traceback: str = ""  # of the rank that failed
-    failed_rank: int | None = None
-    wrong: bool = False  # failed because of the request, not of a rank
-    folder: Path | None = None  # where it is saved, when done
-
-    @property
-    def finished(self) -> bool:
-        return self.phase in ("done", "failed", "cancelled")
-
-
-@dataclass
-class _Current:
-    """The current run."""
-
-    id: str
-    draft: Draft
-    since: float
-    sent: bool = False  # whether the host got the request; before that it imports torch
-    taken: bool = False  # whether the host has started it
-    ending: bool = False  # whether the host was asked to cancel it
-
-
 class RunQueue:
-    """Runs specs one after another in a warm host, which is started at once. Any thread may call.
+    """Runs specs in a warm host, which is started at once: several at a time where there is room for them. Any thread may call.
 
     Saved runs go to new folders in `home`, which is made if needed; `RequestError` if it cannot be made. A run that nobody
-    watched for `unwatched_s` seconds is cancelled; None: never.
+    watched for `unwatched_s` seconds is cancelled; None: never. `cores`: those that ranks may use; None: all. `journal`: a file
+    that says after a restart what became of each run; None keeps none. `reserve`: bytes of memory that stay free, because a run
+    that outgrew its share is ended; None: a twentieth.
     """
 
-    def __init__(self, home: Path, unwatched_s: float | None = 90.0) -> None:
-        _make_home(home)
+    def __init__(
+        self,
+        home: Path,
+        unwatched_s: float | None = 90.0,
+        cores: int | None = None,
+        journal: Path | None = None,
+        reserve: int | None = None,
+    ) -> None:
+        make_home(home)
         self._home, self._unwatched_s = home.absolute(), unwatched_s
         # This lock protects what callers read and request; the other fields belong to the thread.
         self._changed = threading.Condition()
-        self._states: dict[str, RunState] = {}
+        self._journal = Journal.open(journal) if journal else None
+        self._states: dict[str, RunState] = dict(self._journal.earlier) if self._journal else {}
         self._unfinished: dict[str, float] = {}  # run → when it was last watched
-        self._waiting: deque[str] = deque()
-        self._running: RunSpec | None = None  # the spec of the current run
+        self._waiting = Turns()
+        self._active: dict[str, Active] = {}  # by the name of its draft
+        self._pace = Pace()
         self._to_cancel: dict[str, str] = {}  # run → the sentence that says why
         self._closing = False
 
-        self._current: _Current | None = None
+        self._slots, self._reserve = Slots(cores), reserve
         self._host: WarmHost | None = None
         self._warm = False  # whether the host is ready for a run
         self._keep_warm = True  # whether to start a host before there is a run for it
@@ -109,20 +88,40 @@ class RunQueue:
 
     # ------------------------------------------------------------------------------------------------ for any thread
 
-    def submit(self, spec: RunSpec) -> str:
-        """Queue a run and return its id, which cannot be guessed. Raises `RequestError` if this machine cannot run it."""
+    def submit(self, spec: RunSpec, by: str = "") -> str:
+        """Queue a run and return its id, which cannot be guessed. `by`: the session that asks; sessions take turns.
+
+        Raises `RequestError` if this machine cannot run it.
+        """
         with self._changed:
-            running = self._running
-        limits.check(spec, running)
+            active = [run.spec for run in self._active.values()]
+        limits.check(spec, active)
         id = secrets.token_urlsafe(16)
         with self._changed:
             if self._closing:
                 raise RuntimeError("this queue is closed")
-            self._states[id] = RunState(id, spec, ahead=len(self._waiting) + (self._running is not None))
+            self._states[id] = RunState(id, spec, by)
             self._unfinished[id] = time.monotonic()
-            self._waiting.append(id)
+            self._waiting.add(id, by)
+            self._note(id)
+            self._update_positions()
         self._wake_up()
         return id
+
+    def unfinished(self) -> tuple[RunState, ...]:
+        """All runs that are active or wait: the active ones first, then in the order in which they will be started."""
+        with self._changed:
+            return tuple(self._states[id] for id in (*(run.id for run in self._active.values()), *self._waiting.order()))
+
+    def expected_wait(self, id: str) -> float | None:
+        """About how many seconds until a run that waits is started. None if it does not wait, or before any run is done."""
+        with self._changed:
+            if id not in self._waiting:
+                return None
+            order = self._waiting.order()
+            before = [self._states[other].spec for other in order[: order.index(id)]]
+            active, spec = list(self._active.values()), self._states[id].spec
+            return expected_wait(spec, before, active, self._pace, self._slots.cores, time.monotonic())
 
     def state(self, id: str) -> RunState | None:
         """The state of a run. None if there is no such run. Does not count as watching it."""
@@ -187,11 +186,13 @@ class RunQueue:
             self._host.end()
         elif self._host:
             self._host.end(patience=0)  # it imports torch, and has no ranks yet
-        if self._current:
-            self._current.draft.discard()
+        for run in self._active.values():
+            run.draft.discard()
         with self._changed:
             for id in list(self._unfinished):
                 self._change(id, phase="cancelled", message=sentence("cancelled: the program that ran it was closed"))
+            if self._journal:
+                self._journal.close()
             assert self._wake_end is not None
             os.close(self._wake_end)
             self._wake_end = None
@@ -204,20 +205,25 @@ class RunQueue:
             if self._states[id].finished:
                 del self._unfinished[id]
                 self._to_cancel.pop(id, None)
+                self._note(id)
                 self._forget_oldest()
             self._changed.notify_all()
 
-    def _finish(self, **changes: Any) -> None:
-        """The current run is over."""
-        assert self._current
+    def _note(self, id: str) -> None:
+        if self._journal:
+            self._journal.note(self._states[id])
+
+    def _finish(self, run: Active, **changes: Any) -> None:
+        """An active run is over."""
         with self._changed:
-            self._change(self._current.id, **changes)
-            self._current = self._running = None
+            del self._active[run.name]
+            self._change(run.id, **changes)
             self._update_positions()
 
     def _update_positions(self) -> None:
-        for place, id in enumerate(self._waiting):
-            self._change(id, ahead=place + (self._running is not None))
+        for place, id in enumerate(self._waiting.order(), len(self._active)):
+            if self._states[id].ahead != place:
+                self._change(id, ahead=place)
 
     def _forget_oldest(self) -> None:
         finished = [id for id, state in self._states.items() if state.finished]
@@ -251,54 +257,70 @@ class RunQueue:
 
     def _do_cancels(self) -> None:
         with self._changed:
+            active = {run.id: run for run in self._active.values()}
             for id, message in list(self._to_cancel.items()):
                 if id in self._waiting:
                     self._waiting.remove(id)
                     self._change(id, phase="cancelled", message=message)
-                elif self._current and self._current.id == id:
-                    self._cancel_current(self._current, message)
+                elif id in active:
+                    self._cancel_active(active[id], message)
             self._update_positions()
 
-    def _cancel_current(self, current: _Current, message: str) -> None:
-        if not current.sent:  # no rank has been started
-            self._finish(phase="cancelled", message=message)
-        elif not current.ending:
-            current.ending = True
-            self._ask({"do": "cancel"}, _CANCELLED_S)  # the host says when it has ended
+    def _cancel_active(self, run: Active, message: str) -> None:
+        if not run.sent:  # no rank has been started
+            self._finish(run, phase="cancelled", message=message)
+        elif not run.ending:
+            run.ending = True
+            self._ask({"do": "cancel", "run": run.name}, _CANCELLED_S)  # the host says when it has ended
 
     # Starting runs
 
     def _start_next(self) -> None:
         with self._changed:
-            if self._current is None and self._waiting:
-                id = self._waiting.popleft()
-                self._running = self._states[id].spec
-                self._current = _Current(id, Draft.new(self._home), time.monotonic())
-                self._change(id, phase="starting", ahead=0)
-                self._update_positions()
-        if self._host is None and (self._current or self._keep_warm):
+            while (order := self._waiting.order()) and self._has_room(self._states[order[0]].spec):
+                self._start(order[0])
+        if self._host is None and (self._active or self._keep_warm):
             self._start_host()
-        if self._current and self._warm and not self._current.sent:
-            self._current.sent = True
-            assert self._running
-            where = {"home": str(self._home), "draft": self._current.draft.name}
-            self._ask({"do": "run", "spec": self._running.model_dump(mode="json"), **where}, _TAKEN_S)
+        if self._warm:
+            for run in self._active.values():
+                if not run.sent:
+                    run.sent = True
+                    spec, share = run.spec.model_dump(mode="json"), limits.need(run.spec).total
+                    request = {"do": "run", "run": run.name, "spec": spec, "home": str(self._home), "share": share}
+                    self._ask(request, _TAKEN_S)
+
+    def _has_room(self, spec: RunSpec) -> bool:
+        """No later run overtakes one that has no room yet: so a large run is not held up by small ones."""
+        return self._slots.has_room(spec, [run.spec for run in self._active.values()])
+
+    def _start(self, id: str) -> None:
+        self._waiting.take(id)
+        run = Active(id, self._states[id].spec, Draft.new(self._home))
+        self._active[run.name] = run
+        self._change(id, phase="starting", ahead=0)
+        self._note(id)
+        self._update_positions()
+        if len(self._active) == 1:  # other programs may have taken memory since it was submitted
+            try:
+                limits.check_memory(run.spec)
+            except RequestError as error:
+                self._finish(run, phase="failed", message=error.sentence, wrong=True)
 
     def _start_host(self) -> None:
         self._warm = self._keep_warm = False
         try:
-            self._host = WarmHost()
+            self._host = WarmHost(self._reserve)
         except OSError as error:
-            if self._current:
-                why = sentence("this machine would not start a process: {reason}", reason=error.strerror)
-                self._finish(phase="failed", message=why)
+            why = sentence("this machine would not start a process: {reason}", reason=error.strerror)
+            for run in list(self._active.values()):
+                self._finish(run, phase="failed", message=why)
             return
         self._selector.register(self._host.events, selectors.EVENT_READ, self._on_host_events)
 
     def _ask(self, request: dict[str, Any], within_s: float) -> None:
         assert self._host
         self._host.request(request)
-        self._host.must_answer(within_s)
+        self._host.must_answer(within_s, request["run"])
 
     # Events of the host
 
@@ -314,70 +336,57 @@ class RunQueue:
                 self._host.has_answered()
             elif event["event"] == "broken":
                 self._start_error = event
-            elif self._current:
-                self._on_event(self._current, event)
+            elif run := self._active.get(event["run"]):
+                self._on_event(run, event)
 
-    def _on_event(self, current: _Current, event: dict[str, Any]) -> None:
-        """An event of the current run."""
+    def _on_event(self, run: Active, event: dict[str, Any]) -> None:
+        """An event of an active run."""
         assert self._host
         kind = event["event"]
         if kind == "started":
-            current.taken = True
-            if not current.ending:
-                self._host.must_end(self._states[current.id].spec.workload.time_limit, _LATE_S)
+            run.taken = True
+            if not run.ending:
+                self._host.must_end(run.name, run.spec.workload.time_limit, _LATE_S)
         elif kind == "ready":
-            ready_s = time.monotonic() - current.since
-            self._change(current.id, phase="running", backend=event["backend"], why=event["why"], ready_s=ready_s)
+            run.ready = time.monotonic()
+            ready_s = run.ready - run.since
+            self._change(run.id, phase="running", backend=event["backend"], why=event["why"], ready_s=ready_s)
         elif kind == "step":
-            losses = self._states[current.id].losses
-            self._change(current.id, step=event["step"], losses=(*losses, event["loss"]))
+            run.step, run.stepped = event["step"], time.monotonic()
+            losses = self._states[run.id].losses
+            self._change(run.id, step=event["step"], losses=(*losses, event["loss"]))
         elif kind == "phase":
-            self._change(current.id, phase=event["phase"])
+            self._change(run.id, phase=event["phase"])
         elif kind == "finished":
-            self._host.has_answered()
-            self._finish(**self._outcome(current, event))
+            self._host.has_answered(run.name)
+            self._finish(run, **self._outcome(run, event))
 
-    def _outcome(self, current: _Current, event: dict[str, Any]) -> dict[str, Any]:
-        """The changes of the current run's state by a "finished" event."""
+    def _outcome(self, run: Active, event: dict[str, Any]) -> dict[str, Any]:
+        """The changes of an active run's state by a "finished" event."""
         if event["how"] == "done":
+            self._pace.note(run, time.monotonic())
+            note_owner(Path(event["folder"]), self._states[run.id].by)
             return {"phase": "done", "folder": Path(event["folder"])}
         if event["how"] == "cancelled":
             by_signal = sentence("cancelled: the process that runs the ranks was told to end")
-            return {"phase": "cancelled", "message": self._to_cancel.get(current.id, by_signal)}
+            return {"phase": "cancelled", "message": self._to_cancel.get(run.id, by_signal)}
         failure = {"message": unpacked(event["message"]), "traceback": event["traceback"], "failed_rank": event["rank"]}
         return {"phase": "failed", "wrong": event["how"] == "wrong", **failure}
 
     def _lose_host(self) -> None:
-        """The host is gone, and the current run failed with it. If the host was warm, another one is started for the next run."""
+        """The host is gone, and the active runs failed with it. If it was warm, another one is started for the next run."""
         assert self._host
         self._selector.unregister(self._host.events)
-        status = self._host.end()
-        if status < 0:
-            how = sentence(
-                "the process that runs the ranks was killed by {signal}, and the ranks with it", signal=signal_named(-status)
-            )
-        else:
-            how = sentence("the process that runs the ranks left with exit status {status}, and the ranks with it", status=status)
-        overdue = self._host.overdue
-        error = self._start_error or {"message": overdue or how, "traceback": ""}
+        how, overdue, broken = how_ended(self._host.end()), self._host.overdue, self._start_error
         self._host, self._keep_warm, self._start_error = None, self._warm, None
         self._warm = False
-        if self._current and self._current.sent and not (self._current.taken or overdue):
-            self._current.sent = False  # the host ended before it got the request; the next host gets it
-        elif self._current and self._current.ending:
-            self._current.draft.discard()
-            self._finish(phase="cancelled", message=self._to_cancel[self._current.id])
-        elif self._current:
-            self._current.draft.discard()
-            self._finish(phase="failed", message=error["message"], traceback=error["traceback"])
-
-
-def _make_home(home: Path) -> None:
-    try:
-        home.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RequestError(
-            sentence("cannot make the folder {home} for runs: {reason}", home=str(home), reason=error.strerror)
-        ) from error
-    if not os.access(home, os.W_OK | os.X_OK):
-        raise RequestError(sentence("the folder {home} for runs is not writable", home=str(home)))
+        for run in list(self._active.values()):
+            if run.sent and not run.taken and not (overdue and overdue[0] == run.name):
+                run.sent = False  # the host ended before it got the request; the next host gets it
+                continue
+            run.draft.discard()
+            if run.ending:
+                self._finish(run, phase="cancelled", message=self._to_cancel[run.id])
+                continue
+            error = broken or {"message": overdue[1] if overdue and overdue[0] in ("", run.name) else how, "traceback": ""}
+            self._finish(run, phase="failed", message=error["message"], traceback=error["traceback"])

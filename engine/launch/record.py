@@ -211,9 +211,15 @@ def _buckets(chunk: TransformerChunk, name: Callable[[int], Product]) -> tuple[R
     found = []
     for module in chunk.parts():
         sharded = (p for p in module.parameters() if isinstance(p, ShardedParameter))
-        shapes = [Parameter(tuple(map(name, p.shape)), p.shard_spec.dim is None) for p in sharded]
+        shapes = [_parameter(p, chunk.tp.degree, name) for p in sharded]
         found.append(RecordedBucket(paths[module], layers.get(module, -1), tuple(sorted(shapes, key=lambda p: not p.whole))))
     return tuple(found)
+
+
+def _parameter(p: ShardedParameter, tp: int, name: Callable[[int], Product]) -> Parameter:
+    spec = p.shard_spec
+    keys = sum(size for (size, _), least in zip(spec.shards(tp), spec.least, strict=True) if least) if spec.least else 0
+    return Parameter(tuple(map(name, p.shape)), spec.dim is None, tuple(map(name, (keys, *p.shape[1:]))) if keys else ())
 
 
 def _actions(at: int, pp: int) -> tuple[Action, ...]:

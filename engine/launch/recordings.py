@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any, get_args
 
 from engine import catalog
-from engine.families import FAMILIES
 from engine.files import write
 from engine.launch.client import environment
 from engine.predict.ledger.dimensions import dimensions, structure
@@ -84,7 +83,7 @@ def shipped(one: Structure) -> bool:
     """
     if not one.generates and one.recompute not in _planned(one):
         return False
-    if one.attention == "fused" or FAMILIES[one.family].position == "relative":
+    if one.attention == "fused" or one.parts.position == "relative":
         return True
     listed = one.precision == "bf16" and "B" in one.ones and (one.recompute, one.slicing) in _CHECKLIST
     return not one.generates and (one.family == "gpt" or listed)
@@ -92,7 +91,7 @@ def shipped(one: Structure) -> bool:
 
 def _planned(one: Structure) -> tuple[Recompute, ...]:
     """The kinds of recompute that a search tries for models of a structure."""
-    return planned_recomputes(ModelSpec(family=one.family), WorkloadSpec(attention=one.attention))
+    return planned_recomputes(ModelSpec(family=one.family, **dict(one.chosen_parts)), WorkloadSpec(attention=one.attention))
 
 
 def wanted(models: Iterable[ModelSpec]) -> list[Key]:
@@ -167,7 +166,8 @@ def key_of(plain: Any) -> Key:
     """What JSON made of a key."""
     structure, part = plain
     read = Structure(*structure)
-    return read._replace(ones=tuple(read.ones)), Part(*part)
+    chosen = tuple((name, value) for name, value in read.chosen_parts)
+    return read._replace(ones=tuple(read.ones), chosen_parts=chosen, sized_parts=tuple(read.sized_parts)), Part(*part)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Unit times for the actions of a dry run, which computes nothing and so has no times of its own. Imports no torch.
+"""Unit times for the actions of a dry run or a prediction, which compute nothing and so have no times. Imports no torch.
 
 The schedule's lists are replayed in the units of textbooks: a forward takes 1 ms and a backward 2 ms, each half of a
 split backward 1 ms, all divided by the chunks on a stage; the optimizer's step takes 1 ms, everything else no time.
@@ -6,7 +6,9 @@ split backward 1 ms, all divided by the chunks on a stage; the optimizer's step 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from typing import Any
 
 from engine.schedule import Action, Schedule, bubble, entries, plan, replay
 from engine.spec import RequestError, RunSpec, sentence
@@ -20,6 +22,7 @@ _UNITS = {"F": 1, "B": 2, "I": 1, "W": 1}
 class Textbook:
     """`stages[s]`: start and end of each action of stage s, in the order of its list, in nanoseconds."""
 
+    schedule: Schedule
     stages: tuple[tuple[tuple[int, int], ...], ...]
     bubble: float
 
@@ -38,8 +41,7 @@ def textbook(spec: RunSpec) -> Textbook:
     if count > _MOST:
         raise RequestError(
             sentence(
-                "pp={pp} × chunks={chunks} with {passes} are {count} passes and messages, and a dry run goes through at most "
-                "{most}",
+                "pp={pp} × chunks={chunks} with {passes} are {count} passes and messages, and at most {most} are gone through",
                 pp=layout.pp,
                 chunks=layout.chunks,
                 passes=passes,
@@ -61,7 +63,16 @@ def textbook(spec: RunSpec) -> Textbook:
     stages: list[list[tuple[int, int]]] = [[] for _ in schedule.stages]
     for one in timed:
         stages[one.stage].append((round(one.start), round(one.end)))
-    return Textbook(tuple(map(tuple, stages)), bubble(timed, layout.pp))
+    return Textbook(schedule, tuple(map(tuple, stages)), bubble(timed, layout.pp))
+
+
+def step_row(spec: RunSpec, clock: Textbook) -> dict[str, Any]:
+    """The one step, as the table `steps` has it. There is no loss."""
+    workload = spec.workload
+    tokens = spec.layout.dp * workload.microbatches * workload.microbatch_size * spec.model.seq
+    if spec.generate.skip_training:
+        tokens = spec.layout.dp * (len(spec.generate.prompt.encode()) + spec.generate.new_tokens - 1)
+    return {"step": 1, "loss": math.nan, "grad_norm": math.nan, "step_ns": clock.makespan_ns, "tokens": tokens}
 
 
 def _generation(placement: tuple[int, ...], tokens: int) -> Schedule:

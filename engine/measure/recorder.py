@@ -55,6 +55,24 @@ class Span:
     exposed_ns: int = 0
 
 
+class StepSpans(NamedTuple):
+    """The spans of one step, as they were when it ended. `origin_ns`: the instant that all ranks take as its time 0."""
+
+    step: int
+    origin_ns: int
+    spans: tuple[Span, ...]
+
+    def rows(self, rank: int) -> list[dict[str, Any]]:
+        return [
+            {
+                "rank": rank, "lane": span.lane, "kind": span.kind, "chunk": span.chunk, "microbatch": span.microbatch,
+                "step": self.step, "start_ns": span.start_ns - self.origin_ns, "end_ns": span.end_ns - self.origin_ns,
+                "cpu_ns": span.cpu_ns, "axis": span.axis, "exposed_ns": span.exposed_ns,
+            }
+            for span in sorted(self.spans, key=lambda s: s.start_ns)
+        ]  # fmt: skip
+
+
 class Recorder:
     def __init__(self) -> None:
         self.mark: Callable[[str], AbstractContextManager[object]] | None = (
@@ -122,19 +140,13 @@ class Recorder:
         span.cpu_ns = max(0, span.cpu_ns + time.thread_time_ns())
         span.end_ns = time.perf_counter_ns()
 
-    def span_rows(self, rank: int) -> list[dict[str, Any]]:
-        rows = []
+    def step_spans(self) -> StepSpans:
         # A send or recv is measured by the span of its call, not of its action.
         computed = [span for span in self.actions if span.kind not in ("send", "recv")]
-        for span in sorted([*computed, *self.spans], key=lambda s: s.start_ns):
-            rows.append(
-                {
-                    "rank": rank, "lane": span.lane, "kind": span.kind, "chunk": span.chunk, "microbatch": span.microbatch,
-                    "step": self.step, "start_ns": span.start_ns - self.origin_ns, "end_ns": span.end_ns - self.origin_ns,
-                    "cpu_ns": span.cpu_ns, "axis": span.axis, "exposed_ns": span.exposed_ns,
-                }
-            )  # fmt: skip
-        return rows
+        return StepSpans(self.step, self.origin_ns, (*computed, *self.spans))
+
+    def span_rows(self, rank: int) -> list[dict[str, Any]]:
+        return self.step_spans().rows(rank)
 
     def traffic_rows(self, rank: int) -> list[dict[str, Any]]:
         return [

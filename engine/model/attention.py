@@ -10,42 +10,57 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
-import torch
 from torch import Tensor, nn
+from torch.autograd import Function
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from engine.model.position import AttentionInputs
-from engine.parallel.tensor import Again, ColumnParallelLinear, RowParallelLinear, ShardedParameter, ShardSpec, TensorParallel
+from engine.model.norm import make_qk_norm
+from engine.model.position import AttentionInputs, Distances, unseen
+from engine.parallel.tensor import (
+    Again,
+    ColumnParallelLinear,
+    RowInput,
+    RowParallelLinear,
+    ShardedParameter,
+    ShardSpec,
+    TensorParallel,
+)
 from engine.spec import AttentionName, ModelSpec
 
 
 class Attention(nn.Module):
     """What all kinds of attention share: the sizes of heads and the output layer.
 
-    `selective`: core attention is recomputed in backward, so that its activations are not kept.
+    tp cuts the heads. If there are fewer key heads than ranks, each rank has a copy of the one that its queries need.
+
+    `selective`: core attention is recomputed in backward, so that its activations are not kept. Where attention and MLP are in
+    parallel, the result is the input of the output layer: `Layer` adds up both output layers.
     """
 
     def __init__(self, spec: ModelSpec, tp: TensorParallel, selective: bool) -> None:
         super().__init__()
-        self.heads, self.key_heads, self.width = spec.heads // tp.degree, spec.key_heads // tp.degree, spec.head_width
+        self.heads, self.key_heads, self.width = spec.heads // tp.degree, spec.keys_on_rank(tp.degree), spec.head_width
         self.queries, self.keys = spec.heads * spec.head_width, spec.key_heads * spec.head_width  # features over all tp ranks
-        self.selective = selective
-        self.out = RowParallelLinear(self.queries, spec.hidden, tp, std=output_std(spec), bias=spec.parts.attention_bias)
+        self.selective, self.parallel = selective, spec.parts.parallel != "none"
+        self.out = RowParallelLinear(self.queries, spec.hidden, tp, std=output_std(spec), bias=spec.parts.attention_bias == "all")
 
     def split(self, x: Tensor, *heads: int) -> list[Tensor]:
         """Concatenated features → one tensor for each number of heads. (B, R, n · D) → (B, heads, R, D) each"""
         parts = x.view(*x.shape[:2], -1, self.width).split_with_sizes(heads, 2)
         return [part.transpose(1, 2) for part in parts]
 
-    def output(self, core_attention: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
-        """The output layer after core attention. → (B, r, H)"""
+    def output(self, core_attention: Callable[..., Tensor], *tensors: Tensor) -> Tensor | RowInput:
+        """The output layer after core attention, or its input. → (B, r, H)"""
         if self.selective:
             mixed = checkpoint(core_attention, *tensors, use_reentrant=False, preserve_rng_state=False)
         else:
             mixed = core_attention(*tensors)
-        return self.out(mixed.transpose(1, 2).flatten(2))
+        out = self.out.input if self.parallel else self.out
+        return out(mixed.transpose(1, 2).flatten(2))
 
 
 class SelfAttention(Attention):
@@ -54,26 +69,50 @@ class SelfAttention(Attention):
     With fewer key heads than heads, each group of heads shares a key head (Ainslie et al. 2023).
     """
 
-    def __init__(self, spec: ModelSpec, tp: TensorParallel, selective: bool, causal: bool, attention: AttentionName) -> None:
-        """`causal`: a token sees itself and earlier tokens; otherwise all tokens."""
+    def __init__(
+        self, spec: ModelSpec, tp: TensorParallel, selective: bool, causal: bool, attention: AttentionName, window: int = 0
+    ) -> None:
+        """`causal`: a token sees itself and earlier tokens; otherwise all tokens. `window`: how many, if not all of these."""
         super().__init__(spec, tp, selective)
-        self.causal, self.attention, self.fused = causal, attention, attention == "fused"
-        self.qkv = ColumnParallelLinear(spec.hidden, (self.queries, self.keys, self.keys), tp, bias=spec.parts.attention_bias)
+        self.causal, self.attention, self.fused, self.window = causal, attention, attention == "fused", window
+        self.masked = window > 0 or spec.parts.position == "alibi"
+        bias = spec.parts.attention_bias != "none"
+        blocks, least = (self.queries, self.keys, self.keys), (0, self.width, self.width)
+        self.qkv = ColumnParallelLinear(spec.hidden, blocks, tp, bias, least)
+        self.query_norm, self.key_norm = make_qk_norm(spec, False, tp), make_qk_norm(spec, True, tp)
 
-    def forward(self, x: Tensor, inputs: AttentionInputs, again: Again | None = None) -> Tensor:
+    def forward(self, x: Tensor, inputs: AttentionInputs, again: Again | None = None) -> Tensor | RowInput:
         """`again`: see `ColumnParallelLinear.forward`."""
         q, k, v = self.split(self.qkv(x, again), self.heads, self.key_heads, self.key_heads)
+        q, k = normed(q, self.query_norm), normed(k, self.key_norm)
         if inputs.rotation is not None:
             rotate = inputs.rotation.by_row if self.fused else inputs.rotation
             q, k = rotate(q), rotate(k)
         if inputs.cache is not None:
             k, v = inputs.cache.extend(self, k, v)
-        elif inputs.rotation is not None and self.fused:
+        elif inputs.rotation is not None and self.fused and self.key_norm is None:
             v = v.clone()  # otherwise the tensor from which q, k and v were split is kept for v alone
-        return self.output(self.core_attention, q, k, v)
+        return self.output(partial(self.core_attention, inputs), q, k, v)
 
-    def core_attention(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return CORE_ATTENTION[self.attention](q, k, v, self.causal)
+    def core_attention(self, inputs: AttentionInputs, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        if not self.fused:
+            return written_attention(q, k, v, self.causal, self.window, inputs.distances)
+        if inputs.mask is None or self.masked:
+            return fused_attention(q, k, v, self.causal, inputs.mask)
+        return fused_attention(_Keep.apply(q, inputs.mask), k, v, self.causal)
+
+
+class _Keep(Function):
+    """Returns q, and keeps a mask for backward, as layers with a window do. So all layers of a model need the same memory."""
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, mask: Tensor) -> Tensor:
+        ctx.save_for_backward(mask)
+        return q.view_as(q)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return gradient, None
 
 
 class CrossAttention(Attention):
@@ -82,15 +121,16 @@ class CrossAttention(Attention):
     def __init__(self, spec: ModelSpec, tp: TensorParallel, selective: bool, attention: AttentionName) -> None:
         super().__init__(spec, tp, selective)
         self.attention = attention
-        bias = spec.parts.attention_bias
+        bias = spec.parts.attention_bias != "none"
         self.query = ColumnParallelLinear(spec.hidden, (self.queries,), tp, bias=bias)
-        self.key_value = ColumnParallelLinear(spec.hidden, (self.keys, self.keys), tp, bias=bias)
+        self.key_value = ColumnParallelLinear(spec.hidden, (self.keys, self.keys), tp, bias, (self.width, self.width))
+        self.query_norm, self.key_norm = make_qk_norm(spec, False, tp), make_qk_norm(spec, True, tp)
 
-    def forward(self, x: Tensor, memory: Tensor, again: Again | None = None) -> Tensor:
+    def forward(self, x: Tensor, memory: Tensor, again: Again | None = None) -> Tensor | RowInput:
         """`again`: see `ColumnParallelLinear.forward`."""
         (q,) = self.split(self.query(x, again), self.heads)
         k, v = self.split(self.key_value(memory), self.key_heads, self.key_heads)
-        return self.output(self.core_attention, q, k, v)
+        return self.output(self.core_attention, normed(q, self.query_norm), normed(k, self.key_norm), v)
 
     def core_attention(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return CORE_ATTENTION[self.attention](q, k, v, False)
@@ -107,12 +147,12 @@ class RelativeAttention(Attention):
     def __init__(self, spec: ModelSpec, tp: TensorParallel, selective: bool) -> None:
         super().__init__(spec, tp, selective)
         self.seq = spec.seq
-        self.qkv = ColumnParallelLinear(spec.hidden, (self.queries,) * 3, tp, bias=spec.parts.attention_bias)
+        self.qkv = ColumnParallelLinear(spec.hidden, (self.queries,) * 3, tp, bias=spec.parts.attention_bias != "none")
         self.distance = ShardedParameter.of(ShardSpec((self.queries, spec.hidden), 0), tp)
         self.content_bias = ShardedParameter.of(ShardSpec((spec.heads, self.width), 0), tp)  # u
         self.position_bias = ShardedParameter.of(ShardSpec((spec.heads, self.width), 0), tp)  # v
 
-    def forward(self, x: Tensor, inputs: AttentionInputs, again: Again | None = None) -> Tensor:
+    def forward(self, x: Tensor, inputs: AttentionInputs, again: Again | None = None) -> Tensor | RowInput:
         """`again`: see `ColumnParallelLinear.forward`."""
         assert inputs.waves is not None
         q, k, v = self.split(self.qkv(x, again), *(self.heads,) * 3)
@@ -130,22 +170,30 @@ class RelativeAttention(Attention):
         return scores.masked_fill_(inputs.hidden, float("-inf")).softmax(-1) @ v
 
 
-def fused_attention(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> Tensor:
+def normed(x: Tensor, norm: nn.Module | None) -> Tensor:
+    """Queries or keys after their norm, with the strides of (B, R, n, D). (B, n, R, D) → (B, n, R, D)"""
+    return x if norm is None else norm(x.transpose(1, 2)).transpose(1, 2)
+
+
+def fused_attention(q: Tensor, k: Tensor, v: Tensor, causal: bool, mask: Tensor | None = None) -> Tensor:
     """Core attention in one operation (Dao et al. 2022). (B, A, R, D), two of (B, G, S, D) → (B, A, R, D)
 
     `causal`: the rows are all S tokens or the last one. For backward it keeps q, k, v, the output and one number a row, which is
     the logarithm of the sum of the exponentials of its scores. The output has the strides of q: if these are those of
-    (B, R, A, D), joining the heads copies nothing.
+    (B, R, A, D), joining the heads copies nothing. `mask`: added to the scores, and kept too; it says what is causal.
     """
     rows, seq = q.shape[2], k.shape[2]
     assert not causal or rows in (1, seq)
-    return F.scaled_dot_product_attention(q, k, v, is_causal=causal and rows > 1, enable_gqa=k.shape[1] < q.shape[1])
+    hides = mask is None and causal and rows > 1
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=hides, enable_gqa=k.shape[1] < q.shape[1])
 
 
-def written_attention(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> Tensor:
+def written_attention(
+    q: Tensor, k: Tensor, v: Tensor, causal: bool, window: int = 0, distances: Distances | None = None
+) -> Tensor:
     """Core attention, step by step. (B, A, R, D), two of (B, G, S, D) → (B, A, R, D)
 
-    `causal`: the rows are the last R tokens.
+    `causal`: the rows are the last R tokens. `window`: how many tokens each sees; 0: all before it.
     """
     b, heads, rows, width = q.shape
     groups, seq = k.shape[1], k.shape[2]
@@ -153,8 +201,11 @@ def written_attention(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> Tensor:
     q = q.unflatten(1, (groups, -1)).flatten(2, 3)  # (B, G, A/G · R, D)
     scores = (q @ k.transpose(-1, -2)).mul_(1 / math.sqrt(width))  # (B, G, A/G · R, S)
     if causal:
-        future = torch.ones(rows, seq, dtype=torch.bool, device=q.device).triu_(1 + seq - rows)
-        scores = scores.view(b, heads, rows, seq).masked_fill_(future, float("-inf")).view(scores.shape)
+        hidden = unseen(rows, seq, window, q.device)
+        by_head = scores.view(b, heads, rows, seq)
+        if distances is not None:
+            by_head = by_head.addcmul_(distances.ahead, distances.slopes)
+        scores = by_head.masked_fill_(hidden, float("-inf")).view(scores.shape)
     return (scores.softmax(-1) @ v).view(b, heads, rows, width)
 
 
@@ -167,6 +218,6 @@ CORE_ATTENTION: dict[AttentionName, Callable[[Tensor, Tensor, Tensor, bool], Ten
 def output_std(spec: ModelSpec) -> float:
     """Standard deviation of layers that write to the residual stream.
 
-    With pre-norm, 2 × layers of them add up (Radford et al. 2019, 2.3). With post-norm they do not.
+    With pre-norm, 2 × layers of them add up (Radford et al. 2019, 2.3). With norms behind them their scale does not matter.
     """
     return 0.02 / math.sqrt(2 * spec.layers) if spec.parts.placement == "pre" else 0.02

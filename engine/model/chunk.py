@@ -51,7 +51,7 @@ class TransformerChunk(nn.Module):
         `loss_chunk`: tokens of a chunk of the loss, fewer than a microbatch predicts. None: the loss is computed as a whole.
         """
         super().__init__()
-        self.loss_chunk = loss_chunk
+        self.loss_chunk, self.attention = loss_chunk, attention
         self.through = through
         self.spec, self.first, self.last, self.batch, self.tp, self.recompute = spec, first, last, batch, tp, recompute
         self.embedding = Embedding(spec, tp, first) if first or (last and spec.parts.tied) else None
@@ -82,7 +82,7 @@ class TransformerChunk(nn.Module):
         """The uses of parameters before the head, in order."""
         if self.first:
             yield from self._embedding_uses(feed)
-        attention_inputs = AttentionInputs.of(self.spec, feed, self.tp) if self.layers else AttentionInputs()
+        attention_inputs = AttentionInputs.of(self.spec, feed, self.tp, self.attention) if self.layers else AttentionInputs()
         for number, layer in self.layers.items():
             yield ParameterUse((layer,), partial(self._run_layer, int(number), layer, attention_inputs))
 
@@ -108,7 +108,7 @@ class TransformerChunk(nn.Module):
             assert embedding is not None and embedding.places is not None
             feed = Feed(tokens, None)
             yield ParameterUse(self._embedded, lambda _: embedding.embed(feed, cache.length), lookup=True)
-        attention_inputs = AttentionInputs.decoding(self.spec, cache, count, self.tp.comm.device)
+        attention_inputs = AttentionInputs.decoding(self.spec, cache, count, self.tp, self.attention)
         for layer in self.layers.values():
             yield ParameterUse((layer,), partial(_one_stream, layer, attention_inputs))
         if self.head is not None:

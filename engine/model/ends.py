@@ -32,15 +32,18 @@ class SegmentEmbedding(nn.Module):
 
 
 class PositionEmbedding(nn.Module):
-    """Adds positions and segments to the tokens' embeddings, as the family has them. Either may be absent."""
+    """Scales the tokens' embeddings by √H and adds positions and segments, as the model has them. Each may be absent."""
 
     def __init__(self, spec: ModelSpec, tp: TensorParallel) -> None:
         super().__init__()
         kind = spec.parts.position
+        self.scale = spec.hidden**0.5 if spec.parts.scaled_embedding and kind != "sinusoidal" else None  # which scales by itself
         self.position = {"learned": LearnedPosition, "sinusoidal": SinusoidalPosition}.get(kind, _no_position)(spec, tp)
         self.segment = SegmentEmbedding(spec, tp) if spec.parts.segments else None
 
     def forward(self, x: Tensor, segments: Tensor | None, first: int = 0) -> Tensor:
+        if self.scale is not None:
+            x = x * self.scale
         if self.position is not None:
             x = self.position(x, first) if first else self.position(x)
         return x if self.segment is None or segments is None else self.segment(x, segments)
@@ -58,8 +61,7 @@ class Embedding(nn.Module):
 
     def __init__(self, spec: ModelSpec, tp: TensorParallel, first: bool) -> None:
         super().__init__()
-        # The sinusoidal family scales tokens by √H, which makes them as large as the sinusoids.
-        std = spec.hidden**-0.5 if spec.parts.position == "sinusoidal" else 0.02
+        std = spec.hidden**-0.5 if spec.parts.scaled_embedding else 0.02  # which √H makes 1, as large as sinusoids
         self.token = VocabParallelEmbedding(spec.vocab, spec.hidden, tp, std)
         self.places = PositionEmbedding(spec, tp) if first else None
         self.norm = make_norm(spec, tp) if first and spec.parts.embedding_norm else None

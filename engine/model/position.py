@@ -12,7 +12,7 @@ from torch.autograd import Function
 from engine.families import ROTARY_BASE
 from engine.objective import Feed
 from engine.parallel.tensor import ShardedParameter, ShardSpec, TensorParallel
-from engine.spec import ModelSpec
+from engine.spec import AttentionName, ModelSpec
 
 SINUSOID_BASE = 10_000.0  # Vaswani et al. 2017, section 3.5
 
@@ -24,12 +24,15 @@ def own_rows(tp: TensorParallel, rows: int) -> slice:
 
 
 class LearnedPosition(nn.Module):
-    """A learned row for each position, replicated over tp. (B, s, H) → (B, s, H)"""
+    """A learned row for each position, replicated over tp. (B, s, H) → (B, s, H)
+
+    A model may have more rows than it uses: the first ones of OPT belong to padding.
+    """
 
     def __init__(self, spec: ModelSpec, tp: TensorParallel) -> None:
         super().__init__()
         self.tp = tp
-        self.weight = ShardedParameter.of(ShardSpec((spec.seq, spec.hidden)), tp)
+        self.weight = ShardedParameter.of(ShardSpec((spec.places, spec.hidden)), tp)
 
     def forward(self, x: Tensor, first: int = 0) -> Tensor:
         """`first`: position of the first row of x."""
@@ -45,11 +48,11 @@ def sinusoid(places: Tensor, width: int) -> Tensor:
 
 
 class SinusoidalPosition(nn.Module):
-    """The embeddings, scaled by √H, plus sinusoids of their positions. (B, s, H) → (B, s, H)"""
+    """The embeddings, which may be scaled by √H, plus sinusoids of their positions. (B, s, H) → (B, s, H)"""
 
     def __init__(self, spec: ModelSpec, tp: TensorParallel) -> None:
         super().__init__()
-        self.tp, self.scale = tp, spec.hidden**0.5
+        self.tp, self.scale = tp, spec.hidden**0.5 if spec.parts.scaled_embedding else 1.0
 
     def forward(self, x: Tensor) -> Tensor:
         rows = own_rows(self.tp, x.shape[1])
@@ -72,22 +75,30 @@ class _Rotate(Function):
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """(…, S, D), (S, D/2), (S, D/2) → (…, S, D), or (…, S, A, D), (S, 1, D/2), (S, 1, D/2) → (…, S, A, D); in fp32 for any x."""
-    first, second = x[..., 0::2], x[..., 1::2]
-    return torch.stack((first * cos - second * sin, first * sin + second * cos), -1).flatten(-2).to(x.dtype)
+    """(…, S, D), (S, W/2), (S, W/2) → (…, S, D), or (…, S, A, D), (S, 1, W/2), (S, 1, W/2) → (…, S, A, D); in fp32 for any x.
+
+    The first W of D numbers are turned.
+    """
+    width = 2 * cos.shape[-1]
+    first, second = x[..., 0:width:2], x[..., 1:width:2]
+    turned = torch.stack((first * cos - second * sin, first * sin + second * cos), -1).flatten(-2).to(x.dtype)
+    return turned if width == x.shape[-1] else torch.cat((turned, x[..., width:]), -1)
 
 
 class Rotation(NamedTuple):
-    """Rotary positions (Su et al. 2021): pair i of a head is rotated by position / base^(2i/D)."""
+    """Rotary positions (Su et al. 2021): pair i of a head is rotated by position / base^(2i/W).
 
-    cos: Tensor  # (S, D/2), fp32
+    W numbers of a head are turned: all, or the first ones (Black et al. 2022, GPT-NeoX, section 2.1).
+    """
+
+    cos: Tensor  # (S, W/2), fp32
     sin: Tensor
 
     @staticmethod
-    def of(seq: int, width: int, device: torch.device, first: int = 0) -> Rotation:
-        """For tokens `first` to `seq` − 1 of a sequence."""
+    def of(seq: int, width: int, device: torch.device, first: int = 0, base: int = ROTARY_BASE) -> Rotation:
+        """For tokens `first` to `seq` − 1 of a sequence. `width`: W."""
         exponents = torch.arange(0, width, 2, device=device) / width
-        angles = torch.arange(first, seq, device=device)[:, None] * float(ROTARY_BASE) ** -exponents
+        angles = torch.arange(first, seq, device=device)[:, None] * float(base) ** -exponents
         return Rotation(angles.cos(), angles.sin())
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -118,6 +129,59 @@ class KVCache:
         return keys[:, :, :end], values[:, :, :end]
 
 
+def unseen(rows: int, seq: int, window: int, device: torch.device) -> Tensor:
+    """True where a row does not see a token: later ones and, if there is a window, those before it. (rows, seq)
+
+    The rows are the last of `seq` tokens. `window`: how many a token sees; 0: all before it.
+    """
+    if not window:
+        return torch.ones(rows, seq, dtype=torch.bool, device=device).triu_(1 + seq - rows)
+    seen = torch.ones(rows, seq, dtype=torch.bool, device=device).tril_(seq - rows).triu_(1 + seq - rows - window)
+    return seen.logical_not_()
+
+
+class Distances(NamedTuple):
+    """Linear biases (Press et al. 2022, section 3): the score of a token that is n tokens ago is lower by slope × n."""
+
+    ahead: Tensor  # (R, S) by how much each token is ahead of a row: 0 or less, but for those that are not seen
+    slopes: Tensor  # (A/tp, 1, 1) of the heads on this rank
+
+    @staticmethod
+    def of(spec: ModelSpec, tp: TensorParallel, rows: int, seq: int) -> Distances:
+        """The rows are the last of `seq` tokens."""
+        device, on_rank = tp.comm.device, spec.heads // tp.degree
+        places = torch.arange(seq, device=device)
+        ahead = (places - places[seq - rows :, None]).to(tp.dtype)
+        own = torch.arange(tp.index * on_rank, (tp.index + 1) * on_rank, device=device)
+        return Distances(ahead, slopes(own, spec.heads).to(tp.dtype).view(-1, 1, 1))
+
+
+def slopes(heads: Tensor, count: int) -> Tensor:
+    """The slopes of some of `count` heads, by their numbers. (n,) → (n,), fp32
+
+    Of n heads they are 2^(−8/n), 2^(−16/n), … if n is a power of two. Otherwise those of the power below n, and then those of the
+    power above that lie between (code of Press et al. 2022).
+    """
+    below = 2 ** (count.bit_length() - 1)
+    exponents = torch.where(heads < below, -8 / below * (heads + 1), -4 / below * (2 * (heads - below) + 1))
+    return exponents.exp2()
+
+
+def score_mask(spec: ModelSpec, tp: TensorParallel, rows: int, seq: int) -> Tensor | None:
+    """What fused attention adds to scores where it must know more than that later tokens are hidden. The rows are the last ones.
+
+    (1, A/tp, R, S) with linear biases, (R, S) with a window, None without both. torch's operation takes either as numbers.
+    """
+    if spec.parts.position == "alibi":
+        ahead, slope = Distances.of(spec, tp, rows, seq)
+        mask = (slope * ahead).unsqueeze(0)
+    elif "window" in spec.sized_parts:
+        mask = torch.zeros(rows, seq, dtype=tp.dtype, device=tp.comm.device)
+    else:
+        return None
+    return mask.masked_fill_(unseen(rows, seq, spec.window, tp.comm.device), float("-inf"))
+
+
 class AttentionInputs(NamedTuple):
     """Inputs of attention that all layers of a chunk share in one forward pass."""
 
@@ -126,24 +190,33 @@ class AttentionInputs(NamedTuple):
     waves: Tensor | None = None  # (2S − 1, H) sinusoids of the distances from 1 − S to S − 1
     distance: Tensor | None = None  # (B, 1, R, S) each row's distance to each token, as a row of `waves`
     cache: KVCache | None = None  # of the tokens before these, when generating
+    mask: Tensor | None = None  # see `score_mask`, for fused attention
+    distances: Distances | None = None  # for written attention with linear biases
 
     @staticmethod
-    def of(spec: ModelSpec, feed: Feed | None, tp: TensorParallel) -> AttentionInputs:
+    def of(spec: ModelSpec, feed: Feed | None, tp: TensorParallel, attention: AttentionName = "fused") -> AttentionInputs:
         """`feed` is needed for relative positions only."""
-        device = tp.comm.device
-        if spec.parts.position == "rotary":
-            return AttentionInputs(rotation=Rotation.of(spec.seq, spec.head_width, device))
         if spec.parts.position != "relative":
-            return AttentionInputs()
+            return AttentionInputs._of_rows(spec, tp, spec.seq, spec.seq, attention)
         assert feed is not None
+        device = tp.comm.device
         places = torch.arange(spec.seq, device=device)
         waves = sinusoid(torch.arange(1 - spec.seq, spec.seq, device=device), spec.hidden).to(tp.dtype)
         distance = feed.positions[:, :, None] - places + (spec.seq - 1)
         return AttentionInputs(hidden=feed.hidden.unsqueeze(1), waves=waves, distance=distance.unsqueeze(1))
 
     @staticmethod
-    def decoding(spec: ModelSpec, cache: KVCache, count: int, device: torch.device) -> AttentionInputs:
+    def decoding(spec: ModelSpec, cache: KVCache, count: int, tp: TensorParallel, attention: AttentionName) -> AttentionInputs:
         """For `count` tokens after those in the cache."""
-        rotary = spec.parts.position == "rotary"
-        end = cache.length + count
-        return AttentionInputs(rotation=Rotation.of(end, spec.head_width, device, cache.length) if rotary else None, cache=cache)
+        return AttentionInputs._of_rows(spec, tp, count, cache.length + count, attention)._replace(cache=cache)
+
+    @staticmethod
+    def _of_rows(spec: ModelSpec, tp: TensorParallel, rows: int, seq: int, attention: AttentionName) -> AttentionInputs:
+        """For the last `rows` of `seq` tokens."""
+        rotation = None
+        if spec.parts.position == "rotary":
+            rotation = Rotation.of(seq, spec.rotated, tp.comm.device, seq - rows, spec.angle_base)
+        if attention == "fused":
+            return AttentionInputs(rotation=rotation, mask=score_mask(spec, tp, rows, seq))
+        distances = Distances.of(spec, tp, rows, seq) if spec.parts.position == "alibi" else None
+        return AttentionInputs(rotation=rotation, distances=distances)

@@ -39,6 +39,7 @@ _PIPELINE_GROUPS = (
     "gradient downstream",
     "gradient upstream",
 )  # what is sent, and in which direction
+KEY_COPIES = "key copies"  # the name of the group of the tp ranks that hold the same key head
 _REDUCTIONS = {"sum": dist.ReduceOp.SUM, "max": dist.ReduceOp.MAX}
 
 
@@ -153,11 +154,15 @@ class Comm:
     rank of a layout without its peers.
     """
 
-    def __init__(self, mesh: Mesh, rank: int, recorder: Recorder, device: torch.device, transport: Transport) -> None:
+    def __init__(
+        self, mesh: Mesh, rank: int, recorder: Recorder, device: torch.device, transport: Transport, key_copies: int = 1
+    ) -> None:
+        """`key_copies`: how many tp ranks hold the same key head, see `ModelSpec.key_copies`."""
         self.mesh, self.rank, self.recorder, self.device, self._transport = mesh, rank, recorder, device, transport
         self.at = mesh.coordinate(rank)
         self.one_clock = True  # whether all ranks read the same monotonic clock
         self.groups: dict[str, Group] = {axis: Group(axis, mesh.group(axis, rank)) for axis in mesh}
+        self.groups[KEY_COPIES] = Group("tp", mesh.neighbours("tp", rank, key_copies))
         self._tags: dict[tuple[int, ...], int] = {}  # of the latest collective that was made of transfers, by ranks
 
     @classmethod
@@ -165,21 +170,30 @@ class Comm:
         return cls.without_others(Mesh({}), 0, Recorder(), device)
 
     @classmethod
-    def without_others(cls, mesh: Mesh, rank: int, recorder: Recorder, device: torch.device) -> Comm:
+    def without_others(cls, mesh: Mesh, rank: int, recorder: Recorder, device: torch.device, key_copies: int = 1) -> Comm:
         """Calls are counted as if the peers were there."""
-        comm = cls(mesh, rank, recorder, device, NoPeers(rank))
+        comm = cls(mesh, rank, recorder, device, NoPeers(rank), key_copies)
         stages = comm.groups["pp"].ranks
         comm.groups |= dict.fromkeys(_PIPELINE_GROUPS, comm.groups["pp"])
         comm.groups["tie"] = Group("pp", (stages[0], stages[-1]) if mesh.pp > 1 else stages)
         return comm
 
     @classmethod
-    def connect(cls, store: dist.Store, mesh: Mesh, rank: int, backend: Backend, seconds: float, recorder: Recorder) -> Comm:
+    def connect(
+        cls,
+        store: dist.Store,
+        mesh: Mesh,
+        rank: int,
+        backend: Backend,
+        seconds: float,
+        recorder: Recorder,
+        key_copies: int = 1,
+    ) -> Comm:
         """Connect with the other ranks over `store`. `seconds` is the time-out of every later call."""
         limit = timedelta(seconds=seconds)
         try:
             dist.init_process_group(backend.name, store=store, rank=rank, world_size=mesh.size, timeout=limit)
-            comm = cls(mesh, rank, recorder, backend.device, ProcessGroups(rank))
+            comm = cls(mesh, rank, recorder, backend.device, ProcessGroups(rank), key_copies)
             for name, group in list(comm.groups.items()):
                 comm.groups[name] = comm._open(group.axis, group.ranks, limit)
             stages = comm.groups["pp"].ranks

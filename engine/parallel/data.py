@@ -23,14 +23,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd import Function
 
-from engine.parallel.comm import Comm, Pending
+from engine.parallel.comm import KEY_COPIES, Comm, Pending
 from engine.parallel.tensor import ShardedParameter, TensorParallel
 
 Streams = tuple[Tensor, ...]  # the activations between two uses
@@ -77,6 +77,13 @@ class Bucket:
         for p in self.parameters:
             self.places[p] = slice(offset, offset + p.numel())
             offset += p.numel()
+        tp = comm.mesh.tp
+        # What other tp ranks hold too, at the end of a parameter: the gradients of all copies are summed.
+        self.copied = [
+            slice(place.stop - p.shard_spec.copied(tp) * (p.numel() // p.shape[0]), place.stop)
+            for p, place in self.places.items()
+            if p.shard_spec.copied(tp)
+        ]
         self._make_values(masters)
         kept = self.size if zero < 2 else share
         self.gradients = torch.zeros(kept, dtype=accumulate, device=comm.device)
@@ -147,6 +154,12 @@ class Bucket:
         if self.replicated_size:
             self.comm.all_reduce(flat[: self.replicated_size], "tp")
 
+    def all_reduce_copied(self) -> None:
+        """Sum the gradients of the copies of key heads over the tp ranks that hold them: each has seen its own queries."""
+        flat = self.gradients if self.incoming is None else self.incoming
+        for place in self.copied:
+            self.comm.all_reduce(flat[place], KEY_COPIES)
+
     def start_reduce(self) -> Pending:
         """Start the reduction over dp. With zero > 0 the sum of this rank's share goes straight to where it stays."""
         if self.zero == 0:
@@ -169,9 +182,24 @@ class Bucket:
         return {p: flat[place].view(p.shape) for p, place in self.places.items()}
 
     def norm(self) -> Tensor:
-        """The norm of `reduced`, in fp32. What tp replicates is left out, except on the first rank of a tp group."""
-        begin = self.replicated_size if self.comm.at.tp else 0
-        return torch.linalg.vector_norm(self.reduced[max(0, begin - self.own.start) :], dtype=torch.float32)
+        """The norm of `reduced` in fp32, without what other tp ranks count.
+
+        The first rank counts what tp does not shard, and the first of the ranks with the same key head counts that.
+        """
+        squared = torch.zeros((), device=self.comm.device)
+        for piece in self._counted:
+            norm = torch.linalg.vector_norm(self.reduced[piece], dtype=torch.float32)
+            squared.addcmul_(norm, norm)
+        return squared.sqrt_()
+
+    @cached_property
+    def _counted(self) -> list[slice]:
+        """Of `reduced`, what this rank counts in the norm."""
+        copied = self.copied if self.comm.groups[KEY_COPIES].ranks[0] != self.comm.rank else []
+        starts = [self.replicated_size if self.comm.at.tp else 0, *(place.stop for place in copied)]
+        stops = [*(place.start for place in copied), self.size]
+        first = self.own.start
+        return [slice(max(0, a - first), max(0, b - first)) for a, b in zip(starts, stops, strict=True)]
 
 
 class BackwardHook(Function):
@@ -293,6 +321,7 @@ class DataParallel:
     def _reduce(self, bucket: Bucket) -> None:
         if self.tp.shards_sequence:
             bucket.all_reduce_replicated()
+        bucket.all_reduce_copied()
         if self.comm.mesh.dp > 1:
             chunk = self._chunk_of[bucket]
             if self.zero:

@@ -11,7 +11,7 @@ Shapes: B batch, S sequence, H hidden, tp the tensor parallel degree; s is S, or
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -131,12 +131,14 @@ class ShardSpec:
 
     `shape` is that of the whole parameter. `dim` is the sharded dimension; None: every tp rank holds the whole. `blocks` are
     sizes that add up to that dimension, for example q, k and v of a fused weight. Each block is sharded by itself, padded with
-    zeros to a multiple of tp.
+    zeros to a multiple of tp. `least`: the least size of a shard of each block, 0: none. A block that is too small for a shard of
+    that size on each rank is held by several ranks: neighbours have copies of a shard. Such blocks come last.
     """
 
     shape: tuple[int, ...]
     dim: int | None = None
     blocks: tuple[int, ...] = ()
+    least: tuple[int, ...] = ()
     init: Literal["normal", "zeros", "ones"] = "normal"
     std: float = 0.02
 
@@ -145,11 +147,11 @@ class ShardSpec:
         if self.dim is None or of == 1:
             return whole
         parts = []
-        for block in whole.split(self.blocks or (self.shape[self.dim],), self.dim):
-            size = -(-block.shape[self.dim] // of)
-            part = block.narrow(self.dim, min(index * size, block.shape[self.dim]), 0)
-            if index * size < block.shape[self.dim]:
-                part = block.narrow(self.dim, index * size, min(size, block.shape[self.dim] - index * size))
+        for block, (size, copies) in zip(whole.split(self.sizes, self.dim), self.shards(of), strict=True):
+            first = index // copies * size
+            part = block.narrow(self.dim, min(first, block.shape[self.dim]), 0)
+            if first < block.shape[self.dim]:
+                part = block.narrow(self.dim, first, min(size, block.shape[self.dim] - first))
             missing = size - part.shape[self.dim]
             if missing:
                 padding = [0, 0] * (whole.dim() - 1 - self.dim) + [0, missing]
@@ -157,15 +159,39 @@ class ShardSpec:
             parts.append(part)
         return torch.cat(parts, self.dim)
 
-    def unshard(self, shards: list[Tensor]) -> Tensor:
-        """The whole parameter from the shards of all tp ranks. The padding is removed."""
+    def unshard(self, shards: list[Tensor], copy: int = 0) -> Tensor:
+        """The whole parameter from the shards of all tp ranks. The padding is removed. `copy`: which copy of a shard is taken."""
         if self.dim is None or len(shards) == 1:
             return shards[0]
-        sizes = self.blocks or (self.shape[self.dim],)
-        padded = [-(-size // len(shards)) for size in sizes]
-        pieces = [s.split(padded, self.dim) for s in shards]
-        blocks = [torch.cat([p[b] for p in pieces], self.dim).narrow(self.dim, 0, sizes[b]) for b in range(len(sizes))]
+        every = self.shards(len(shards))
+        pieces = [s.split([size for size, _ in every], self.dim) for s in shards]
+        blocks = [
+            torch.cat([p[b] for p in pieces[copy % copies :: copies]], self.dim).narrow(self.dim, 0, self.sizes[b])
+            for b, (_, copies) in enumerate(every)
+        ]
         return torch.cat(blocks, self.dim)
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """The sizes of the blocks along the sharded dimension."""
+        assert self.dim is not None
+        return self.blocks or (self.shape[self.dim],)
+
+    def shards(self, of: int) -> list[tuple[int, int]]:
+        """For each block the size of a shard, padded, and how many of `of` ranks hold the same shard."""
+        found = []
+        for size, least in zip(self.sizes, self.least or (0,) * len(self.sizes), strict=True):
+            copies = max(1, least * of // size)
+            found.append((-(-size * copies // of), copies))
+        return found
+
+    def copies(self, of: int) -> int:
+        """How many of `of` ranks hold the same shard of the last blocks; 1: each has its own."""
+        return 1 if self.dim is None else self.shards(of)[-1][1]
+
+    def copied(self, of: int) -> int:
+        """The size of what other ranks hold too, at the end of a shard along its dimension."""
+        return 0 if self.dim is None else sum(size for size, copies in self.shards(of) if copies > 1)
 
 
 class _WithShardSpec(type(nn.Parameter)):  # type: ignore[misc]
@@ -185,7 +211,7 @@ class ShardedParameter(nn.Parameter, metaclass=_WithShardSpec):
     def of(spec: ShardSpec, tp: TensorParallel) -> ShardedParameter:
         shape = list(spec.shape)
         if spec.dim is not None:
-            shape[spec.dim] = sum(-(-size // tp.degree) for size in spec.blocks or (spec.shape[spec.dim],))
+            shape[spec.dim] = sum(size for size, _ in spec.shards(tp.degree))
         parameter = ShardedParameter(torch.empty(shape, dtype=tp.dtype, device=tp.comm.device))
         parameter.shard_spec = spec
         return parameter
@@ -270,39 +296,65 @@ class ColumnLinear(Function):
         return for_input, None, None, None, for_weight, None
 
 
+class RowInput(NamedTuple):
+    """The input of a row-parallel layer, (B, S, in/tp). `again`: see `ColumnParallelLinear.forward`."""
+
+    x: Tensor
+    own: Weights
+    again: Again | None = None
+
+
 class _RowLinear(Function):
-    """y = Σ over tp of x Wᵀ, + b, where each shard of W has its own part of x."""
+    """y = Σ over tp of x Wᵀ, + b, where each shard of W has its own part of x. Layers whose results are added have one sum."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, own: Weights, tp: TensorParallel, again: Again | None) -> Tensor:
-        ctx.own, ctx.tp = own, tp
-        _keep(ctx, x, again)
+    def forward(ctx: Any, tp: TensorParallel, inputs: Sequence[RowInput], *xs: Tensor) -> Tensor:
+        """`xs`: those of `inputs`, so that autograd sees them."""
+        ctx.tp, ctx.layers = tp, [(own, again) for _, own, again in inputs]
+        ctx.save_for_backward(*(x for x, (_, again) in zip(xs, ctx.layers, strict=True) if again is None))
+
+        def product(one: RowInput) -> Tensor:
+            return linear(one.x, *one.own) if tp.degree == 1 else linear(one.x, one.own.weight)
+
+        y = product(inputs[0])
+        for one in inputs[1:]:
+            y.add_(product(one))
         if tp.degree == 1:
-            return linear(x, *own)
-        y = tp.reduce_from_tp(linear(x, own.weight))
-        return y if own.bias is None else y.add_(own.bias)
+            return y
+        y = tp.reduce_from_tp(y)
+        for _, own, _ in inputs:
+            if own.bias is not None:
+                y.add_(own.bias)
+        return y
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
-        tp, own, x = ctx.tp, ctx.own, _kept(ctx)
-        tp.gradients.add_bias(own.bias, gradient)
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        tp, layers, kept = ctx.tp, ctx.layers, iter(ctx.saved_tensors)
+        ctx.layers = ()  # torch frees saved tensors after backward, but not these
+        xs = [next(kept).detach() if again is None else again() for _, again in layers]
+        for own, _ in layers:
+            tp.gradients.add_bias(own.bias, gradient)
         whole = tp.gather_from_sequence(gradient)  # (B, S, out)
-        for_input = linear(whole, own.weight.T)
-        tp.gradients.add_or_defer(own.weight, whole, lambda: x)
-        return for_input, None, None, None
+        found = []
+        for x, (own, _) in zip(xs, layers, strict=True):
+            found.append(linear(whole, own.weight.T))
+            tp.gradients.add_or_defer(own.weight, whole, lambda x=x: x)
+        return None, None, *found
 
 
 class ColumnParallelLinear(nn.Module):
     """y = x Wᵀ + b with the output features sharded over tp. (B, s, in) → (B, S, out/tp)
 
-    `blocks`: sizes of several fused outputs (q, k, v), each sharded by itself.
+    `blocks`: sizes of several fused outputs (q, k, v), each sharded by itself. `least`: see `ShardSpec`.
     """
 
-    def __init__(self, inputs: int, blocks: tuple[int, ...], tp: TensorParallel, bias: bool = True) -> None:
+    def __init__(
+        self, inputs: int, blocks: tuple[int, ...], tp: TensorParallel, bias: bool = True, least: tuple[int, ...] = ()
+    ) -> None:
         super().__init__()
         self.tp = tp
-        self.weight = ShardedParameter.of(ShardSpec((sum(blocks), inputs), 0, blocks), tp)
-        self.bias = ShardedParameter.of(ShardSpec((sum(blocks),), 0, blocks, "zeros"), tp) if bias else None
+        self.weight = ShardedParameter.of(ShardSpec((sum(blocks), inputs), 0, blocks, least), tp)
+        self.bias = ShardedParameter.of(ShardSpec((sum(blocks),), 0, blocks, least, "zeros"), tp) if bias else None
 
     def forward(self, x: Tensor, again: Again | None = None) -> Tensor:
         """`again`: x is not kept for backward, which computes it with this function instead."""
@@ -323,4 +375,11 @@ class RowParallelLinear(nn.Module):
 
     def forward(self, x: Tensor, again: Again | None = None) -> Tensor:
         """`again`: see `ColumnParallelLinear.forward`."""
-        return _RowLinear.apply(x, Weights(self.weight, self.bias), self.tp, again)
+        return self.sum_of((self.input(x, again),))
+
+    def input(self, x: Tensor, again: Again | None = None) -> RowInput:
+        return RowInput(x, Weights(self.weight, self.bias), again)
+
+    def sum_of(self, inputs: Sequence[RowInput]) -> Tensor:
+        """The sum of the outputs of several row-parallel layers, with one reduction. → (B, s, out)"""
+        return _RowLinear.apply(self.tp, inputs, *(one.x for one in inputs))

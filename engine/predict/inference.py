@@ -84,7 +84,7 @@ def cache(model: ModelSpec, layout: LayoutSpec, precision: Precision, stage: int
     do not generate text have no cache.
     """
     split = ChunkSplit(model, layout)
-    width = (Factor("G/tp", model.key_heads // layout.tp), Factor("D", model.head_width), Factor("e", BYTES_OF[precision]))
+    width = (Factor("G/tp", model.keys_on_rank(layout.tp)), Factor("D", model.head_width), Factor("e", BYTES_OF[precision]))
     b, two = Factor("B", batch), Factor("2", 2)
     objective = model.parts.objective
     if objective not in ("causal", "seq2seq"):

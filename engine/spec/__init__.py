@@ -4,13 +4,14 @@ Every mistake in a spec raises `RequestError` with one sentence that shows the a
 than one part of a spec, so that the form can show all broken ones at once.
 """
 
-from engine.spec.base import Spec
+from engine.spec.base import Spec, names_in
 from engine.spec.errors import RequestError, too_large
 from engine.spec.fit import BYTE_VOCABULARY, Misfit, generation_misfits, misfits
 from engine.spec.parsing import LARGEST as LARGEST_JSON
 from engine.spec.parsing import parsed
 from engine.spec.parts import (
     BYTES_OF,
+    MODEL_PARTS,
     WHOLE_LOSS,
     AttentionName,
     FaultSpec,
@@ -32,6 +33,7 @@ __all__ = [
     "BYTES_OF",
     "BYTE_VOCABULARY",
     "LARGEST_JSON",
+    "MODEL_PARTS",
     "SCHEDULE_FACTS",
     "WHOLE_LOSS",
     "AttentionName",
@@ -54,6 +56,7 @@ __all__ = [
     "generation_misfits",
     "joined",
     "misfits",
+    "names_in",
     "parsed",
     "recomputes",
     "sentence",

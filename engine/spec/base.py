@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import Any, Self
+from typing import Any, Literal, Self, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from engine.spec.errors import RequestError
 from engine.spec.parsing import parsed
-from engine.spec.sentence import sentence
+from engine.spec.sentence import brief, sentence
 
 
 class Spec(BaseModel):
@@ -30,6 +30,16 @@ class Spec(BaseModel):
     def read_json(cls, text: str | bytes) -> Self:
         """Read what `model_dump_json` wrote. Raises `RequestError`, also for text that is not JSON."""
         return cls.model_validate(parsed(text, sentence("this")))
+
+
+def names_in(kind: Any) -> tuple[str, ...]:
+    """The names among which a field of that type chooses; none if it does not. None is not one of them: it is left out."""
+    kinds = [one for one in get_args(kind) if one is not type(None)]
+    if get_origin(kind) is Literal:
+        return tuple(map(str, kinds))
+    if len(kinds) != 1:
+        return ()
+    return ("true", "false") if kinds[0] is bool else names_in(kinds[0])
 
 
 # The sentence for each of pydantic's error types. The arguments are the error's context.
@@ -54,7 +64,7 @@ def _sentence(cls: type[BaseModel], error: ValidationError) -> str:
     found = error.errors()
     first = found[0]
     more = len(found) - 1
-    name = ".".join(str(part) for part in first["loc"]) or _name_of(cls)
+    name = brief(".".join(str(part) for part in first["loc"]) or _name_of(cls))
     if first["type"] == "extra_forbidden":
         fields = ", ".join(cls.model_fields)
         text = sentence("there is no field {name!r}; {record} has {fields}", name=name, record=_name_of(cls), fields=fields)
@@ -87,6 +97,4 @@ def _name_of(cls: type[BaseModel]) -> str:
 
 
 def _brief(value: Any) -> str:
-    """A value as text, shortened: it may be a whole file in the wrong place."""
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:59]}…"
+    return brief(repr(value))

@@ -77,15 +77,22 @@ def generation_misfits(generate: GenerateSpec, model: ModelSpec, layout: LayoutS
 
 
 def _tp_misfits(model: ModelSpec, layout: LayoutSpec) -> list[Misfit]:
-    """tp shards the heads, the key and value heads, and the MLP's inner width. So it must divide all of them."""
-    keys = model.key_heads  # which divide the heads
-    both = gcd(keys, model.ffn_width)
-    if both % layout.tp == 0:
+    """tp cuts the heads and the MLP's inner width, so it must divide both.
+
+    It cuts the key heads too. If there are fewer of them than ranks, each is held by as many ranks as any other.
+    """
+    if model.fits_tp(layout.tp):
         return []
-    fits = divisors(both)
-    heads, width = _heads(keys, shared=keys < model.heads), sentence("the MLP's width of {width}", width=model.ffn_width)
-    values = {"tp": layout.tp, "what": heads if keys % layout.tp else width, "fits": listed(fits), "heads": heads, "width": width}
-    if both < keys:  # a divisor of the heads may not divide the width
+    heads, keys = model.heads, model.key_heads
+    both = gcd(heads, model.ffn_width)
+    fits = [tp for tp in divisors(both) if model.fits_tp(tp)]
+    what, width = _heads(heads), sentence("the MLP's width of {width}", width=model.ffn_width)
+    values = {"tp": layout.tp, "heads": what, "width": width, "fits": listed(fits), "keys": _key_heads(keys)}
+    if both % layout.tp == 0:
+        text = sentence("tp={tp} neither divides {keys} nor is a multiple of them; {fits} fit", **values)
+        return [Misfit("layout.tp", text, nearest(fits, layout.tp))]
+    values["what"] = what if heads % layout.tp else width
+    if both < heads:  # a divisor of the heads may not divide the width
         if len(fits) > 1:
             text = sentence("tp={tp} does not divide {what}; {fits} divide both {heads} and {width}", **values)
         else:
@@ -97,11 +104,14 @@ def _tp_misfits(model: ModelSpec, layout: LayoutSpec) -> list[Misfit]:
     return [Misfit("layout.tp", text, nearest(fits, layout.tp))]
 
 
-def _heads(count: int, shared: bool) -> Sentence:
-    """The number of heads in words. `shared`: they are key and value heads, and there are fewer of them than query heads."""
-    if shared:
-        return sentence("{count} key and value heads", count=count) if count > 1 else sentence("1 key and value head")
+def _heads(count: int) -> Sentence:
+    """The number of heads in words."""
     return sentence("{count} heads", count=count) if count > 1 else sentence("1 head")
+
+
+def _key_heads(count: int) -> Sentence:
+    """The number of heads of keys and values in words."""
+    return sentence("{count} key and value heads", count=count) if count > 1 else sentence("1 key and value head")
 
 
 def _lever_misfits(model: ModelSpec, layout: LayoutSpec, workload: WorkloadSpec) -> list[Misfit]:
@@ -126,12 +136,12 @@ def _lever_misfits(model: ModelSpec, layout: LayoutSpec, workload: WorkloadSpec)
         if near:
             text = joined(text, sentence("seq={seq} fits", seq=either(near)))
         found.append(Misfit("model.seq", text, near))
-    if recomputes(layout.recompute, "layernorm") and model.parts.placement == "post":
+    if recomputes(layout.recompute, "layernorm") and model.parts.placement in ("post", "output"):
         text = sentence(
-            "recompute={recompute} computes the norms before attention and MLP again, and {family} has its norms behind them; "
-            "leave out layernorm",
+            "recompute={recompute} computes the norms before attention and MLP again, and placement={placement} has its norms "
+            "behind them; leave out layernorm",
             recompute=layout.recompute,
-            family=model.family,
+            placement=model.parts.placement,
         )
         found.append(Misfit("layout.recompute", text))
     if workload.precision == "fp32" and workload.accumulate == "bf16":

@@ -5,16 +5,32 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from itertools import accumulate, pairwise
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from engine.families import FAMILIES, Family, FamilyName, predicted
+from engine.families import (
+    FAMILIES,
+    ROTARY_BASE,
+    AttentionBias,
+    FamilyName,
+    HeadKind,
+    Inner,
+    ModelParts,
+    Norm,
+    Parallel,
+    Placement,
+    Position,
+    QKNorm,
+    parts_of,
+    predicted,
+)
 from engine.spec.base import Spec
 from engine.spec.errors import RequestError
+from engine.spec.model_numbers import wrong_number
 from engine.spec.numbers import divisors, either, evenly, listed, nearest, nearest_multiples
 from engine.spec.schedules import SCHEDULE_FACTS, ScheduleFacts, ScheduleName
-from engine.spec.sentence import sentence
+from engine.spec.sentence import brief, sentence
 from engine.topology import AXES, AXES_AS_WRITTEN, Axis, Mesh
 
 _MOST_HIDDEN, _MOST_HEADS, MOST_SEQ = 65_536, 1024, 1_000_000
@@ -35,8 +51,15 @@ def recomputes(recompute: Recompute, part: RecomputePart) -> bool:
     return part in recompute.split("+")
 
 
+# The fields of `ModelSpec` that choose a part of the model.
+MODEL_PARTS = (
+    "norm", "placement", "qk_norm", "parallel", "position", "inner", "head", "tied", "output_bias", "attention_bias", "mlp_bias",
+    "embedding_norm", "scaled_embedding",
+)  # fmt: skip
+
+
 class ModelSpec(Spec):
-    """The shape of a Transformer. `engine.families` has the parts of its family."""
+    """The shape of a Transformer: its sizes, its family, and the parts that differ from the family's (`engine.families`)."""
 
     family: FamilyName = Field("gpt", description="model family")
     layers: int = Field(4, ge=1, le=1024, description="Transformer layers; of encoder and decoder together, where there are both")
@@ -48,6 +71,59 @@ class ModelSpec(Spec):
     kv_heads: int = Field(0, ge=0, le=1024, description="heads of keys and values, which groups of heads share; 0 means heads")
     head_dim: int = Field(0, ge=0, le=65536, description="width of one head; 0 means hidden ÷ heads")
     decoder_layers: int = Field(0, ge=0, le=1024, description="number of decoder layers among the layers; 0 means half")
+    rotary_width: int = Field(0, ge=0, le=65536, description="numbers of a head that rotary positions turn; 0 means all")
+    rotary_base: int = Field(0, ge=0, le=10**9, description="base of the angles of rotary positions; 0 means 500,000")
+    spare_positions: int = Field(
+        0, ge=0, le=1024, description="rows of learned positions beyond the sequence, which no token uses"
+    )
+    window: int = Field(
+        0, ge=0, le=MOST_SEQ, description="tokens that a token sees, the last of them itself; 0 means all before it"
+    )
+    global_every: int = Field(0, ge=0, le=1024, description="every so many layers, one sees all tokens; 0: all have the window")
+    # None: as the family has it. The names are those of `ModelParts`.
+    norm: Norm | None = Field(None, description="norm: layer (LayerNorm) or rms (RMSNorm)")
+    placement: Placement | None = Field(
+        None,
+        description="place of the norms: pre, before a block; post, after its residual; both, before it and on its output; "
+        "output, on its output only",
+    )
+    qk_norm: QKNorm | None = Field(
+        None,
+        description="norm of queries and keys: head, over the width of each head; full (RMSNorm), over all of their features",
+    )
+    parallel: Parallel | None = Field(
+        None, description="attention and MLP both read the layer's input, through one_norm or two_norms"
+    )
+    position: Position | None = Field(
+        None, description="positions: learned, sinusoidal, rotary, alibi (distances in attention), none"
+    )
+    inner: Inner | None = Field(
+        None, description="nonlinearity of the MLP; swiglu and geglu (tanh) have a gate, relu2 is squared ReLU"
+    )
+    head: HeadKind | None = Field(
+        None, description="before the output matrix: a norm, a transform (linear layer, GELU, norm), or nothing (bare)"
+    )
+    tied: bool | None = Field(None, description="the output matrix is the token table")
+    output_bias: bool | None = Field(None, description="bias of the output matrix")
+    attention_bias: AttentionBias | None = Field(
+        None, description="biases of attention's linear layers: all, qkv (without the output layer's) or none"
+    )
+    mlp_bias: bool | None = Field(None, description="biases of the MLP's linear layers")
+    embedding_norm: bool | None = Field(None, description="norm after the embedding")
+    scaled_embedding: bool | None = Field(None, description="the tokens' embeddings are multiplied by √hidden")
+
+    @field_validator("attention_bias", mode="before")
+    @classmethod
+    def _named_biases(cls, value: Any) -> Any:
+        """Older runs have true and false."""
+        return ("all" if value else "none") if isinstance(value, bool) else value
+
+    @field_validator(*MODEL_PARTS)
+    @classmethod
+    def _as_the_family(cls, value: Any, info: ValidationInfo) -> Any:
+        """A part that equals the family's is None, so that equal models have equal specs."""
+        family = info.data.get("family")
+        return None if family is None or value == getattr(FAMILIES[family], str(info.field_name)) else value
 
     @model_validator(mode="after")
     def _heads_divide_hidden(self) -> Self:
@@ -65,6 +141,56 @@ class ModelSpec(Spec):
                     fits=either(sorted(heads)),
                 )
             )
+        return self
+
+    @model_validator(mode="after")
+    def _has_positions_of_its_own(self) -> Self:
+        """Two-stream attention needs relative positions, and nothing else has them."""
+        relative = FAMILIES[self.family].position == "relative"
+        if self.position is not None and (relative or self.position == "relative"):
+            fits = sorted({*get_args(Position)} - {"relative"})
+            text = (
+                sentence("{family} has relative positions and no others; position left out fits", family=self.family)
+                if relative
+                else sentence("position=relative is for xlnet; {fits} fit", fits=listed(fits))
+            )
+            raise RequestError(text)
+        return self
+
+    @model_validator(mode="after")
+    def _layers_fit_together(self) -> Self:
+        """Blocks in parallel read one input, through norms before them. Two-stream attention has no norms of its own inside."""
+        parts = self.parts
+        if parts.parallel != "none" and parts.placement != "pre":
+            raise RequestError(
+                sentence(
+                    "parallel={parallel} has its norms before attention and MLP, not placement={placement}; placement=pre fits",
+                    parallel=parts.parallel,
+                    placement=parts.placement,
+                )
+            )
+        if parts.parallel != "none" and parts.encoder:
+            raise RequestError(
+                sentence(
+                    "parallel={parallel} has attention and MLP side by side, and {family} has cross-attention between them; "
+                    "parallel=none fits",
+                    parallel=parts.parallel,
+                    family=self.family,
+                )
+            )
+        if parts.qk_norm != "none" and parts.position == "relative":
+            raise RequestError(
+                sentence(
+                    "qk_norm={qk_norm} is not for relative positions, whose queries have two biases; qk_norm=none fits",
+                    qk_norm=parts.qk_norm,
+                )
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _numbers_are_for_its_parts(self) -> Self:
+        if wrong := wrong_number(self):
+            raise RequestError(wrong)
         return self
 
     @model_validator(mode="after")
@@ -86,13 +212,11 @@ class ModelSpec(Spec):
                     kv_heads=self.kv_heads,
                 )
             )
-        if self.parts.position == "rotary" and self.head_width % 2:
-            raise RequestError(
-                sentence(
-                    "rotary positions turn pairs of numbers, and a head is {width} wide; an even width fits",
-                    width=self.head_width,
-                )
-            )
+        if self.parts.position == "rotary" and self.rotated % 2:
+            what = sentence("a head is {width} wide", width=self.head_width)
+            if self.rotary_width:
+                what = sentence("rotary_width is {width}", width=self.rotary_width)
+            raise RequestError(sentence("rotary positions turn pairs of numbers, and {what}; an even width fits", what=what))
         if self.decoder_layers and not self.parts.encoder:
             raise RequestError(
                 sentence(
@@ -121,8 +245,42 @@ class ModelSpec(Spec):
         return self
 
     @property
-    def parts(self) -> Family:
-        return FAMILIES[self.family]
+    def chosen_parts(self) -> tuple[tuple[str, Any], ...]:
+        """The parts that differ from the family's, as pairs of a name in `MODEL_PARTS` and a value."""
+        return tuple((name, value) for name in MODEL_PARTS if (value := getattr(self, name)) is not None)
+
+    @property
+    def parts(self) -> ModelParts:
+        return parts_of(self.family, dict(self.chosen_parts)) if self.chosen_parts else FAMILIES[self.family]
+
+    @property
+    def sized_parts(self) -> tuple[str, ...]:
+        """The fields of numbers that change what a layer or an embedding does, and not only its sizes."""
+        having = {
+            "rotary_width": self.rotated < self.head_width,
+            "spare_positions": self.spare_positions > 0,
+            "window": 0 < self.window < self.seq,
+        }
+        return tuple(name for name, has in having.items() if has)
+
+    def windowed(self, layer: int) -> bool:
+        """Whether layer `layer`, counted from 0, has the window. Of every `global_every` layers, the last sees all tokens."""
+        return "window" in self.sized_parts and not (self.global_every and (layer + 1) % self.global_every == 0)
+
+    @property
+    def rotated(self) -> int:
+        """The numbers of a head that rotary positions turn."""
+        return self.rotary_width or self.head_width
+
+    @property
+    def angle_base(self) -> int:
+        """The base of the angles of rotary positions."""
+        return self.rotary_base or ROTARY_BASE
+
+    @property
+    def places(self) -> int:
+        """Rows of the table of learned positions."""
+        return self.seq + self.spare_positions
 
     @property
     def head_width(self) -> int:
@@ -131,6 +289,19 @@ class ModelSpec(Spec):
     @property
     def key_heads(self) -> int:
         return self.kv_heads or self.heads
+
+    def keys_on_rank(self, tp: int) -> int:
+        """Key heads of one of `tp` ranks. Of fewer heads than ranks, each has a copy of one."""
+        return max(1, self.key_heads // tp)
+
+    def key_copies(self, tp: int) -> int:
+        """How many of `tp` ranks hold the same key heads."""
+        return max(1, tp // self.key_heads)
+
+    def fits_tp(self, tp: Any) -> Any:
+        """Whether tp cuts the heads and the MLP evenly, and ranks and key heads divide each other. `tp`: a number, or (n,)."""
+        keys = self.key_heads
+        return (self.heads % tp == 0) & (self.ffn_width % tp == 0) & ((keys % tp == 0) | (tp % keys == 0))
 
     @property
     def ffn_width(self) -> int:
@@ -155,9 +326,9 @@ class ModelSpec(Spec):
         """The number of parameters of the whole model, without padding. Tied weights count once."""
         queries, keys = self.heads * self.head_width, self.key_heads * self.head_width
         crossing = self.layers - self.encoder_layers if self.parts.encoder else 0
-        total = self.parts.outer_parameters(self.hidden, self.vocab, self.seq)
+        total = self.parts.outer_parameters(self.hidden, self.vocab, self.places)
         for count, cross in ((self.layers - crossing, False), (crossing, True)):
-            total += count * self.parts.layer_parameters(self.hidden, self.ffn_width, queries, keys, cross)
+            total += count * self.parts.layer_parameters(self.hidden, self.ffn_width, queries, keys, self.head_width, cross)
         return total
 
 
@@ -212,7 +383,7 @@ class LayoutSpec(Spec):
         for part in code.split("."):
             match = re.fullmatch(rf"({'|'.join(AXES)})(\d{{1,6}})", part)
             if not match or match[1] in found:
-                raise RequestError(sentence("layout {code!r} is not of the form dp2.tp2.pp2", code=code))
+                raise RequestError(sentence("layout {code!r} is not of the form dp2.tp2.pp2", code=brief(code)))
             found[match[1]] = int(match[2])
         return {axis: found.get(axis, 1) for axis in AXES_AS_WRITTEN}
 
@@ -348,5 +519,5 @@ class FaultSpec(Spec):
         """Read "raise:3@2": rank 3 raises in step 2."""
         match = re.fullmatch(r"(\w+):(\d{1,9})@(\d{1,9})", text)
         if not match:
-            raise RequestError(sentence("fault {text!r} is not of the form raise:3@2, which is kind:rank@step", text=text))
+            raise RequestError(sentence("fault {text!r} is not of the form raise:3@2, which is kind:rank@step", text=brief(text)))
         return cls.model_validate({"kind": match[1], "rank": int(match[2]), "step": int(match[3])})

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
+_QUOTED = 60  # letters
+
 
 class Sentence(str):
     """An English text, with its template and values."""
@@ -19,6 +21,11 @@ class Sentence(str):
 def sentence(template: str, **values: Any) -> Sentence:
     """`template` with `values` in place of their names in braces. Write the template as one literal: it is a catalog's key."""
     return _made(template, values)
+
+
+def brief(text: str) -> str:
+    """A text of a user's, shortened to be quoted in a sentence: it may be a whole file in the wrong place."""
+    return text if len(text) <= _QUOTED else f"{text[: _QUOTED - 1]}…"
 
 
 def joined(first: Sentence, *others: Sentence) -> Sentence:

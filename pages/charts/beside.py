@@ -10,8 +10,9 @@ import altair as alt
 import pandas as pd
 
 from engine.tables import CATEGORIES, COORDINATE, KV_CACHE, compared
+from engine.topology import AXES
 from pages.charts.drawing import Drawing, Rows, coloured, finish, nothing, rank_chooser, records
-from pages.charts.look import Look
+from pages.charts.look import NARROW, Look
 from pages.charts.names import categories, phase
 from pages.charts.neighbours import StageRows, by_stage
 from pages.charts.roles import Roles, opacity, outline, role_name
@@ -25,6 +26,10 @@ _ORDER = (*CATEGORIES, KV_CACHE)  # of categories, from the bottom of a stack
 MOST_BARS = 32  # ranks with a bar each; if there are more, one bar stands for the equal ranks of a stage
 _CAPACITY_IN_SIGHT = 8.0  # the line of the capacity is drawn if it is at most this many times as high as the highest bar
 _PALE = 0.45  # opacity of a prediction beside its measurement
+# About 30 pixels for each of the texts above the bars of a rank. Without room for two there is that of the first bar alone.
+_SAID = f"width < {NARROW} ? datum.size : datum.said"
+_HAS_ROOM = "datum.first ? bandwidth('x') > 30 : bandwidth('x') > 62"
+_KIND = ["axis", "collective", "phase"]
 _TEMPLATES = 32  # of each chart that are cached: a few for every language and theme
 
 
@@ -176,9 +181,10 @@ def _over_bars(x: alt.X, style: Look) -> list[alt.Chart]:
     """The frames of the chosen rank and its peers, and the texts above bars."""
     frames = alt.Chart(alt.NamedData("framed")).mark_bar(fillOpacity=0, stroke=style.text)
     words = alt.Chart(alt.NamedData("tops")).mark_text(dy=-8, fontSize=12, fontWeight=600, color=style.text)
+    room = alt.when(_HAS_ROOM).then(alt.value(1)).otherwise(alt.value(0))
     return [
         frames.encode(x=x, y="amount:Q", strokeWidth=alt.StrokeWidth("outline:Q", scale=None)),
-        words.encode(x=x, y="amount:Q", text="text:N"),
+        words.encode(x=x, y="amount:Q", text="text:N", opacity=room),
     ]
 
 
@@ -198,6 +204,7 @@ def _tops(totals: pd.Series[int], sources: dict[str, str], unit: float) -> pd.Da
     """A row for each bar: its end, and the text above it."""
     tops = totals.reset_index(name="bytes")
     tops["amount"], tops["by"] = tops["bytes"] / unit, tops["source"].map(sources)
+    tops["first"] = tops["source"] == tops["source"].iloc[-1]  # measured, if there are both
     own = tops[tops["source"] == "measured"]
     measured = dict(zip(own["rank"], own["bytes"], strict=True))
     tops["text"] = [
@@ -218,8 +225,8 @@ def error_of(predicted: float, measured: float) -> str:
 def _capacity_line(style: Look) -> list[alt.Chart]:
     line = alt.Chart(alt.NamedData("capacity"))
     return [
-        line.mark_rule(color=style.orange, strokeWidth=2, strokeDash=[6, 4]).encode(y="amount:Q"),
-        line.mark_text(align="right", dy=-8, fontSize=12, fontWeight=600, color=style.orange).encode(
+        line.mark_rule(color=style.text, strokeWidth=2, strokeDash=[6, 4]).encode(y="amount:Q"),
+        line.mark_text(align="right", dy=-8, fontSize=12, fontWeight=600, color=style.text).encode(
             y="amount:Q", x=alt.value("width"), text="text:N"
         ),
     ]
@@ -261,22 +268,22 @@ def _traffic_template(style: Look, measured: bool, column: str) -> Template:
         chart.mark_bar().encode(
             x=alt.X(f"{shown}:Q", title="$amount", scale=scale),
             y=y,
-            color=alt.Color("axis:N", scale=alt.Scale(domain=["$axes"], range=["$hues"])),
+            color=alt.Color("axis:N", scale=alt.Scale(domain=["$axes"], range=["$hues"]), legend=alt.Legend(columns=len(AXES))),
             tooltip=tooltip,
         )
     ]
     if measured:  # the prediction: a tick across the measured bar
         tick = chart.mark_tick(color=style.text, thickness=3, size=26)
         layers.append(tick.encode(x=alt.X("predicted:Q", scale=scale), y=y, tooltip=tooltip))
-    text = chart.mark_text(align="left", dx=8, fontSize=12, color=style.text)
-    layers.append(text.encode(x=alt.X(f"{shown}:Q", scale=scale), y=y, text="said:N"))
+    text = chart.mark_text(align="left", dx=8, fontSize=12, color=style.text, text={"expr": _SAID})
+    layers.append(text.encode(x=alt.X(f"{shown}:Q", scale=scale), y=y))
     return template(alt.layer(*layers, _frame(y, style)))
 
 
 def _by_kind(both: pd.DataFrame, ranks: int, column: str, shown: str, say: Words) -> tuple[pd.DataFrame, Unit]:
     """A row for each axis, collective and phase, with its name, its bytes in the unit, and the text of its bar."""
     numbers = [f"{number}_{side}" for number in (column, "calls") for side in ("measured", "predicted")]
-    rows = both.groupby(["axis", "collective", "phase"], as_index=False)[numbers].sum()
+    rows = both.groupby(_KIND, as_index=False)[numbers].sum()
     rows[numbers] = rows[numbers] / ranks
     rows = rows[rows[f"{column}_predicted"] + rows[f"{column}_measured"] > 0]
     rows = rows.sort_values(["axis", f"{column}_predicted"], ascending=[False, False]).reset_index(drop=True)
@@ -284,9 +291,10 @@ def _by_kind(both: pd.DataFrame, ranks: int, column: str, shown: str, say: Words
     unit = byte_unit(float(rows[[f"{column}_measured", f"{column}_predicted"]].max().max()) if len(rows) else 0)
     rows["measured"] = rows[f"{column}_measured"] / unit.size
     rows["predicted"] = rows[f"{column}_predicted"] / unit.size
+    rows["size"] = rows[f"{column}_{shown}"].map(in_bytes)
     rows["said"] = [
-        _in_calls(in_bytes(size), calls, say)
-        for size, calls in zip(rows[f"{column}_{shown}"], rows[f"calls_{shown}"], strict=True)
+        _in_calls(in_bytes(size), both[(both[_KIND] == kind).all(axis=1)].groupby("rank")[f"calls_{shown}"].sum(), ranks, say)
+        for size, kind in zip(rows[f"{column}_{shown}"], rows[_KIND].to_numpy(), strict=True)
     ]
     return rows, unit
 
@@ -327,8 +335,20 @@ def _traffic_tooltip(column: str, measured: bool, say: Words) -> list[alt.Toolti
     return lines
 
 
-def _in_calls(size: str, mean: float, say: Words) -> str:
-    """ "4 KiB in 1 call", "4 KiB in 0.50 calls": a mean over ranks need not be a whole number."""
-    if mean == int(mean):
-        return say.plural("{size} in {count} call", "{size} in {count} calls", int(mean), size=size)
-    return say("{size} in {mean} calls", size=size, mean=significant(mean))
+def _in_calls(size: str, calls: pd.Series[int], ranks: int, say: Words) -> str:
+    """The text of a bar, whose bytes are a mean: "4 KiB in 1 call", "4 KiB in 20 to 24 calls", "2 B: 1 call on 4 of 8 ranks".
+
+    `calls` of each rank that makes any; `ranks`: how many the mean is over.
+    """
+    made = calls[calls > 0]
+    least, most = (int(made.min()), int(made.max())) if len(made) else (0, 0)
+    if 0 < len(made) < ranks:
+        counted = say.plural("{count} call", "{count} calls", most)
+        if least < most:
+            counted = say("{least} to {most} calls", least=f"{least:,}", most=f"{most:,}")
+        return say(
+            "{size}: {calls} on {some} of {ranks} ranks", size=size, calls=counted, some=f"{len(made):,}", ranks=f"{ranks:,}"
+        )
+    if least < most:
+        return say("{size} in {least} to {most} calls", size=size, least=f"{least:,}", most=f"{most:,}")
+    return say.plural("{size} in {count} call", "{size} in {count} calls", most, size=size)

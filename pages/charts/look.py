@@ -1,11 +1,15 @@
-"""Colours and fonts of every chart. One colour has one meaning. No chart relies on hue alone."""
+"""Colours and fonts of every chart. One colour has one meaning. No chart relies on hue alone.
+
+Memory categories, axes of the mesh and kinds of action have a set of colours each. No colour is in two sets. Any two colours of
+all three can be told apart, with a colour-vision deficiency too: tests/charts/test_colours.py.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
-from engine.tables import KV_CACHE
+from engine.tables import CATEGORIES, KV_CACHE
 from engine.topology import AXES_BY_FREQUENCY, Axis
 from pages.charts.words import Language, Words, words
 
@@ -19,6 +23,19 @@ class View(NamedTuple):
     language: Language
 
 
+NARROW = 330  # pixels of a chart's plot, below which there is less text in it
+# What happens on a timeline.
+LANES = (
+    "forward (F)",
+    "backward (B, I)",
+    "weight gradient (W)",
+    "reduce, tie, gather, step",
+    "collective",
+    "send, receive",
+)
+# On a narrow page a legend has columns, so that it is not cut off. 0: all in one row.
+_LEGEND: dict[str, Any] = {"orient": "top", "title": None, "symbolType": "square", "symbolSize": 110, "padding": 0, "offset": 10}
+_LEGEND |= {"columns": {"expr": f"width < {NARROW} ? 2 : 0"}, "rowPadding": 4}
 MAX_BARS = 3_000  # in one view; a browser pans more too slowly
 
 
@@ -26,8 +43,7 @@ MAX_BARS = 3_000  # in one view; a browser pans more too slowly
 class Look:
     """The colours of one theme and their meanings.
 
-    The five hues have a contrast of at least 3.1 : 1 (light) and 6.9 : 1 (dark) with the background, and people with a
-    colour-vision deficiency can distinguish them. `ink` and `brown` differ from `grey` and `orange` by lightness.
+    The plain hues, from `blue` to `brown`, are for charts that show none of the three sets.
     """
 
     theme: Theme
@@ -43,38 +59,26 @@ class Look:
     brown: str
     on_colour: str  # text on a coloured bar
     stages: tuple[str, str]  # first and last colour of the ramp that pipeline stages are drawn in
+    categories: tuple[str, ...]  # of memory, in the order of `CATEGORIES`, and the KV cache
+    axes: tuple[tuple[Axis, str], ...]
+    lanes: tuple[str, ...]  # in the order of `LANES`
     say: Words = words("en")  # noqa: RUF009  its catalog never changes
 
     @property
     def category(self) -> dict[str, str]:
         """Colours of the memory categories."""
-        return {
-            "parameters": self.blue,
-            "gradients": self.orange,
-            "optimizer": self.green,
-            "activations": self.pink,
-            "communication": self.grey,
-            "temporary": self.ink,
-            KV_CACHE: self.brown,
-        }
+        return dict(zip((*CATEGORIES, KV_CACHE), self.categories, strict=True))
 
     @property
     def axis(self) -> dict[str, str]:
         """Colours of the mesh's axes, in the order of legends."""
-        hues: dict[Axis, str] = {"tp": self.orange, "dp": self.blue, "pp": self.green}
+        hues = dict(self.axes)
         return {axis: hues[axis] for axis in AXES_BY_FREQUENCY}
 
     @property
     def lane(self) -> dict[str, str]:
         """Colours of what happens on a timeline."""
-        return {
-            "forward (F)": self.blue,
-            "backward (B, I)": self.orange,
-            "weight gradient (W)": self.pink,
-            "reduce, tie, gather, step": self.ink,
-            "collective": self.green,
-            "send, receive": self.grey,
-        }
+        return dict(zip(LANES, self.lanes, strict=True))
 
     def stage(self, stage: int, stages: int) -> str:
         """The colour of a pipeline stage. Stages take the colours of a ramp in their order, and neighbours differ."""
@@ -95,6 +99,9 @@ LIGHT = Look(
     brown="#8B5A2B",
     on_colour="#FFFFFF",
     stages=("#1D4FA3", "#1F9A94"),
+    categories=("#0542B4", "#D97A01", "#2A9370", "#D566B9", "#2E2D33", "#545862", "#533800"),
+    axes=(("tp", "#B12138"), ("dp", "#4D5A9E"), ("pp", "#7A9E58")),
+    lanes=("#8355E2", "#966E01", "#515904", "#4B0079", "#1D7B85", "#3F3E5C"),
 )
 
 DARK = Look(
@@ -111,6 +118,9 @@ DARK = Look(
     brown="#C9A27E",
     on_colour="#0F141A",
     stages=("#5B93F5", "#7FE0D0"),
+    categories=("#468AFC", "#B44801", "#4DB66A", "#F19CC4", "#808583", "#E0E8F9", "#F4CC8A"),
+    axes=(("tp", "#D84F4E"), ("dp", "#86A4FD"), ("pp", "#B9FCBC")),
+    lanes=("#7452E8", "#FCED4B", "#A2C514", "#C07FC2", "#3BD3FC", "#6F6A8A"),
 )
 
 
@@ -134,7 +144,7 @@ def config(style: Look) -> dict[str, Any]:
         "view": {"stroke": "transparent"},
         "axis": label | {"gridColor": style.faint, "domainColor": style.grey, "tickColor": style.grey, "labelLimit": 320},
         "axisY": {"domain": False, "ticks": False, "labelPadding": 6},
-        "legend": label | {"orient": "top", "title": None, "symbolType": "square", "symbolSize": 110, "padding": 0, "offset": 10},
+        "legend": label | _LEGEND,
         "bar": {"discreteBandSize": {"band": 0.78}},
         "scale": {"bandPaddingInner": 0.2},
     }

@@ -183,7 +183,9 @@ def _chart(cells: pd.DataFrame, rows: list[MatrixBlock], mesh: Mesh, style: Look
             x2="x2:Q",
             y=y,
             y2="y2:Q",
-            color=alt.Color("axis:N", scale=colours(style.axis, list(cells["axis"]))),
+            color=alt.Color(
+                "axis:N", scale=colours(style.axis, list(cells["axis"])), legend=alt.Legend(columns=len(AXES_AS_WRITTEN))
+            ),
             fillOpacity=alt.FillOpacity("strength:Q", scale=None),
             tooltip=tooltip,
         )
@@ -242,8 +244,9 @@ def _finding(sent: pd.DataFrame, measure: Measure, style: Look) -> str:
         return say("No communication between ranks")
     pairs = sent.groupby(["sender", "receiver", "axis"], as_index=False)["bytes"].sum()
     top = pairs.loc[pairs["bytes"].idxmax()]
-    alike = int(((pairs["bytes"] == top["bytes"]) & (pairs["axis"] == top["axis"])).sum())
-    found = {"size": in_bytes(top["bytes"]), "axis": top["axis"], "share": percent(alike * top["bytes"] / pairs["bytes"].sum())}
+    same = (pairs["bytes"].map(in_bytes) == in_bytes(top["bytes"])) & (pairs["axis"] == top["axis"])  # as they are written
+    alike, share = int(same.sum()), float(pairs.loc[same, "bytes"].sum() / pairs["bytes"].sum())
+    found = {"size": in_bytes(top["bytes"]), "axis": top["axis"], "share": percent(share)}
     if alike > 1:
         return say("The {count} busiest links carry {size} each along {axis}: {share} of all bytes", count=f"{alike:,}", **found)
     of = {"sender": top["sender"], "receiver": top["receiver"]}

@@ -14,7 +14,7 @@ from pages.charts.drawing import Drawing, colours, finish
 from pages.charts.look import Look, lane
 from pages.charts.names import categories, lanes
 from pages.charts.neighbours import by_stage
-from pages.charts.units import byte_unit, in_bytes, percent
+from pages.charts.units import byte_unit, in_bytes, percent, ranges
 from pages.charts.words import Words
 
 _ORDER = (*CATEGORIES, KV_CACHE)
@@ -91,8 +91,10 @@ def memory(peak: pd.DataFrame, highest: int, style: Look, ranks: int = 0) -> Dra
         )
         .properties(height=220)
     )
-    fullest = int(totals.index[int(totals.argmax())])
-    title = say("{size} on rank {rank}", size=in_bytes(int(totals.max())), rank=fullest)
+    fullest = [int(rank) for rank in totals.index[totals == totals.max()]]
+    title = say.plural(
+        "{size} on rank {ranks}", "{size} on ranks {ranks}", len(fullest), size=in_bytes(int(totals.max())), ranks=ranges(fullest)
+    )
     table = peak.pivot_table(index=["rank", "pp"], columns="category", values="bytes", aggfunc="sum")
     table = table[[code for code in _ORDER if code in table]]
     return Drawing(
@@ -224,7 +226,7 @@ def sweep_traffic(figures: pd.DataFrame, lever: str, names: Mapping[str, str], h
         reading=say("Sent by a rank in a step, the mean over all ranks, under the ring algorithm."),
         spec=_bars(
             figures.assign(amount=sent / unit.size, said=[in_bytes(float(value)) for value in sent]),
-            say("sent by a rank ({unit})", unit=unit.name), lever, names, here, style.green, title, style,
+            say("sent by a rank ({unit})", unit=unit.name), lever, names, here, style.blue, title, style,
         ),
         table=figures[["value", "wire_bytes_per_rank"]].rename(columns={"wire_bytes_per_rank": "wire_bytes"}),
     )  # fmt: skip
@@ -244,7 +246,7 @@ def sweep_bubble(figures: pd.DataFrame, lever: str, names: Mapping[str, str], he
         reading=say("In textbook times, a share of total time: 1 − busy ÷ (pp × makespan)."),
         spec=_bars(
             figures.assign(amount=100 * shares, said=[percent(float(value)) for value in shares]),
-            say("bubble (% of total time)"), lever, names, here, style.orange, title, style,
+            say("bubble (% of total time)"), lever, names, here, style.blue, title, style,
         ),
         table=figures[["value", "bubble"]],
     )  # fmt: skip

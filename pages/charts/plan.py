@@ -12,10 +12,10 @@ import pandas as pd
 from engine.predict.speed.step_time import PARTS
 from engine.topology import AXES_BY_FREQUENCY
 from pages.charts.drawing import Drawing, colours, finish
-from pages.charts.look import Look
+from pages.charts.look import NARROW, Look, lane
 from pages.charts.names import categories, recomputes, schedule
 from pages.charts.roles import CHOSEN
-from pages.charts.units import byte_unit, in_bytes, percent, significant
+from pages.charts.units import byte_unit, in_bytes, percent, ranges, significant
 from pages.charts.words import Words
 
 _FEWEST_TICKS, _MOST_TICKS = 3, 9
@@ -173,9 +173,9 @@ def step_parts(parts: Mapping[str, Mapping[str, float]], style: Look) -> Drawing
         "idle": say("pipeline bubble"),
     }
     tones = {
-        "compute": style.blue,
-        **(style.axis | {"dp": style.pink}),  # blue means computing in this chart
-        "update": style.ink,
+        "compute": style.lane[lane("F")],
+        **style.axis,
+        "update": style.lane[lane("step")],
         "idle": style.grey,
     }
     rows = pd.DataFrame(
@@ -192,7 +192,10 @@ def step_parts(parts: Mapping[str, Mapping[str, float]], style: Look) -> Drawing
             x=alt.X("seconds:Q", title=say("seconds per step")),
             y=alt.Y("layout:N", sort=list(parts), title=None),
             color=alt.Color(
-                "part:N", scale=colours(tones, list(PARTS), named), sort=list(named.values()), legend=alt.Legend(columns=3)
+                "part:N",
+                scale=colours(tones, list(PARTS), named),
+                sort=list(named.values()),
+                legend=alt.Legend(columns=alt.ExprRef(f"width < {NARROW} ? 2 : 3")),
             ),
             order=alt.Order("order:Q"),
             tooltip=[
@@ -279,7 +282,8 @@ def _stages_title(totals: Sequence[int], capacity: int, say: Words) -> str:
     """The title: whether the layout fits, and what the fullest stage needs. A single stage has no number."""
     need = max(totals)
     over = [stage for stage, total in enumerate(totals) if total > capacity]
-    values = {"stage": totals.index(need), "most": in_bytes(need), "size": in_bytes(capacity)}
+    fullest = [stage for stage, total in enumerate(totals) if total == need]
+    values = {"stage": ranges(fullest), "most": in_bytes(need), "size": in_bytes(capacity)}
     if len(totals) == 1:
         if over:
             return say("It does not fit: each rank needs {most} and has {size}", most=values["most"], size=values["size"])
@@ -294,17 +298,6 @@ def _stages_title(totals: Sequence[int], capacity: int, say: Words) -> str:
             most=values["most"],
         )
     return say("It fits: stage {stage} is fullest with {most} of {size}", **values)
-
-
-def ranges(numbers: Sequence[int]) -> str:
-    """ "0–3, 6": the numbers in order, consecutive ones as a range."""
-    runs: list[list[int]] = []
-    for number in sorted(numbers):
-        if runs and number == runs[-1][-1] + 1:
-            runs[-1].append(number)
-        else:
-            runs.append([number])
-    return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}–{run[-1]}" for run in runs)
 
 
 def seconds(value: float, say: Words) -> str:

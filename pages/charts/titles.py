@@ -6,8 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from pages.charts.plan import ranges
-from pages.charts.units import in_bytes, percent
+from pages.charts.units import in_bytes, percent, ranges
 from pages.charts.words import Words
 
 
@@ -84,11 +83,11 @@ def stage_title(peaks: pd.DataFrame, capacity: int | None, device: str, say: Wor
     if least == most:
         return say("Every rank needs {most}", most=in_bytes(most))
     return say.plural(
-        "The ranks of stage {stages} will be fullest: {most}, against {least} of stage {other}",
-        "The ranks of stages {stages} will be fullest: {most}, against {least} of stage {other}",
+        "The ranks of stage {stages} will be fullest: {most}, against {least} of {others}",
+        "The ranks of stages {stages} will be fullest: {most}, against {least} of {others}",
         len(fullest),
         least=in_bytes(least),
-        other=others[0],
+        others=say.plural("stage {stages}", "stages {stages}", len(others), stages=ranges(others)),
         **needed,
     )
 

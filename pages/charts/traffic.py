@@ -15,7 +15,7 @@ from pages.charts.look import MAX_BARS, Look
 from pages.charts.names import measures
 from pages.charts.roles import Roles, opacity, outline, role_name
 from pages.charts.thinning import stretches
-from pages.charts.units import byte_unit, in_bytes
+from pages.charts.units import byte_unit, in_bytes, ranges
 from pages.charts.words import Words
 
 _MOST_RANKS = MAX_BARS // len(AXES)  # that have bars
@@ -57,7 +57,7 @@ def by_rank(traffic: pd.DataFrame, ranks: int, measure: Measure, style: Look, ro
                 title=say("{measure} bytes in one step ({unit})", measure=counted, unit=unit.name),
                 axis=alt.Axis(tickCount=4),
             ),
-            color=alt.Color("axis:N", scale=colours(style.axis, list(rows["axis"]))),
+            color=alt.Color("axis:N", scale=colours(style.axis, list(rows["axis"])), legend=alt.Legend(columns=len(AXES))),
             opacity=alt.Opacity("opaque:Q", scale=None),
             tooltip=[
                 alt.Tooltip("rank:O", title=say("rank")),
@@ -101,11 +101,28 @@ def _rank_axis(ranks: Sequence[int], say: Words, roles: Roles | None) -> alt.Axi
 
 
 def _most(totals: pd.Series[int], measure: Measure, say: Words) -> str:
-    found = {"rank": totals.idxmax(), "most": in_bytes(totals.max()), "other": totals.idxmin(), "least": in_bytes(totals.min())}
+    """The title. Ranks whose numbers are written alike are named together."""
+    written = totals.map(in_bytes)
+    most, least = in_bytes(totals.max()), in_bytes(totals.min())
     if totals.min() == totals.max():
         if measure == "wire":
-            return say("Every rank sends the same: {most} in a step", **found)
-        return say("Every rank has the same payload: {most} in a step", **found)
+            return say("Every rank sends the same: {most} in a step", most=most)
+        return say("Every rank has the same payload: {most} in a step", most=most)
+    if most == least:
+        return say("All ranks send nearly the same: {most} in a step", most=most)
+    first, last = ([int(rank) for rank in totals.index[written == end]] for end in (most, least))
+    others = say.plural("rank {ranks}", "ranks {ranks}", len(last), ranks=ranges(last))
+    found = {"ranks": ranges(first), "most": most, "least": least, "others": others}
     if measure == "wire":
-        return say("Rank {rank} sends most: {most} in a step, against {least} on rank {other}", **found)
-    return say("Rank {rank} has the largest payload: {most} in a step, against {least} on rank {other}", **found)
+        return say.plural(
+            "Rank {ranks} sends most: {most} in a step, against {least} on {others}",
+            "Ranks {ranks} send most: {most} each in a step, against {least} on {others}",
+            len(first),
+            **found,
+        )
+    return say.plural(
+        "Rank {ranks} has the largest payload: {most} in a step, against {least} on {others}",
+        "Ranks {ranks} have the largest payload: {most} each in a step, against {least} on {others}",
+        len(first),
+        **found,
+    )

@@ -5,6 +5,7 @@ Chinese writes digits, points, thousands and the names of these units as English
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pages.charts.words import Words
@@ -75,3 +76,14 @@ def significant(value: float) -> str:
         return str(int(value))
     magnitude = len(str(int(abs(value)))) if abs(value) >= 1 else 1
     return f"{value:,.{max(0, 3 - magnitude)}f}"
+
+
+def ranges(numbers: Sequence[int]) -> str:
+    """ "0–3, 6": the numbers in order, consecutive ones as a range."""
+    runs: list[list[int]] = []
+    for number in sorted(numbers):
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}–{run[-1]}" for run in runs)

@@ -14,6 +14,7 @@ from pages.charts.words import Words
 from pages.shared import links
 from pages.shared.beside import RUN
 from pages.shared.choice import Choice, spec_of
+from pages.shared.choice import read as read_choice
 from pages.shared.predicted import predicted
 from pages.shared.saved import load
 from pages.shared.service import Service
@@ -76,6 +77,28 @@ def default_items() -> list[str]:
     """Two layouts of one model that differ only in the schedule."""
     one = Choice.default()
     return [links.encode(one), links.encode(one.with_changes({"layout.schedule": "gpipe"}))]
+
+
+def sequences(spec: RunSpec) -> int:
+    """Sequences in a step of all replicas."""
+    return spec.layout.dp * spec.workload.microbatches * spec.workload.microbatch_size
+
+
+def with_batch(spec: RunSpec, batch: int, service: Service) -> str | None:
+    """The item of the same layout with `batch` sequences a step: other microbatches, and smaller ones only if they must be.
+
+    None if there is no such layout.
+    """
+    each, left = divmod(batch, spec.layout.dp)
+    if left or not each:
+        return None
+    choice = Choice.of(spec, service.texts)
+    for size in range(min(spec.workload.microbatch_size, each), 0, -1):
+        if each % size == 0:
+            made = choice.with_changes({"workload.microbatch_size": size, "workload.microbatches": each // size})
+            if read_choice(made, service.texts).spec is not None:
+                return links.encode(made)
+    return None
 
 
 # ------------------------------------------------------------------------------------------------------------------ names

@@ -28,7 +28,6 @@ from pages.shared.frame import inert, say, view
 from pages.shared.predicted import listed
 from pages.shared.service import Service
 
-_SHOWN_DIFFERENCES = 4
 _MIB = 2**20
 
 
@@ -44,7 +43,8 @@ def show(service: Service) -> None:
     if not found:
         st.info(say()("Nothing to compare yet: add a layout or a saved run with the buttons above."), icon=":material/add:")
         return
-    _heads(service, found, there)
+    with st.container(key="compare-heads"):
+        _heads(service, found, there)
     if len(found) == 1:
         st.info(say()("Add a second layout or a saved run above to see the differences."), icon=":material/add:")
     if there:
@@ -60,6 +60,8 @@ def _heads(service: Service, found: Sequence[Column | Missing], there: Sequence[
     """The heads of the columns, row by row, so that each row has the same height in all columns."""
     items = [column.item for column in found]
     _row(found, lambda column, place: _title(column, there))
+    if len({columns.sequences(column.spec) for column in there}) > 1:
+        _row(found, lambda column, place: _batch(service, column, items, there[0], place))
     _row(found, lambda column, place: _buttons(service, column, items, place))
     if len(there) > 1:
         _row(found, lambda column, place: _differences(column, there))
@@ -67,9 +69,6 @@ def _heads(service: Service, found: Sequence[Column | Missing], there: Sequence[
             st.caption(
                 say()("Some columns are measured and others predicted: their differences include the error of the prediction.")
             )
-        if len(set(sizes := [f"{_sequences(column.spec):,}" for column in there])) > 1:
-            text = say()("Batch sizes differ: from left to right, a step has {sizes} sequences.", sizes=", ".join(sizes))
-            st.caption(text)
 
 
 def _row(found: Sequence[Column | Missing], draw: Callable[[Column | Missing, int], None]) -> None:
@@ -91,6 +90,31 @@ def _title(column: Column | Missing, there: Sequence[Column]) -> None:
         st.caption(inert(column.item.removeprefix(RUN)))
 
 
+def _batch(service: Service, column: Column | Missing, items: Sequence[str], base: Column, place: int) -> None:
+    """The sequences of a step where columns differ in them, and a button that makes them those of the baseline."""
+    if isinstance(column, Missing):
+        return
+    words, own, wanted = say(), columns.sequences(column.spec), columns.sequences(base.spec)
+    with st.container(horizontal=True, vertical_alignment="center", gap="small"):
+        text = words.plural("{count} sequence a step", "{count} sequences a step", own)
+        if own == wanted:
+            st.badge(text, icon=":material/stacks:", color="gray")
+            return
+        st.badge(text, icon=":material/warning:", color="orange")
+        if (equal := columns.with_batch(column.spec, wanted, service)) is not None:
+            st.button(
+                words("Make it {count}", count=f"{wanted:,}"),
+                key=f"compare/batch/{place}",
+                type="tertiary",
+                icon=":material/balance:",
+                help=words("Replace this column by the same layout with as many sequences a step as the baseline has."),
+                on_click=adding.put,
+                args=([equal if item == column.item else item for item in items],),
+            )
+        else:
+            st.caption(words("This layout cannot run a batch of {count} sequences.", count=f"{wanted:,}"))
+
+
 def _differences(column: Column | Missing, there: Sequence[Column]) -> None:
     words = say()
     if isinstance(column, Missing):
@@ -98,12 +122,11 @@ def _differences(column: Column | Missing, there: Sequence[Column]) -> None:
     if column is there[0]:
         st.caption(words("Baseline"))
         return
-    found = differences.differences(there[0].result, column.result, words)[:_SHOWN_DIFFERENCES]
-    if not found:
-        st.caption(words("No difference of 0.5% or more."))
     with st.container(horizontal=True, gap="xsmall"):
-        for d in found:
-            if d.better:
+        for d in differences.differences(there[0].result, column.result, words):
+            if d.better is None:
+                st.badge(d.text, icon=":material/equal:", color="gray")
+            elif d.better:
                 st.badge(d.text, icon=":material/arrow_downward:", color="green")
             else:
                 st.badge(d.text, icon=":material/arrow_upward:", color="orange")
@@ -173,7 +196,7 @@ def _too_long(spec: RunSpec) -> str | None:
 
 @cached(256)
 def _makespan(spec: RunSpec) -> float:
-    return textbook_timeline(spec).makespan
+    return textbook_timeline(spec).makespan * differences.layer_units(spec)
 
 
 @cached(256)
@@ -191,6 +214,7 @@ def _each(
     not_drawn: Callable[[Column], str | None] = lambda column: None,
 ) -> None:
     """One chart in each column. `not_drawn` gives the reason if a column has no such chart."""
+    there = [column for column in found if isinstance(column, Column)]
 
     def draw(column: Column | Missing, place: int) -> None:
         if not isinstance(column, Column):
@@ -198,7 +222,9 @@ def _each(
         if (reason := not_drawn(column)) is not None:
             st.caption(say()("Its timeline is not drawn: {reason}.", reason=say().sentence(reason)))
         else:
-            drawing.show(make(column), f"{key}-{place}")
+            drawn = make(column)
+            of = columns.title(column, there, say())  # on a narrow page, columns are one below the other
+            drawing.show(replace(drawn, subject=f"{drawn.subject} · {of}"), f"{key}-{place}")
 
     _row(found, draw)
 
@@ -225,10 +251,13 @@ def pipeline(spec: RunSpec, longest: float, view: View) -> Drawing:
     say = style.say
     made = textbook_timeline(spec)
     names = [say("stage {stage}", stage=stage) for stage in range(spec.layout.pp)]
-    panel = timeline.replayed_panel("textbook", list(made.timed), names, say)
+    panel = timeline.replayed_panel("textbook", list(made.timed), names, say, differences.layer_units(spec))
     drawn = timeline.draw([panel], style, least=longest)
     title = say("Bubble {share} of {count} units", share=percent(panel.bubble), count=f"{panel.makespan:g}")
-    reading = say("Textbook: a forward pass takes 1 unit, a backward pass 2. The bubble is a share of total time.")
+    reading = say(
+        "Textbook: a unit is the forward pass of one sequence through one layer on one device, and tp ranks share it; a backward "
+        "pass takes twice as long. The bubble is a share of total time."
+    )
     return drawing.packed(multiples.without_legend(replace(drawn, title=title, reading=reading, moving="")))
 
 
@@ -305,7 +334,7 @@ def figures(column: Column) -> dict[str, object]:
         "layout": layout.code,
         "source": column.source,
         "ranks": layout.ranks,
-        "sequences": _sequences(column.spec),
+        "sequences": columns.sequences(column.spec),
         "peak_bytes": int(summary["peak_bytes"]),
         "peak_rank": int(summary["peak_rank"]),
         "least_peak_bytes": int(peak.min()),
@@ -317,8 +346,3 @@ def figures(column: Column) -> dict[str, object]:
         if "loss_last" in summary:
             row["loss_last"] = float(summary["loss_last"])
     return row
-
-
-def _sequences(spec: RunSpec) -> int:
-    """Sequences in a step of all replicas."""
-    return spec.layout.dp * spec.workload.microbatches * spec.workload.microbatch_size

@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 
 from engine.tables import RunResult
-from pages.charts.units import in_bytes, percent, scientific, short
+from pages.charts.units import in_bytes, percent, ranges, scientific, short
 from pages.charts.words import Words
 from pages.shared.figures import Figure
 
@@ -23,12 +23,18 @@ def figures(result: RunResult, say: Words) -> list[Figure]:
         loss = Figure(say("Loss"), f"{s['loss_last']:.3f}", since)
     return [
         loss,
-        Figure(say("Peak memory"), in_bytes(s["peak_bytes"]), say("on rank {rank}, the fullest", rank=s["peak_rank"])),
+        Figure(say("Peak memory"), in_bytes(s["peak_bytes"]), _fullest(result, say)),
         Figure(say("Bubble"), percent(s["bubble"]), say("of the pipeline's total time")),
         Figure(say("Traffic"), in_bytes(s["wire_bytes_per_rank"]), say("sent by a rank in a step")),
         Figure(say("Speed"), short(s["tokens_per_second"], say), say("tokens a second")),
         Figure(say("Backend"), environment["backend"], _why(environment["why"], say)),
     ]
+
+
+def _fullest(result: RunResult, say: Words) -> str:
+    totals = result.tables["memory_peak"].groupby("rank")["bytes"].sum()
+    ranks = [int(rank) for rank in totals.index[totals == totals.max()]]
+    return say.plural("on rank {ranks}, the fullest", "on ranks {ranks}, the fullest", len(ranks), ranks=ranges(ranks))
 
 
 _WHY = re.compile(r"(\d+) GPUs? for (\d+) ranks?, so (gloo on the CPU|NCCL)")  # as saved runs have it, in English

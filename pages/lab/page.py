@@ -9,15 +9,16 @@ import streamlit as st
 from engine import catalog
 from engine.launch.queue import RunState
 from engine.spec import RequestError, RunSpec
-from pages.lab import preview, result
+from pages.lab import live, preview, result, welcome
 from pages.shared import chosen, form, held, links, runbar
-from pages.shared.choice import Choice, read
+from pages.shared.choice import Choice, Verdict, read
 from pages.shared.frame import inert, say
 from pages.shared.saved import load
 from pages.shared.service import Service
 
 SPEC = "spec"  # the link's parameter: the choice, as `links` writes it
 _CODE, _BAD_LINK, _SHOWN, _FITTED = "lab/code", "lab/bad-link", "lab/shown", "lab/fitted"
+_USUAL = links.encode(Choice.default())  # as the link of a reader who has chosen nothing
 
 
 def show(service: Service) -> None:
@@ -25,7 +26,8 @@ def show(service: Service) -> None:
     found = service.find(run) if run else None
     if isinstance(found, RunState) and found.folder is not None:
         found = found.folder
-        st.query_params[runbar.RUN] = found.name  # a new server finds it too
+    if isinstance(found, Path) and found.name != run:  # a new server finds it too, and a renamed run has its new name
+        st.query_params[runbar.RUN] = found.name
 
     choice = _follow_link(service, found)
     chosen.whole_page()
@@ -34,23 +36,48 @@ def show(service: Service) -> None:
         form.draw(choice, service.texts, [*verdict.problems, *verdict.refused])
         runbar.draw(service, verdict, found if isinstance(found, RunState) else None)
 
+    st.html(f'<h1 class="ss-unseen">{say()("Lab")}</h1>')
     if wrong := st.session_state.get(_BAD_LINK):
         st.warning(
             say().together(inert(say().sentence(wrong)), say()("The defaults are shown instead.")), icon=":material/link_off:"
         )
+    if not run and _SHOWN not in st.session_state and st.session_state[_CODE] == _USUAL:
+        welcome.draw()
+    live.scroll_up(run)
     _show_run_state(run, found)
-    _preview(verdict.spec, _measured(found))
-    _show_result(found, fits=verdict.runnable is not None)
+    on = isinstance(found, RunState) and not found.finished
+    if on:
+        live.draw(service, run)
+    _results_and_predictions(verdict, _shown(found), on)
+
+
+def _results_and_predictions(verdict: Verdict, folder: Path | None, on: bool) -> None:
+    """The result of a run first, if it is one of the form's choice; otherwise the predictions for the choice.
+
+    `on`: another run is in progress, whose charts will appear.
+    """
+    measured = _measured(folder)
+    first = verdict.spec is not None and preview.same_but_for_length(verdict.spec, measured)
+    if folder is not None and first:
+        result.head(folder)
+    _preview(verdict.spec, measured)
+    if folder is not None:
+        if not first:
+            result.head(folder)
+        result.charts(folder)
+    elif verdict.runnable is not None and not on:
+        st.info(
+            say()("Press **Run** at the left: one process per rank starts, trains and is measured. The charts appear here."),
+            icon=":material/play_arrow:",
+        )
 
 
 def _preview(spec: RunSpec | None, measured: RunSpec | None) -> None:
     """Predictions for the form's choice. While it is invalid, the last valid one stays, and so does the scroll position."""
-    name = f'<h1 class="ss-unseen">{say()("Lab")}</h1>'
     if spec is not None:
         st.session_state[_FITTED] = spec
-        preview.draw(spec, measured, name)
+        preview.draw(spec, measured)
         return
-    st.html(name)
     last: RunSpec | None = st.session_state.get(_FITTED)
     if last is None:
         st.info(
@@ -72,9 +99,15 @@ def _preview(spec: RunSpec | None, measured: RunSpec | None) -> None:
         preview.draw(last, measured)
 
 
-def _measured(found: RunState | Path | None) -> RunSpec | None:
-    """The spec of the result that the page will show. None if there is none, or if it cannot be read."""
-    folder = found if isinstance(found, Path) else st.session_state.get(_SHOWN)
+def _shown(found: RunState | Path | None) -> Path | None:
+    """The run whose result the page shows: that in the link, or else the last one in this session."""
+    if isinstance(found, Path):
+        st.session_state[_SHOWN] = found
+    return st.session_state.get(_SHOWN)
+
+
+def _measured(folder: Path | None) -> RunSpec | None:
+    """The spec of a result. None if there is none, or if it cannot be read."""
     try:
         return result.measured(folder).spec if folder is not None else None
     except RequestError:  # which showing the run tells
@@ -138,25 +171,6 @@ def _show_run_state(run: str, found: RunState | Path | None) -> None:
             done=found.step,
         )
         st.info(say().together(_sentence(found.message), done), icon=":material/stop:")
-
-
-def _show_result(found: RunState | Path | None, fits: bool) -> None:
-    """The result of the run in the link, or else the last result in this session."""
-    if isinstance(found, Path):
-        st.session_state[_SHOWN] = found
-    on = isinstance(found, RunState) and not found.finished
-    if on:
-        st.info(
-            say()("The run is in progress: its progress is at the end of the form, and its charts appear here."),
-            icon=":material/hourglass_top:",
-        )
-    if _SHOWN in st.session_state:
-        result.draw(st.session_state[_SHOWN])
-    elif fits and not on:
-        st.info(
-            say()("Press **Run** at the left: one process per rank starts, trains and is measured. The charts appear here."),
-            icon=":material/play_arrow:",
-        )
 
 
 def _sentence(text: str) -> str:

@@ -26,14 +26,11 @@ from pages.shared.frame import inert, say, view
 from pages.shared.predicted import predicted, with_ledgers_shown
 
 
-def draw(spec: RunSpec, measured: RunSpec | None, above: str = "") -> None:
-    """`measured` is the spec of the run whose result the page shows below, or None. What the result shows is left out here.
-
-    `above` is HTML that comes first.
-    """
+def draw(spec: RunSpec, measured: RunSpec | None) -> None:
+    """`measured` is the spec of the run whose result the page shows too, or None. What the result shows is left out here."""
     mesh = spec.layout.mesh
     title = drawing.heading_html(say()("Model placement"), _counted(spec.layout, say()))
-    clickable(above + title + grid(spec.model, spec.layout, chosen.rank(mesh), view()), "grid", chosen.choose)
+    clickable(title + grid(spec.model, spec.layout, chosen.rank(mesh), view()), "grid", chosen.choose)
     refused, trains = _refused(spec), not spec.generate.skip_training
     offered = measured is None and trains and refused is None
     walkable = offered and not_walked(spec) is None
@@ -41,7 +38,9 @@ def draw(spec: RunSpec, measured: RunSpec | None, above: str = "") -> None:
     event = step.event if step else None
     if refused is not None:
         st.info(say()("{sentence}.", sentence=inert(_begun(say().sentence(refused)))), icon=":material/straighten:")
-    elif not same_but_for_length(spec, measured):
+    if same_but_for_length(spec, measured):
+        return
+    if refused is None:
         prediction.draw(spec, event)
     if trains:  # without training there is no schedule
         timelines.draw_textbook(spec, event)

@@ -83,13 +83,22 @@ def _stage(
 def _replica(model: ModelSpec, layout: LayoutSpec, mesh: Mesh, stage: int, dp: int, say: Words, roles: Roles | None) -> str:
     label = say("replica {replica}", replica=dp)
     if mesh.size > MOST_CELLS:
-        label = say("replica {replica} of {count}, which hold the same", replica=dp, count=mesh.dp)
+        label = _alike(layout.zero, say).format(replica=dp, count=mesh.dp)
     name = f"<header>{escape(label)}</header>" if mesh.dp > 1 else ""
     slices = _shown_slices(mesh, roles)
     cells = "".join(_cell(model, layout, mesh, Coordinate({"pp": stage, "dp": dp, "tp": tp}), say, roles) for tp in slices)
     if len(slices) < mesh.tp:
         cells += f"<p>{escape(say('and {count} more slices', count=mesh.tp - len(slices)))}</p>"
     return f'<div class="ss-replica">{name}{_row(cells, _CELL_REM)}</div>'
+
+
+def _alike(zero: int, say: Words) -> str:
+    """What replicas have in common, with {replica} and {count}, where one is drawn for all."""
+    if zero == 0:
+        return say("replica {replica} of {count}, which hold the same")
+    if zero < 3:
+        return say("replica {replica} of {count}, which hold the same parameters")
+    return say("replica {replica} of {count}, each with a shard of the same layers")
 
 
 def _shown_stages(mesh: Mesh, roles: Roles | None) -> tuple[list[int], list[int]]:

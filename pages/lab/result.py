@@ -33,6 +33,7 @@ from pages.shared.figures import as_html
 from pages.shared.frame import inert, labelled, say, view
 from pages.shared.pointing import pointed
 from pages.shared.saved import by_run, load
+from pages.shared.service import is_example
 
 _RANK = "lab/rank"
 
@@ -46,9 +47,8 @@ def headline(result: RunResult, say: Words) -> str:
 
 
 @st.fragment
-def draw(folder: Path) -> None:
-    """The result of a run. Its controls redraw only this part; choosing a rank redraws the page."""
-    chosen.redraw_all()
+def head(folder: Path) -> None:
+    """What a run came to: its figures, parity, the loss and the text that it generated."""
     try:
         result = measured(folder)
     except RequestError as error:
@@ -60,9 +60,23 @@ def draw(folder: Path) -> None:
         st.markdown(f"### {headline(result, say())}", anchors=False, width="content")
         beside = to_link(with_last_compared(run_items([folder.name])))
         navigation.link("compare", say()("Compare this"), "compare_arrows", beside)
+    if is_example(folder):
+        st.caption(say()("This run comes with Shardscope. Press **Run** at the left to make one on this machine."))
     st.html(as_html(figures(result, say())))
     _parity(result)
+    if "loss_last" in result.summary:
+        drawing.show(losses(folder, view()), "loss")
     _generated(result)
+
+
+@st.fragment
+def charts(folder: Path) -> None:
+    """The charts of a run. Their controls redraw only this part; choosing a rank redraws the page."""
+    chosen.redraw_all()
+    try:
+        result = measured(folder)
+    except RequestError:  # which the head tells
+        return
     event = _walked(folder, result)
     _memory(folder, result, event)
     _traffic(folder, result, event)
@@ -73,9 +87,11 @@ def draw(folder: Path) -> None:
 
 
 def measured(folder: Path) -> RunResult:
-    """The saved run. Raises `RequestError`, also for a dry run, which has no processes and no times."""
+    """The saved run. Raises `RequestError`, also for a dry run and a prediction, which have no processes and no times."""
     result = load(folder)
-    if contract.source(result) != "measured":
+    if (source := contract.source(result)) == "formula":
+        raise RequestError(sentence("{name} is a prediction: Compare shows it beside others", name=folder.name))
+    if source != "measured":
         raise RequestError(sentence("{name} is a dry run: Compare shows it beside others", name=folder.name))
     return result
 
@@ -182,19 +198,13 @@ def _timeline(folder: Path, result: RunResult, event: Event | None) -> None:
         ranks=ranks,
         cores=say().plural("{count} core", "{count} cores", cores),
     )
-    timelines.draw_run(folder, result, event, note if ranks > cores else "")
+    timelines.draw_run(folder, result, event, note, shared=ranks > cores)
 
 
 def _rest(folder: Path, result: RunResult) -> None:
-    with st.grid(columns=2, min_column_width=drawing.CHART_PX, gap="medium") as grid:
-        if "loss_last" in result.summary:
-            drawing.show(losses(folder, view()), "loss")
-        with grid.cell():
-            drawing.heading(say()("Processes"), say()("Process memory"))
-            st.dataframe(processes(folder, view()), hide_index=True, alt=say()("Memory of each process"))
-            st.caption(
-                say()("Resident memory holds Python and torch too, most of it shared by all ranks; unique is a rank's own.")
-            )
+    drawing.heading(say()("Processes"), say()("Process memory"))
+    st.dataframe(processes(folder, view()), hide_index=True, alt=say()("Memory of each process"))
+    st.caption(say()("Resident memory holds Python and torch too, most of it shared by all ranks; unique is a rank's own."))
     st.caption(say()("Saved as `{name}`. Sizes are binary: 1 MiB is 1,048,576 bytes.", name=folder.name))
 
 

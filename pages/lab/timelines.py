@@ -31,7 +31,7 @@ from pages.shared.saved import by_run, load
 
 Shown = Literal["measured", "projected", "textbook", "all"]
 SHOWN: tuple[Shown, ...] = ("measured", "projected", "textbook", "all")
-TIMELINE = "timeline"  # the link's parameter: which timeline of a run is drawn, if not the measured one
+TIMELINE = "timeline"  # the link's parameter: which timeline of a run is drawn, if not the usual one
 SLOW = {"textbook": "slow", "timeline": "slow-run"}  # the link's parameter of each timeline: 1x2.5 is stage 1, 2.5 times as slow
 _SHOWN, _STAGE, _FACTOR = "timeline/shown", "{}/slow-stage", "{}/slow-factor"  # the last two exist for each timeline
 _FACTORS = (1.0, 1.25, 1.5, 2.0, 2.5, 3.0, 4.0)
@@ -49,10 +49,15 @@ class Slow(NamedTuple):
 # ------------------------------------------------------------------------------------------------------------ on the page
 
 
-def draw_run(folder: Path, result: RunResult, event: Event | None, note: str) -> None:
-    """The timeline of a saved run. `event` is framed in it. Without training there is no schedule, so only the measured one."""
+def draw_run(folder: Path, result: RunResult, event: Event | None, note: str, shared: bool) -> None:
+    """The timeline of a saved run. `event` is framed in it. Without training there is no schedule, so only the measured one.
+
+    `shared`: ranks shared cores and slowed each other down, which `note` says. Then the projected timeline is shown first, unless
+    the reader steps through what was measured.
+    """
     mesh, trains = _mesh(result.spec.layout), not result.spec.generate.skip_training
-    shown, slow = _linked_shown() if trains else "measured", _linked_slow("timeline", mesh.pp) or Slow()
+    usual: Shown = "projected" if shared and event is None else "measured"
+    shown, slow = _linked_shown(usual) if trains else "measured", _linked_slow("timeline", mesh.pp) or Slow()
     rank = chosen.rank(mesh)
     panels = of_run(folder, shown, slow, view().language)
     window = _brushed(run_overview(folder, shown, slow, view()), timeline.clock_of(panels[0], say()), "timeline")
@@ -60,8 +65,8 @@ def draw_run(folder: Path, result: RunResult, event: Event | None, note: str) ->
     if event is not None:
         drawn = pointed(drawn, marks(panels, event, mesh))
     controls = [] if shown == "measured" or mesh.pp == 1 else [lambda: _pick_slow("timeline", mesh.pp)]
-    controls += [_pick_shown] if trains else []
-    note_shown = note if trains and shown in ("measured", "all") else ""
+    controls += [lambda: _pick_shown(usual)] if trains else []
+    note_shown = note if trains and shared and shown in ("measured", "all") else ""
     drawing.show(drawn, "timeline", *controls, note=note_shown, on_rank=chosen.choose)
 
 
@@ -96,8 +101,8 @@ def _not_drawn(shape: LayoutSpec, microbatches: int, reason: str) -> None:
     st.caption(words("Its timeline is not drawn: {reason}.", reason=words.sentence(reason)))
 
 
-def _linked_shown() -> Shown:
-    return next((known for known in SHOWN if known == st.query_params.get(TIMELINE)), "measured")
+def _linked_shown(usual: Shown) -> Shown:
+    return next((known for known in SHOWN if known == st.query_params.get(TIMELINE)), usual)
 
 
 def _linked_slow(key: str, stages: int) -> Slow | None:
@@ -107,9 +112,9 @@ def _linked_slow(key: str, stages: int) -> Slow | None:
     return slow if slow and slow.stage < stages and slow.factor in _FACTORS else None
 
 
-def _pick_shown() -> None:
+def _pick_shown(usual: Shown) -> None:
     """The control for the timelines that are drawn."""
-    st.session_state[_SHOWN] = _linked_shown()
+    st.session_state[_SHOWN] = _linked_shown(usual)
     named = timeline.kinds(say()) | {"all": say()("on one axis")}
     st.segmented_control(
         say()("Timeline"),
@@ -117,13 +122,14 @@ def _pick_shown() -> None:
         key=labelled(_SHOWN),
         format_func=named.__getitem__,
         on_change=_shown_to_link,
+        args=(usual,),
         required=True,
         label_visibility="collapsed",
     )
 
 
-def _shown_to_link() -> None:
-    if st.session_state[_SHOWN] == "measured":
+def _shown_to_link(usual: Shown) -> None:
+    if st.session_state[_SHOWN] == usual:
         st.query_params.pop(TIMELINE, None)
     else:
         st.query_params[TIMELINE] = st.session_state[_SHOWN]

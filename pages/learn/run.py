@@ -69,7 +69,7 @@ def draw(state: LessonState, spec: RunSpec) -> None:
 def _start(state: LessonState, spec: RunSpec) -> None:
     note_move()
     try:
-        st.query_params[runbar.RUN] = state.service.queue.submit(spec)
+        st.query_params[runbar.RUN] = state.service.submit(spec)
     except RequestError as error:
         st.session_state[_REFUSED] = error.sentence
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from engine.launch.recording import with_ledgers
-from engine.predict.planner.search import search
 from engine.spec import RequestError, sentence
 from pages.charts.units import in_bytes
 from pages.plan.request import Request
@@ -20,15 +18,14 @@ def cell(asked: Request) -> dict[str, Any]:
     """
     row = unknown(asked, "")
     try:
-        numbers = asked.spec, asked.ranks, asked.hardware, asked.batch, asked.workload, asked.assumed, asked.accounting
-        plan = with_ledgers(lambda: search(*numbers, _REPLAYED))
+        plan = asked.plan(_REPLAYED)
     except RequestError as error:
         return unknown(asked, error.sentence)
     best = plan.layouts.iloc[0]
     row |= {"layout": str(best["layout"]), "memory_bytes": int(best["memory_bytes"])}
     if not plan.feasible:
-        need, have = in_bytes(row["memory_bytes"]), in_bytes(plan.device.memory_bytes)
-        return row | {"reason": sentence("needs {need}, and the device has {size}", need=need, size=have)}
+        need, have = in_bytes(row["memory_bytes"] + int(best["reserve_bytes"])), in_bytes(plan.device.memory_bytes)
+        return row | {"reason": sentence("needs {need} with its reserve, and the device has {size}", need=need, size=have)}
     return row | {"mfu": float(best["mfu"])}
 
 

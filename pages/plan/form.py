@@ -9,15 +9,33 @@ from typing import Any
 import streamlit as st
 
 from engine import catalog
-from engine.devices import DEVICES, DeviceSpec
+from engine.devices import DEVICES, DeviceSpec, device, device_names
 from engine.predict.papers.accounting import ACCOUNTINGS
 from engine.predict.planner.candidates import MOST
+from engine.predict.planner.frameworks import NAMES
 from engine.predict.speed.rates import Assumptions
 from engine.spec import RequestError
 from pages.charts.names import attentions
 from pages.charts.units import short
 from pages.charts.words import Words
-from pages.plan.request import DEFAULT, FOR, OWN, OWN_FIELDS, SERVING, Request, Serving, figures_of, own_to_link
+from pages.plan.request import (
+    AUTOMATIC,
+    DEFAULT,
+    FOR,
+    MOST_RATE,
+    MOST_RESERVE,
+    MOST_TOKENS,
+    OF_RESERVE,
+    OPTIONAL,
+    OWN,
+    OWN_FIELDS,
+    SERVING,
+    Request,
+    Serving,
+    figures_of,
+    own_to_link,
+    usual_batch,
+)
 from pages.shared.frame import inert, labelled, say
 from pages.shared.link_numbers import shortest_text
 
@@ -42,12 +60,12 @@ def draw(request: Request, serving: Serving | None) -> None:
         )
     )
     st.markdown(f"##### {words('Devices')}", anchors=False)
-    names = {name: name for name in DEVICES} | {OWN: words("custom device")}
+    names = {name: name for name in device_names()} | {OWN: words("custom device")}
     _select(words("Device"), list(names), request.device, "device", names, headed=True)
     if request.device == OWN:
         _own(request, words)
     else:
-        st.caption(_device_figures(DEVICES[request.device], words))
+        st.caption(_device_figures(request.hardware, words))
     left, right = st.columns(2, gap="xsmall", wrap=False)
     with left:
         _number(words("Number"), request.ranks, 1, "ranks")
@@ -59,10 +77,16 @@ def draw(request: Request, serving: Serving | None) -> None:
             _select(words("Precision"), ["bf16", "fp32"], request.precision, "precision")
             _select(words("Attention"), list(attentions(words)), request.attention, "attention", attentions(words))
             _select(words("Memory model"), list(ACCOUNTINGS), request.accounting, "accounting", _accounts(words))
+            _reserve(request, words)
+            frameworks: dict[str, str] = {"": words("all")} | dict(NAMES.items())
+            _select(words("Only layouts of"), list(frameworks), request.only, "only", frameworks)
+        with st.expander(words("What a training costs")):
+            _cost(request, words)
     else:
         with right:
             _select(words("Precision"), ["bf16", "fp32"], request.precision, "precision")
             _select(words("Attention"), list(attentions(words)), request.attention, "attention", attentions(words))
+        _reserve(request, words)
         _ask_serving(serving, request, words)
     with st.expander(words("Hardware efficiency")):
         _assumed(request.assumed, words)
@@ -100,9 +124,38 @@ def _ask_serving(serving: Serving, request: Request, words: Words) -> None:
         )  # fmt: skip
 
 
+def _reserve(request: Request, words: Words) -> None:
+    automatic = request.reserve == AUTOMATIC
+    _fraction(
+        words("Reserve (GiB)"), None if automatic else request.reserve, "reserve", MOST_RESERVE,
+        words(
+            "Memory of every device that tensors leave free. Empty: the CUDA context, NCCL's buffers, cuBLAS's workspace and "
+            "fragmentation, for each layout."
+        ),
+        words("automatic"),
+    )  # fmt: skip
+
+
+def _cost(request: Request, words: Words) -> None:
+    """Numbers that are 0 in the request are empty fields."""
+    _fraction(words("Tokens to train on"), request.tokens or None, "tokens", MOST_TOKENS, words("Such as 3e11, or 300000000000."))
+    _fraction(words("Price of a device for an hour"), request.price or None, "price", MOST_RATE)
+    _fraction(words("Watts of a device, with its share of the node"), request.watts or None, "watts", MOST_RATE)
+
+
+def _fraction(label: str, value: float | None, name: str, most: float, help_text: str | None = None, empty: str = "") -> None:
+    """A number that may be left out."""
+    key = f"plan/{name}"
+    st.session_state[key] = value
+    st.number_input(
+        label, 0.0, most, None, key=key, format="%g", help=help_text, placeholder=empty, on_change=_moved, args=(name,)
+    )
+
+
 def _accounts(words: Words) -> dict[str, str]:
     return {
         "engine": words("this engine, exact to the byte"),
+        "megatron-core": words("Megatron Core, as its kernels take it"),
         "korthikanti2022": "Korthikanti et al. 2022",
         "zero2020": "Rajbhandari et al. 2020 (ZeRO)",
     }
@@ -144,13 +197,19 @@ def _number(label: str, value: int, least: int, name: str, help_text: str | None
 def _moved(name: str) -> None:
     """Write a control's value to the link, from which the page is drawn. A callback."""
     value = st.session_state[f"plan/{name}"]
+    if value is None and name in OPTIONAL:
+        st.query_params.pop(name, None)
+        st.query_params.pop(ROW, None)
+        return
     if value is None:  # an empty field gets its default
         value = 0 if name in _OF_SERVING else getattr(DEFAULT, name)
     if name == "device" and value == OWN:
         known = st.query_params.get("device", DEFAULT.device)
-        st.query_params["own"] = own_to_link(figures_of(DEVICES[known if known in DEVICES else DEFAULT.device]))
+        st.query_params["own"] = own_to_link(figures_of(device(known if known in device_names() else DEFAULT.device)))
     written = str(int(value)) if isinstance(value, bool) else shortest_text(value) if isinstance(value, float) else str(value)
     st.query_params[name] = written
+    if name == "ranks" and (batch := st.session_state.get("plan/batch")):  # a batch for 1,024 devices is none for 8
+        st.query_params["batch"] = str(usual_batch(int(batch), int(value)))
     st.query_params.pop(ROW, None)
 
 
@@ -174,6 +233,11 @@ def _own(request: Request, words: Words) -> None:
         "node_size": words("In a node"),
         "reachable": words("Share of peak reached in bf16"),
         "fp32_reachable": words("Share of peak reached in fp32"),
+        "context_bytes": words("CUDA context (MiB)"),
+        "workspace_bytes": words("cuBLAS workspace (MiB)"),
+        "pair_communicator_bytes": words("NCCL, a pair (MiB)"),
+        "communicator_bytes": words("NCCL, a group (MiB)"),
+        "fragmentation": words("Fragmentation, share of the tensors"),
     }
     helps: dict[str, Any] = {name: words.described(field.description or "") for name, field in DeviceSpec.model_fields.items()}
     values = dict(zip(OWN_FIELDS, request.own, strict=True))
@@ -182,6 +246,9 @@ def _own(request: Request, words: Words) -> None:
     _own_row(("intra_latency", "inter_latency"), values, labels, helps)
     _own_row(("reachable", "fp32_reachable"), values, labels, helps)
     _own_row(("node_size",), values, labels, helps)
+    _own_row(("context_bytes", "workspace_bytes"), values, labels, helps)
+    _own_row(("pair_communicator_bytes", "communicator_bytes"), values, labels, helps)
+    _own_row(("fragmentation",), values, labels, helps)
     st.file_uploader(
         words("Or a JSON file with these figures"), type="json", key=_UPLOAD, on_change=_uploaded, max_upload_size=1,
         help=words("The fields of engine.devices.DeviceSpec, in bytes, FLOP/s, bytes/s and seconds."),
@@ -195,9 +262,9 @@ def _own_row(names: tuple[str, ...], values: Mapping[str, float], labels: Mappin
     for column, name in zip(st.columns(len(names), gap="xsmall", wrap=False), names, strict=True):
         key = f"plan/own/{name}"
         st.session_state[key] = values[name]
-        least = 1.0 if name == "node_size" else 0.0 if name.endswith("latency") else _LEAST
+        least = 1.0 if name == "node_size" else 0.0 if name.endswith("latency") or name in OF_RESERVE else _LEAST
         with column:
-            most = 1.0 if name.endswith("reachable") else None
+            most = 1.0 if name.endswith("reachable") or name == "fragmentation" else None
             st.number_input(labels[name], least, most, key=key, format="%g", help=helps[name], on_change=_own_moved)
 
 

@@ -20,6 +20,7 @@ from engine.predict.planner.search import Plan
 from engine.predict.planner.serving import serving
 from engine.predict.speed.step_time import PARTS
 from engine.spec import RunSpec
+from engine.topology import AXES
 from pages.plan.request import Request
 from pages.shared.cache import cached
 
@@ -39,6 +40,7 @@ class Found:
     count: int
     feasible: int
     plan: Plan
+    baseline: int | None  # the number of the best layout that is ZeRO 3 over all devices with recompute; None if there is none
 
     def __contains__(self, row: int) -> bool:
         return row in self.plan.layouts.index
@@ -74,13 +76,24 @@ def found(request: Request, row: int = 0) -> Found:
     plan = _whole(request)
     layouts, numbers = plan.layouts, np.arange(len(plan.layouts))
     drawn = _drawn(layouts, plan.device.memory_bytes)
-    rows = np.flatnonzero(drawn | (numbers < TOP) | layouts["pareto"].to_numpy() | (numbers == row))
+    baseline = _baseline(layouts)
+    rows = np.flatnonzero(drawn | (numbers < TOP) | layouts["pareto"].to_numpy() | (numbers == row) | (numbers == baseline))
     few = layouts.iloc[rows].set_axis(rows).assign(drawn=drawn[rows])
     for name in few.select_dtypes("category"):
         few[name] = few[name].cat.remove_unused_categories()  # nearly every layout that does not fit has its own text
     return Found(
-        len(layouts), plan.feasible, replace(plan, layouts=few, grid=plan.grid.take(rows), step_time=plan.step_time.take(rows))
+        len(layouts),
+        plan.feasible,
+        replace(plan, layouts=few, grid=plan.grid.take(rows), step_time=plan.step_time.take(rows)),
+        baseline,
     )
+
+
+def _baseline(layouts: pd.DataFrame) -> int | None:
+    """What most people try first: every device is a replica, ZeRO 3 shards everything, and activations are computed again."""
+    alone = np.logical_and.reduce([layouts[axis] == 1 for axis in AXES if axis != "dp"])
+    plain = np.flatnonzero(alone & (layouts["zero"] == 3) & (layouts["recompute"] != "none"))
+    return int(plain[0]) if len(plain) else None
 
 
 def as_zip(request: Request) -> bytes:
@@ -126,6 +139,5 @@ def _near(layouts: pd.DataFrame, capacity: int) -> np.ndarray[tuple[int], np.dty
 
 def served_by(request: Request, length: int, sequences: int | None) -> pd.DataFrame:
     """The table of `engine.predict.planner.serving` for the request's model. Raises `RequestError`."""
-    workload = request.workload
-    asked = request.spec, request.ranks, request.hardware, length, sequences, workload.precision, request.assumed
-    return with_ledgers(lambda: serving(*asked))
+    asked = request.spec, request.ranks, request.hardware, length, sequences, request.workload.precision, request.assumed
+    return with_ledgers(lambda: serving(*asked, kept_free=request.kept_free))

@@ -7,8 +7,6 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
-from engine.launch.recording import with_ledgers
-from engine.predict.planner.explain import Lever, Reason, way_to_fit
 from engine.spec import RequestError
 from engine.tables import CATEGORIES
 from engine.topology import AXES
@@ -18,12 +16,12 @@ from pages.charts.look import View, look
 from pages.charts.names import recomputes, schedule
 from pages.charts.units import in_bytes, percent, short, significant
 from pages.charts.words import Words
-from pages.plan import detail, dry_run, form, heatmap, names, page_links, published, serving
+from pages.plan import detail, dry_run, form, heatmap, misfit, names, page_links, presets, published, serving
 from pages.plan.form import ROW
-from pages.plan.found import TOP, Found, as_zip, found
+from pages.plan.found import TOP, Found, as_zip
 from pages.plan.request import DEFAULT, Request, Serving, of_link, serving_of_link, serving_to_link, to_link
+from pages.plan.searches import planned, searched
 from pages.shared import drawing
-from pages.shared.cache import cached
 from pages.shared.figures import Figure, as_html
 from pages.shared.frame import LANG, inert, say, view
 from pages.shared.predicted import peaks
@@ -41,6 +39,7 @@ def show(service: Service) -> None:
         form.draw(request, serves)
     _keep(request, serves)
     if serves is None:
+        presets.draw(request)
         _train(service, request, words)
     else:
         _serve(service, request, serves, words)
@@ -70,14 +69,15 @@ def _train(service: Service, request: Request, words: Words) -> None:
         _refuse(error, words)
         heatmap.draw(request)
         return
-    st.markdown(f"## {_headline(request, plan, words)}", anchors=False)
+    st.markdown(f"## {_headline(request, plan, row, words)}", anchors=False)
     with st.container(horizontal=True, gap="small", vertical_alignment="bottom"):
         _chooser(plan, row, words)
         page_links.to_lab(service, plan.spec(row), plan.device, words)
         page_links.to_compare(service, plan.spec(row), words)
     drawing.heading(_place(plan, row, words), f"{plan.layout(row)['layout']} · {names.levers(plan, row, words)}")
     st.html(as_html(_figures(plan, row, words)))
-    _fit(request, plan, row, words)
+    _bill(request, plan, row, words)
+    misfit.draw(request, plan, row, words)
     with st.grid(columns=2, min_column_width=drawing.CHART_PX, gap="medium") as grid:
         with grid.cell():
             drawing.show(front(request, row, view()), "plan-front", on_rank=lambda point: _choose(point or 0))
@@ -119,23 +119,6 @@ def _keep(request: Request, serves: Serving | None) -> None:
         st.query_params.from_dict(wanted)
 
 
-@cached(16)
-def searched(request: Request) -> Found:
-    """The search, cached for all sessions. Raises `RequestError`."""
-    return run_in_worker(found, request)
-
-
-def planned(request: Request, row: int) -> Found:
-    """The search with layout `row` included, which can be any. Raises `RequestError`."""
-    plan = searched(request)
-    return plan if row in plan else _with(request, row)
-
-
-@cached(16)
-def _with(request: Request, row: int) -> Found:
-    return run_in_worker(found, request, row)
-
-
 def _row(count: int) -> int:
     """The number of the layout that is shown: the link's, or the best."""
     written = st.query_params.get(ROW, "0")
@@ -154,7 +137,8 @@ def _choose(row: int) -> None:
 def _chooser(plan: Found, row: int, words: Words) -> None:
     """A select box for the layout, as for clicks on points: the fastest layouts and the Pareto front."""
     best = range(min(TOP, plan.count))
-    rows = sorted({*best, *plan.layouts.index[plan.layouts["pareto"]].tolist(), row})
+    baseline = set() if plan.baseline is None else {plan.baseline}
+    rows = sorted({*best, *plan.layouts.index[plan.layouts["pareto"]].tolist(), row, *baseline})
 
     def named(row: int) -> str:
         r = plan.layout(row)
@@ -172,10 +156,13 @@ def _chooser(plan: Found, row: int, words: Words) -> None:
 # ------------------------------------------------------------------------------------------------------------ the answer
 
 
-def _headline(request: Request, plan: Found, words: Words) -> str:
+def _headline(request: Request, plan: Found, row: int, words: Words) -> str:
     values = {"model": request.model, "ranks": f"{request.ranks:,}", "device": inert(plan.device.name)}
+    values["layout"] = plan.layout(row)["layout"]
+    if row < plan.feasible:
+        return words("{model} on {ranks} × {device}: {layout} fits", **values)
     if plan.feasible:
-        return words("{model} on {ranks} × {device}: it fits", **values)
+        return words("{model} on {ranks} × {device}: {layout} does not fit", **values)
     return words("{model} on {ranks} × {device}: no layout fits", **values)
 
 
@@ -193,7 +180,13 @@ def _figures(plan: Found, row: int, words: Words) -> list[Figure]:
     share = float(r["memory_bytes"]) / plan.device.memory_bytes
     flops = significant(float(r["tflops_per_device"]))
     return [
-        Figure(words("Memory"), in_bytes(int(r["memory_bytes"])), words("{share} of the device", share=percent(share))),
+        Figure(
+            words("Memory"),
+            in_bytes(int(r["memory_bytes"])),
+            words(
+                "{share} of the device; {reserve} are kept free", share=percent(share), reserve=in_bytes(int(r["reserve_bytes"]))
+            ),
+        ),
         Figure(
             words("Step time"),
             charts.seconds(float(r["step_s"]), words),
@@ -210,55 +203,22 @@ def _figures(plan: Found, row: int, words: Words) -> list[Figure]:
     ]
 
 
-def _fit(request: Request, plan: Found, row: int, words: Words) -> None:
-    """If the layout does not fit: the fullest stage, what is missing, and the cheapest changes that make it fit."""
-    r = plan.layout(row)
-    if bool(r["fits"]):
+def _bill(request: Request, plan: Found, row: int, words: Words) -> None:
+    """What training on the request's tokens takes with this layout."""
+    bill = request.bill(float(plan.layout(row)["tokens_per_second"]))
+    if bill is None:
         return
-    stage, each = int(r["fullest_stage"]), plan.plan.ranks // int(r["pp"])
-    need, have = int(r["memory_bytes"]), plan.device.memory_bytes
-    first = stage * each
-    numbers = {
-        "stage": stage,
-        "layout": r["layout"],
-        "need": in_bytes(need),
-        "size": in_bytes(have),
-        "missing": in_bytes(need - have),
-    }
-    if each == 1:
-        sentence = words(
-            "Rank {rank}, stage {stage} of {layout}, needs {need}; the device has {size}, which is {missing} too little.",
-            rank=f"{first:,}",
-            **numbers,
-        )
-    else:
-        sentence = words(
-            "Ranks {first} to {last}, stage {stage} of {layout}: each needs {need}; the device has {size}, which is {missing} "
-            "too little.",
-            first=f"{first:,}",
-            last=f"{first + each - 1:,}",
-            **numbers,
-        )
-    st.warning(sentence, icon=":material/memory_alt:")
-    changes = _changes_to_fit(request, row)
-    if not changes:
-        st.markdown(words("No single change reduces the memory: use more devices, or larger ones."))
-        return
-    steps = "\n".join(f"1. {said(lever.reason, words)}" for lever in changes)
-    st.markdown(f"**{words('What to change, cheapest first')}**\n\n{steps}")
-    if not changes[-1].fits:
-        st.markdown(words("All memory optimizations are on, and it still does not fit: use more devices, or larger ones."))
-
-
-@cached(64)
-def _changes_to_fit(request: Request, row: int) -> list[Lever]:
-    plan = planned(request, row)
-    return with_ledgers(lambda: way_to_fit(plan.plan, plan.spec(row)))
-
-
-def said(reason: Reason, words: Words) -> str:
-    values = {name: said(value, words) if isinstance(value, Reason) else value for name, value in reason.values.items()}
-    return words.described(reason.text).format(**values)
+    parts = [
+        words("{days} days", days=short(bill.days, words)),
+        words("{hours} device-hours", hours=short(bill.device_hours, words)),
+    ]
+    if bill.money is not None:
+        parts.append(words("{money} at {price} an hour", money=short(bill.money, words), price=f"{request.price:g}"))
+    if bill.megawatt_hours is not None:
+        energy = short(bill.megawatt_hours, words)
+        parts.append(words("{energy} MWh at {watts} W a device", energy=energy, watts=f"{request.watts:g}"))
+    took = words("{tokens} tokens with this layout take {parts}.", tokens=short(request.tokens, words), parts=" · ".join(parts))
+    st.markdown(took)
 
 
 @st.cache_data(max_entries=64, show_spinner=False)

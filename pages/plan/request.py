@@ -5,19 +5,24 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 from engine import catalog
-from engine.devices import DEVICES, DeviceSpec
+from engine.devices import DeviceSpec, device, device_names
 from engine.launch.recording import with_ledgers
+from engine.optimizer import Framework
 from engine.predict.papers.accounting import ACCOUNTINGS, AccountingName
+from engine.predict.planner.bill import Bill
 from engine.predict.planner.candidates import MOST, default_batch
+from engine.predict.planner.frameworks import NAMES
 from engine.predict.planner.search import MIXED, Plan, search
 from engine.predict.speed.rates import Assumptions
 from engine.spec import AttentionName, ModelSpec, RequestError, WorkloadSpec, sentence
 from pages.shared.link_numbers import shortest_text
 
 FOR, SERVING = "for", "serving"  # the link's parameter, and its value for serving; without it, the model is trained
+AUTOMATIC = -1.0  # a reserve for each layout, as `engine.predict.reserve` says
+MOST_RESERVE, MOST_TOKENS, MOST_RATE = 1e6, 1e18, 1e9  # GiB; tokens; price and watts
 OWN = "own"  # the name in links of a device with the user's own figures
 # Figures of the user's own device, in the link's order, each with its unit in forms and links.
 OWN_FIELDS: Mapping[str, float] = {
@@ -32,10 +37,19 @@ OWN_FIELDS: Mapping[str, float] = {
     "node_size": 1,
     "reachable": 1,
     "fp32_reachable": 1,
+    "context_bytes": 2**20,
+    "pair_communicator_bytes": 2**20,
+    "communicator_bytes": 2**20,
+    "workspace_bytes": 2**20,
+    "fragmentation": 1,
 }
-_WHOLE = ("memory_bytes", "node_size")
+_OF_OLDER_LINKS = 10  # figures that links always had
+OF_RESERVE = ("context_bytes", "pair_communicator_bytes", "communicator_bytes", "workspace_bytes", "fragmentation")
+_WHOLE = ("memory_bytes", "node_size", *OF_RESERVE[:-1])
 _OR_NONE = ("seq", "length", "sequences")  # numbers that can be 0
 _NUMBERS = ("ranks", "batch", "seq")
+# Numbers that may be left out, the largest of each.
+OPTIONAL = {"reserve": MOST_RESERVE, "tokens": MOST_TOKENS, "price": MOST_RATE, "watts": MOST_RATE}
 
 
 @dataclass(frozen=True)
@@ -50,6 +64,11 @@ class Request:
     accounting: AccountingName = "engine"
     own: tuple[float, ...] = ()  # in the order of `OWN_FIELDS`, in their units
     called: str = ""  # name of the user's own device
+    reserve: float = AUTOMATIC  # GiB of a device that tensors leave free
+    only: Framework | Literal[""] = ""  # layouts that this framework runs as they are; empty: all
+    tokens: float = 0.0  # what training takes is said for so many; 0: it is not
+    price: float = 0.0  # of a device for an hour; 0: unknown
+    watts: float = 0.0  # of a device with its share of a node; 0: unknown
     assumed: Assumptions = field(default_factory=Assumptions)
 
     @property
@@ -61,18 +80,28 @@ class Request:
     @property
     def hardware(self) -> DeviceSpec:
         """Raises `RequestError`."""
-        return made(self.called, self.own) if self.device == OWN else DEVICES[self.device]
+        return made(self.called, self.own) if self.device == OWN else device(self.device)
 
     @property
     def workload(self) -> WorkloadSpec:
         chosen = {"precision": self.precision, "accumulate": "fp32", "attention": self.attention}
         return WorkloadSpec.model_validate(MIXED.model_dump() | chosen)
 
-    def plan(self) -> Plan:
+    @property
+    def kept_free(self) -> int | None:
+        """The reserve in bytes; None: one for each layout."""
+        return None if self.reserve == AUTOMATIC else round(self.reserve * 2**30)
+
+    def plan(self, simulate_best: int = 20) -> Plan:
         """Search. Raises `RequestError` if no layout fits the numbers."""
-        return with_ledgers(
-            lambda: search(self.spec, self.ranks, self.hardware, self.batch, self.workload, self.assumed, self.accounting)
-        )
+        asked = self.spec, self.ranks, self.hardware, self.batch, self.workload, self.assumed, self.accounting, simulate_best
+        return with_ledgers(lambda: search(*asked, only=self.only or None, kept_free=self.kept_free))
+
+    def bill(self, tokens_per_second: float) -> Bill | None:
+        """What training takes at that speed; None if it is not asked. Raises `RequestError`."""
+        if not self.tokens:
+            return None
+        return Bill(self.tokens, self.ranks, tokens_per_second, self.price or None, self.watts or None)
 
 
 @dataclass(frozen=True)
@@ -84,6 +113,13 @@ class Serving:
 
 
 DEFAULT = Request()
+_SEQUENCES_EACH = (0.5, 16)  # the range of a usual batch, for each device
+
+
+def usual_batch(batch: int, ranks: int) -> int:
+    """`batch` on that many devices. If that is unusually many or few sequences for each, the default."""
+    least, most = _SEQUENCES_EACH
+    return batch if least <= batch / ranks <= most else default_batch(ranks)
 
 
 def made(called: str, own: tuple[float, ...]) -> DeviceSpec:
@@ -101,11 +137,12 @@ def figures_of(device: DeviceSpec) -> tuple[float, ...]:
 def to_link(request: Request) -> dict[str, str]:
     """The link's parameters: model, device, count and batch, and others that differ from their defaults."""
     link = {"model": request.model, "device": request.device, "ranks": str(request.ranks), "batch": str(request.batch)}
-    others = ("seq", "precision", "attention", "accounting")
+    others = ("seq", "precision", "attention", "accounting", "only")
     link |= {name: str(getattr(request, name)) for name in others if _differs(request, name)}
     if request.device == OWN:
         link["own"] = own_to_link(request.own)
         link |= {"called": request.called} if request.called else {}
+    link |= {name: shortest_text(getattr(request, name)) for name in OPTIONAL if _differs(request, name)}
     for name, value in request.assumed:
         if value != getattr(DEFAULT.assumed, name):
             link[name] = shortest_text(value) if isinstance(value, float) else str(int(value))
@@ -127,13 +164,17 @@ def of_link(link: Mapping[str, str]) -> Request:
     for name in _NUMBERS:
         if name in given:
             given[name] = _whole(name, given[name])
+    for name, most in OPTIONAL.items():
+        if name in given:
+            given[name] = _fraction(name, given[name], most)
     given.setdefault("batch", default_batch(given.get("ranks", DEFAULT.ranks)))
     allowed = {
         "model": tuple(catalog.MODELS),
-        "device": (*DEVICES, OWN),
+        "device": (*device_names(), OWN),
         "precision": ("bf16", "fp32"),
         "attention": get_args(AttentionName),
         "accounting": ACCOUNTINGS,
+        "only": tuple(NAMES),
     }
     for name, known in allowed.items():
         if name in given and given[name] not in known:
@@ -167,6 +208,20 @@ def serving_to_link(serving: Serving | None) -> dict[str, str]:
     return {FOR: SERVING} | asked
 
 
+def _fraction(name: str, text: str, most: float) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value <= most:
+        raise RequestError(
+            sentence(
+                "The link's {field} “{text}” is not a number from 0 to {most}.", field=name, text=text[:20], most=f"{most:g}"
+            )
+        )
+    return value
+
+
 def _whole(name: str, text: str) -> int:
     if not text.isascii() or not text.isdigit() or not (name in _OR_NONE or int(text)) or int(text) > MOST:
         raise RequestError(
@@ -185,8 +240,9 @@ def _figures(text: str) -> tuple[float, ...]:
         figures = tuple(float(part) for part in text.split("_"))
     except ValueError:
         figures = ()
-    if len(figures) == len(OWN_FIELDS) - 1:  # an older link, without the last figure
-        figures += (DeviceSpec.model_fields["fp32_reachable"].default,)
+    if len(figures) >= _OF_OLDER_LINKS:  # a link from before the last figures were there
+        defaults = [DeviceSpec.model_fields[name].default / unit for name, unit in list(OWN_FIELDS.items())[len(figures) :]]
+        figures += tuple(defaults)
     if len(figures) != len(OWN_FIELDS):
         raise RequestError(
             sentence("The link's device “{text}” must have {count} figures.", text=text[:60], count=len(OWN_FIELDS))

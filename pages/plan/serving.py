@@ -11,6 +11,7 @@ import streamlit as st
 
 from engine.predict.inference import cache, weights
 from engine.predict.memory import SYMBOLS
+from engine.predict.reserve import tensors_that_fit
 from engine.predict.terms import Term, total
 from engine.spec import GenerateSpec, LayoutSpec, RunSpec, sentence
 from engine.tables import KV_CACHE
@@ -161,7 +162,11 @@ def _figures(asked: Asked, words: Words) -> list[Figure]:
         Figure(
             words("Memory"),
             in_bytes(int(r["memory_bytes"])),
-            words("{share} of the device", share=percent(float(r["memory_bytes"]) / device.memory_bytes)),
+            words(
+                "{share} of the device; {reserve} are kept free",
+                share=percent(float(r["memory_bytes"]) / device.memory_bytes),
+                reserve=in_bytes(int(r["reserve_bytes"])),
+            ),
         ),
         Figure(words("Latency per token"), plans.seconds(float(r["token_s"]), words), words("between two tokens of a sequence")),
         Figure(words("Speed"), short(float(r["tokens_per_second"]), words), words("tokens a second, all sequences together")),
@@ -173,15 +178,18 @@ def _fit(asked: Asked, words: Words) -> None:
     r, have = asked.table.iloc[asked.row], asked.request.hardware.memory_bytes
     if bool(r["fits"]):
         return
-    values = {"need": in_bytes(int(r["parameters_bytes"])), "size": in_bytes(have)}
-    if int(r["parameters_bytes"]) > have:
+    free = int(r["reserve_bytes"])
+    values = {"need": in_bytes(int(r["parameters_bytes"])), "size": in_bytes(have), "reserve": in_bytes(free)}
+    if int(r["parameters_bytes"]) + free > have:
         message = words(
-            "The parameters of the fullest rank take {need} and the device has {size}: shard them over more ranks, by tp or pp.",
+            "The parameters of the fullest rank take {need} and the device has {size}, of which {reserve} are kept free: shard "
+            "them over more ranks, by tp or pp.",
             **values,
         )
     elif int(r["most_sequences"]):
         message = words(
-            "{sequences} concurrent sequences need {memory} on the fullest rank and the device has {size}: {most} fit.",
+            "{sequences} concurrent sequences need {memory} on the fullest rank and the device has {size}, of which {reserve} "
+            "are kept free: {most} fit.",
             sequences=f"{int(r['sequences']):,}",
             memory=in_bytes(int(r["memory_bytes"])),
             most=f"{int(r['most_sequences']):,}",
@@ -189,8 +197,8 @@ def _fit(asked: Asked, words: Words) -> None:
         )
     else:
         message = words(
-            "Parameters take {need} of the {size} of the device, and the KV cache of one sequence does not fit "
-            "beside them: use shorter sequences, or shard the model over more ranks.",
+            "Parameters take {need} of the {size} of the device, {reserve} are kept free, and the KV cache of one sequence does "
+            "not fit beside them: use shorter sequences, or shard the model over more ranks.",
             **values,
         )
     st.warning(message, icon=":material/memory_alt:")
@@ -226,7 +234,8 @@ def growing(asked: Asked, view: View) -> Drawing:
     device, precision, model = asked.request.hardware, asked.request.workload.precision, asked.request.spec
     lengths = sorted({max(1, round(share * asked.length)) for share in _SHARES})
     parameters = np.array([parameters for parameters, _ in held(asked)])
-    room = device.memory_bytes - parameters
+    layout = asked.layout
+    room = tensors_that_fit(device, 1, layout.tp, layout.pp, False, asked.request.kept_free) - parameters
     ones = {
         n: np.array([total(cache(model, asked.layout, precision, stage, 1, n)) for stage in range(asked.layout.pp)])
         for n in lengths

@@ -17,7 +17,7 @@ from pages.runs.rows import NEWEST, Broken, RunIndex, RunRow, matching, ordered,
 from pages.shared import navigation
 from pages.shared.beside import item_of, run_items, to_link
 from pages.shared.frame import LANG, inert, say
-from pages.shared.service import Service
+from pages.shared.service import EXAMPLE, Service
 
 FIND, SORT, PICKED = "find", "sort", "picked"  # the link's parameters
 SHOWN = 50  # rows of one part of the list
@@ -164,6 +164,7 @@ def _nothing() -> None:
         icon=":material/science:",
     )
     navigation.link("lab", say()("Open the Lab"), "science", {})
+    navigation.link("lab", say()("See a finished run"), "monitoring", {"run": EXAMPLE})
     st.caption(say()("Or press **Upload a run** to add one made elsewhere, as a zip."))
 
 
@@ -210,18 +211,19 @@ def _actions(service: Service, picked: list[RunRow], total: int, found: int) -> 
         beside = to_link(run_items(names)) if some else {}
         navigation.link("compare", say()("Compare"), "compare_arrows", beside, disabled=not some)
         key = names[0] if one else ""  # with another run it is another popover, which is closed
-        with st.popover(say()("Rename"), icon=":material/edit:", disabled=not one, key=f"runs/rename/{key}"):
-            if one:
-                _rename_form(picked[0])
+        may = service.may_change([row.folder for row in picked])
+        with st.popover(say()("Rename"), icon=":material/edit:", disabled=not (one and may), key=f"runs/rename/{key}"):
+            if one and may:
+                _rename_form(service, picked[0])
         with st.popover(say()("Download"), icon=":material/download:", disabled=not one, key=f"runs/download/{key}"):
             if one:
                 downloads.draw(picked[0].folder)
         st.button(
             say()("Delete"),
             icon=":material/delete:",
-            disabled=not picked,
+            disabled=not (picked and may),
             on_click=_delete,
-            args=([row.folder for row in picked],),
+            args=(service, [row.folder for row in picked]),
         )
 
 
@@ -238,11 +240,11 @@ def _counted(picked: int, found: int, total: int, say: Words) -> str:
     return say.plural("{count} run. Select it to act on it.", "{count} runs. Select runs to act on them.", total)
 
 
-def _rename_form(row: RunRow) -> None:
+def _rename_form(service: Service, row: RunRow) -> None:
     with st.form(f"runs/rename-form/{row.name}", border=False):
         key = f"runs/new-name/{row.name}"
         st.text_input(say()("New name"), value=row.name, key=key, max_chars=80)
-        st.form_submit_button(say()("Rename"), type="primary", on_click=_rename, args=(row.folder, key))
+        st.form_submit_button(say()("Rename"), type="primary", on_click=_rename, args=(service, row.folder, key))
 
 
 def _address(page: str, **parameters: str) -> str:
@@ -286,8 +288,9 @@ def _attempt(do: Callable[[], str]) -> None:
         st.session_state[_WRONG] = say()("{sentence}.", sentence=text[:1].upper() + text[1:])
 
 
-def _rename(folder: Path, key: str) -> None:
+def _rename(service: Service, folder: Path, key: str) -> None:
     def rename() -> str:
+        service.refuse_change([folder])
         named = store.rename(folder, st.session_state[key].strip())
         _pick([named.name])
         return say()("Renamed to {name}.", name=named.name) if named != folder else ""
@@ -295,8 +298,9 @@ def _rename(folder: Path, key: str) -> None:
     _attempt(rename)
 
 
-def _delete(folders: list[Path]) -> None:
+def _delete(service: Service, folders: list[Path]) -> None:
     def delete() -> str:
+        service.refuse_change(folders)
         st.session_state[_GONE] = gone = []
         for folder in folders:
             gone.append(store.delete(folder))
@@ -324,7 +328,9 @@ def _uploaded(service: Service) -> None:
         if file is None:
             return ""
         st.session_state[_UPLOADS] = count + 1
+        service.refuse_upload(file.size)
         folder = upload.add(file.getvalue(), service.home, Path(file.name).stem)
+        service.note_uploaded(folder)
         _show_all()
         _pick([folder.name])
         return say()("Added {name}.", name=folder.name)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import Any, Literal, get_args, get_origin
+from typing import Any
 
 from engine import catalog
 from engine.launch import limits
@@ -24,6 +24,7 @@ from engine.spec import (
     WorkloadSpec,
     generation_misfits,
     misfits,
+    names_in,
     sentence,
 )
 from engine.topology import AXES, AXES_AS_WRITTEN, Mesh
@@ -40,10 +41,17 @@ DEFAULTS: dict[str, Any] = {
     for name, field in spec.model_fields.items()
 } | {"parity": False}
 
+# Numbers of something, at least 1. A form and a link can hold 0, and the form says what is wrong.
+COUNTS = (
+    *(f"layout.{axis}" for axis in AXES_AS_WRITTEN),
+    "layout.chunks",
+    *(f"workload.{name}" for name in ("microbatches", "microbatch_size", "steps")),
+)
+
 
 @dataclass(frozen=True)
 class Bounds:
-    """The smallest and the largest value of a number field."""
+    """The smallest and the largest value that a number field can hold."""
 
     least: float
     most: float
@@ -57,14 +65,14 @@ class Bounds:
             for end in ("ge", "gt", "le", "lt")
             if hasattr(rule, end)
         }
-        return cls(ends.get("ge", ends.get("gt", 0)), ends.get("le", ends.get("lt", float("inf"))))
+        least = ends.get("ge", ends.get("gt", 0))
+        return cls(0 if field in COUNTS else least, ends.get("le", ends.get("lt", float("inf"))))
 
 
 def options(field: str) -> tuple[str, ...]:
     """The allowed values of a field; none if it is not a choice of names."""
     part, _, name = field.partition(".")
-    kind = _PARTS[part].model_fields[name].annotation if name else None
-    return get_args(kind) if get_origin(kind) is Literal else ()
+    return names_in(_PARTS[part].model_fields[name].annotation) if name else ()
 
 
 def description(field: str) -> str:
@@ -240,7 +248,9 @@ def _refused(choice: Choice, spec: RunSpec, texts: Texts) -> tuple[Problem, ...]
 
 
 def _problems(choice: Choice, texts: Texts) -> list[Problem]:
-    found: list[Problem] = []
+    found = _too_small(choice)
+    if found:
+        return found
     made: dict[str, Any] = {}
     for field, make in _MAKERS.items():
         try:
@@ -253,6 +263,21 @@ def _problems(choice: Choice, texts: Texts) -> list[Problem]:
         unfit += generation_misfits(generate, model, layout, choice["parity"])
         found += [Problem(m.field, m.sentence, _fixes(choice, m.field, m.choices)) for m in unfit]
     return found
+
+
+def _too_small(choice: Choice) -> list[Problem]:
+    """The numbers of which there is none: 0 microbatches."""
+    return [
+        Problem(
+            field,
+            sentence(
+                "{field}={value} is not possible; the least is {least}", field=field.split(".")[1], value=choice[field], least=1
+            ),
+            (Fix(field, 1),),
+        )
+        for field in COUNTS
+        if choice[field] < 1
+    ]
 
 
 def _fixes(choice: Choice, field: str, choices: tuple[int, ...]) -> tuple[Fix, ...]:

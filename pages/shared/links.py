@@ -1,7 +1,8 @@
 """A choice as the compact code that the address bar carries, such as gpt-tiny~dp2.tp2.pp2~1f1b~m4~b2~n20~r0.003~e0.
 
 Model, layout and schedule come first, in that order; each other field is a letter and its value, in any order, and
-takes its default when absent. A model without a name in the catalog is written with its sizes: gpt.l4.h64.a4.v256.s64.f0.
+takes its default when absent. A model without a name in the catalog is written with its sizes, and with the parts that differ
+from its family's: gpt.l4.h64.a4.v256.s64.f0.norm-rms.tied-false.
 Numbers that do not fit together are valid in a link: the form says what is wrong.
 """
 
@@ -14,7 +15,7 @@ from typing import Any
 
 from engine import catalog
 from engine.schedule import SCHEDULES
-from engine.spec import LayoutSpec, RequestError, sentence
+from engine.spec import LayoutSpec, ModelSpec, RequestError, sentence
 from pages.shared.choice import DEFAULTS, Bounds, Choice, options
 from pages.shared.link_numbers import shortest_text
 
@@ -30,6 +31,8 @@ _SHAPE = {
     "w": "model.head_dim",
     "d": "model.decoder_layers",
 }
+# The other fields of a model, which have names in a link: few models have them.
+_CHOSEN = tuple(f"model.{name}" for name in ModelSpec.model_fields if name != "family" and f"model.{name}" not in _SHAPE.values())
 LETTERS = {
     "m": "workload.microbatches",
     "b": "workload.microbatch_size",
@@ -109,13 +112,15 @@ def _model_code(choice: Choice) -> str:
         return name
     # The last three differ from the defaults for few models. Otherwise they are left out.
     shape = (f"{letter}{choice[field]}" for letter, field in _SHAPE.items() if letter not in "kwd" or choice[field])
-    return ".".join((choice["model.family"], *shape))
+    chosen = (f"{field.removeprefix('model.')}-{choice[field]}".lower() for field in _CHOSEN if choice[field] != DEFAULTS[field])
+    return ".".join((choice["model.family"], *shape, *chosen))
 
 
 def _model(part: str) -> dict[str, Any]:
     if part in catalog.MODELS:
         return {f"model.{name}": value for name, value in catalog.MODELS[part]}
-    family, *shape = part.split(".")
+    family, *pieces = part.split(".")
+    shape, chosen = [piece for piece in pieces if "-" not in piece], [piece for piece in pieces if "-" in piece]
     pairs = [re.fullmatch(r"([a-z])(\d{1,9})", piece) for piece in shape]
     letters = "".join(pair[1] for pair in pairs if pair)
     if family not in options("model.family") or not all(pairs) or not re.fullmatch("lhavsfk?w?d?", letters):
@@ -128,7 +133,17 @@ def _model(part: str) -> dict[str, Any]:
             )
         )
     numbers = {_SHAPE[pair[1]]: _within(_SHAPE[pair[1]], int(pair[2])) for pair in pairs if pair}
-    return {"model.family": family} | numbers
+    return {"model.family": family} | numbers | dict(map(_chosen, chosen))
+
+
+def _chosen(piece: str) -> tuple[str, Any]:
+    """A part of the model, or a number that few models have."""
+    name, _, text = piece.partition("-")
+    field = f"model.{name}"
+    if field not in _CHOSEN:
+        raise LinkError(sentence("The link's part “{part}” is not known.", part=piece[:30]))
+    value = _read(field, text)
+    return field, {"true": True, "false": False}.get(value, value)
 
 
 def _written(field: str, value: Any) -> str | None:

@@ -1,11 +1,13 @@
-"""The Run button. While a run is active: its progress and Cancel instead."""
+"""The Run button. While a run is active: its progress and Cancel above it, and the button queues another run."""
 
 from __future__ import annotations
 
 import streamlit as st
 
+from engine import catalog
 from engine.launch.queue import RunState
 from engine.spec import RequestError
+from pages.charts.names import schedule
 from pages.charts.words import Words
 from pages.shared import held
 from pages.shared.choice import Verdict, read
@@ -14,6 +16,7 @@ from pages.shared.service import Service
 
 RUN = "run"  # the link's parameter: the id of an active run, the folder's name of a saved one
 _REFUSED = "run/refused"
+_QUEUED = "run/queued"  # ids of the runs that this session queued behind another
 _EVERY_S = 0.5
 # Shares of the bar. The steps take most of it, the phases after them the rest.
 _SHARE = {"queued": 0.0, "starting": 0.0, "generating": 0.9, "tracing": 0.92, "parity": 0.94, "saving": 0.97}
@@ -23,19 +26,23 @@ _STEPS_SHARE = 0.9
 def draw(service: Service, verdict: Verdict, state: RunState | None) -> None:
     """`state`: the state of the run that this session watches, or None."""
     with st.container(key="run_bar", gap="xsmall"):
-        if state is not None and not state.finished:
+        on = state is not None and not state.finished
+        if state is not None and on:
             watch(service, state.id)
-            return
+        _draw_queued(service)
         ranks = verdict.runnable.layout.ranks if verdict.runnable else 0
         label = say().plural("Run on {count} process", "Run on {count} processes", ranks) if ranks else say()("Run")
+        if on and ranks:
+            label = say().plural("Queue a run on {count} process", "Queue a run on {count} processes", ranks)
         st.button(
             label,
-            type="primary",
-            icon=":material/play_arrow:",
+            type="secondary" if on else "primary",
+            icon=":material/playlist_add:" if on else ":material/play_arrow:",
             width="stretch",
             disabled=not ranks,
             on_click=_start,
-            args=(service,),
+            args=(service, on),
+            key="run/start",
         )
         if problems := verdict.problems or verdict.refused:
             text = inert(say().sentence(problems[0].sentence))
@@ -47,14 +54,19 @@ def draw(service: Service, verdict: Verdict, state: RunState | None) -> None:
             st.error(say()("This run was refused: {error}.", error=inert(say().sentence(refused))))
 
 
-def _start(service: Service) -> None:
+def _start(service: Service, behind: bool) -> None:
+    """Queue a run of the form's choice. `behind`: another is active, and stays in the link. A callback."""
     held.touch()
     choice = held.choice()
     assert choice
     spec = read(choice, service.texts).runnable
     if spec is not None:
         try:
-            st.query_params[RUN] = service.queue.submit(spec)
+            run = service.submit(spec)
+            if behind:
+                st.session_state[_QUEUED] = [*st.session_state.get(_QUEUED, ()), run]
+            else:
+                st.query_params[RUN] = run
         except RequestError as error:
             st.session_state[_REFUSED] = error.sentence
 
@@ -65,8 +77,46 @@ def watch(service: Service, run: str) -> None:
     state = service.queue.watch(run)
     if state is None or state.finished:
         st.rerun()
-    st.progress(_progress(state), text=_doing(state, say()))
-    st.button(say()("Cancel"), icon=":material/stop:", width="stretch", on_click=service.queue.cancel, args=(run,))
+    st.progress(_progress(state), text=doing(state, service.queue.expected_wait(run), say()))
+    may = service.may_end(state)
+    st.button(say()("Cancel"), icon=":material/stop:", width="stretch", on_click=service.cancel, args=(run,), disabled=not may)
+
+
+def _draw_queued(service: Service) -> None:
+    """The runs that this session queued behind another and has not shown yet."""
+    states = _queued(service)
+    if any(not state.finished for state in states):
+        _follow_queued(service)
+    else:
+        _list_queued(service, states)
+
+
+def _queued(service: Service) -> list[RunState]:
+    watched = [service.queue.watch(run) for run in st.session_state.get(_QUEUED, ())]
+    linked = st.query_params.get(RUN)
+    left = [
+        state
+        for state in watched
+        if state and state.phase != "cancelled" and linked not in (state.id, state.folder.name if state.folder else None)
+    ]
+    st.session_state[_QUEUED] = [state.id for state in left]
+    return left
+
+
+@st.fragment(run_every=_EVERY_S)
+def _follow_queued(service: Service) -> None:
+    _list_queued(service, _queued(service))
+
+
+def _list_queued(service: Service, states: list[RunState]) -> None:
+    for state in states:
+        layout = state.spec.layout
+        name = f"{catalog.name_of(state.spec.model)} · {layout.code} · {schedule(layout.schedule, say())}"
+        with st.container(horizontal=True, vertical_alignment="center", gap="small"):
+            st.markdown(f"{name}  \n{doing(state, service.queue.expected_wait(state.id), say())}", width="stretch")
+            if st.button(say()("Show"), key=f"run/show/{state.id}", type="tertiary"):
+                st.query_params[RUN] = state.id
+                st.rerun()
 
 
 def _progress(state: RunState) -> float:
@@ -75,11 +125,12 @@ def _progress(state: RunState) -> float:
     return _SHARE.get(state.phase, 1.0)
 
 
-def _doing(state: RunState, say: Words) -> str:
-    """The current phase of the run, in a line."""
+def doing(state: RunState, wait_s: float | None, say: Words) -> str:
+    """The current phase of the run, in a line. `wait_s`: how long it will wait; None if that is not known."""
     steps, ranks = state.spec.workload.steps, state.spec.layout.ranks
     if state.phase == "queued":
-        return say.plural("Waiting: {count} run ahead in the queue", "Waiting: {count} runs ahead in the queue", state.ahead)
+        waits = say.plural("Waiting: {count} run ahead in the queue", "Waiting: {count} runs ahead in the queue", state.ahead)
+        return waits if wait_s is None else say.together(say("{sentence}.", sentence=waits), expected(wait_s, say))
     if state.phase == "starting":
         return say.plural("Starting {count} process", "Starting {count} processes", ranks)
     if state.phase == "running" and state.losses:
@@ -92,5 +143,16 @@ def _doing(state: RunState, say: Words) -> str:
         "tracing": say("Measuring memory in one more step"),
         "parity": say("Comparing with the unsharded model"),
         "saving": say("Saving"),
+        "done": say("Finished"),
+        "failed": say("Failed"),
     }
     return doing.get(state.phase, state.phase.capitalize())
+
+
+def expected(wait_s: float, say: Words) -> str:
+    """How long a run will wait, no more precise than is known."""
+    if wait_s < 10:
+        return say("It starts in a few seconds.")
+    if wait_s < 90:
+        return say("It starts in about {seconds} s.", seconds=10 * round(wait_s / 10))
+    return say("It starts in about {minutes} minutes.", minutes=round(wait_s / 60))

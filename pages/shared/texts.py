@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import re
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from engine import files
@@ -16,14 +17,19 @@ _NAME = re.compile(r"[0-9a-f]{16}")
 
 @dataclass(frozen=True)
 class Texts:
-    """A folder of texts. A text's name is the start of its SHA-256."""
+    """A folder of texts. A text's name is the start of its SHA-256.
+
+    `allow` is called with the name and the bytes of each text before it is stored, and raises `RequestError` to refuse it.
+    """
 
     folder: Path
+    allow: Callable[[str, int], None] = field(default=lambda name, size: None, compare=False)
 
     def keep(self, content: bytes) -> str:
         """Store a text and return its name. Raises `RequestError` if it cannot be trained on, or cannot be stored."""
         checked(content, sentence("the text"))
         name = hashlib.sha256(content).hexdigest()[:16]
+        self.allow(name, len(content))
         path = self.folder / f"{name}.txt"
         if not path.exists():
             try:

@@ -1,7 +1,7 @@
 """Pictures of the pages, to look at: `python -m tests.browser.screenshots --all FOLDER [--language zh] [--only compare learn-5]`.
 
-With --all, PAGE-WIDTH-THEME.png of every page, and of every lesson before and after the answer, at 1280 and 1920 pixels, light
-and dark, as high as the content. With --readme the pictures in README.md, into docs/: lab.png, lab-dark.png,
+With --all, PAGE-WIDTH-THEME.png of every page, and of every lesson before and after the answer, at 1280, 1920 and 390 pixels,
+light and dark, as high as the content. With --readme the pictures in README.md, into docs/: lab.png, lab-dark.png,
 compare.png, plan.png and learn.png. Both show real runs, on one server.
 """
 
@@ -29,11 +29,13 @@ LESSONS = len(list((ROOT / "pages/learn/lessons").glob("[a-z]*.py")))
 HIGHEST = 9_000  # pixels of a picture
 Theme = Literal["light", "dark"]
 THEMES: tuple[Theme, ...] = ("light", "dark")
-WIDTHS = (1280, 1920)
+WIDTHS = (1280, 1920, 390)
 
 # Path and parameters of each page.
 PAGES: Mapping[str, tuple[str, dict[str, str]]] = {
     "runs-empty": ("runs", {}),
+    "welcome": ("", {}),
+    "lab-example": ("", {"run": "example"}),
     "lab-before": ("", {"spec": CHOICE}),
     "lab-chosen": ("", {"spec": CHOICE, "rank": "5"}),
     "lab-after": ("", {"run": "RUN", "spec": CHOICE}),

@@ -36,13 +36,18 @@ PATIENCE_MS, LONG_MS = 60_000, 300_000
 
 
 class Server:
-    """`streamlit run app.py` with its runs in `home`."""
+    """`streamlit run app.py` with its runs in `home`; `classroom`: as `make classroom` starts it."""
 
-    def __init__(self, home: Path, port: int | None = None) -> None:
+    def __init__(self, home: Path, port: int | None = None, classroom: bool = False) -> None:
         self.home, self.url = home, f"http://127.0.0.1:{port or free_port()}"
-        options = ["--server.port", str(urlsplit(self.url).port), "--server.headless", "true", "--server.fileWatcherType", "none"]
+        at = str(urlsplit(self.url).port)
+        app = ["--runs", str(home), "--cores", "1"]
+        options = ["--server.port", at, "--server.headless", "true", "--server.fileWatcherType", "none"]
+        command = ["streamlit", "run", "app.py", *options, "--", *app]
+        if classroom:
+            command = ["pages.shared.start_classroom", "--port", at, "--address", "127.0.0.1", *app]
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "streamlit", "run", "app.py", *options, "--", "--runs", str(home)],
+            [sys.executable, "-m", *command],
             cwd=ROOT,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -77,8 +82,8 @@ class Server:
 
 
 @contextmanager
-def served(home: Path, port: int | None = None) -> Iterator[Server]:
-    server = Server(home, port)
+def served(home: Path, port: int | None = None, classroom: bool = False) -> Iterator[Server]:
+    server = Server(home, port, classroom)
     try:
         yield server
     finally:

@@ -17,7 +17,7 @@ from engine.predict.run import predict
 from engine.tables import RunResult
 from engine.topology import Mesh
 from pages.charts import timeline
-from pages.charts.look import LIGHT
+from pages.charts.look import LIGHT, lane
 from pages.charts.units import in_bytes
 from tests.browser.served import LONG_MS, Server, Watched, drawn, served
 from tests.patience import time_limits
@@ -71,9 +71,12 @@ def test_pick_a_layout_run_it_and_see_three_charts(server: Server, watched: Watc
     expect(page.locator(".ss-rank")).to_have_count(8)
     page.get_by_role("button", name="Run on 8 processes").click()
     expect(page.get_by_text(re.compile(r"Step \d+ of 30, loss \d\.\d{3}"))).to_be_visible(timeout=LONG_MS)
+    expect(chart(page, "live").get_by_role("heading")).to_have_text(re.compile(r"Step \d+ of 30: the loss is \d\.\d{3}"))
+    expect(chart(page, "live").locator("svg.marks path[aria-roledescription='line mark']")).to_have_count(1)
     expect(finished(page)).to_have_text("Measured: gpt-tiny on dp2.tp2.pp2, 1F1B", timeout=LONG_MS)
     drawn(page)
 
+    assert chart(page, "loss").bounding_box()["y"] < page.locator(".ss-stage").first.bounding_box()["y"], "results come first"
     result = saved(server, page)
     peak = result.tables["memory_peak"]
     predicted = predict(result.spec).tables["memory_peak"]
@@ -85,6 +88,7 @@ def test_pick_a_layout_run_it_and_see_three_charts(server: Server, watched: Watc
     expect(bars(page, "traffic-measured")).to_have_count(int((sent > 0).sum()))
     expect(chart(page, "traffic-measured").locator("svg.marks")).to_contain_text("tp all_reduce, forward")
 
+    chart(page, "timeline").get_by_role("radio", name="measured").click()
     expect(bars(page, "timeline")).to_have_count(8 + len(result.tables["spans"]))
     expect(chart(page, "timeline").get_by_role("heading")).to_have_text(
         timeline.measured(result.tables["spans"], Mesh({"dp": 2, "tp": 2, "pp": 2}), LIGHT).title
@@ -117,7 +121,7 @@ def test_a_chart_has_its_numbers_and_its_controls(server: Server, measured: RunR
 def test_a_run_survives_a_refresh_and_can_be_cancelled(server: Server, watched: Watched):
     page = watched.open(server, spec=ENDLESS)
     run_button(page).click()
-    step = page.get_by_text(re.compile(r"Step \d+ of 9999"))
+    step = page.get_by_text(re.compile(r"Step \d+ of 9999, loss"))
     expect(step).to_be_visible(timeout=LONG_MS)
     run = link(page, "run")
     page.reload()
@@ -134,7 +138,7 @@ def test_a_run_survives_a_refresh_and_can_be_cancelled(server: Server, watched: 
 def test_a_second_run_waits_its_turn(server: Server, watched: Watched, context: BrowserContext):
     page = watched.open(server, spec=ENDLESS)
     run_button(page).click()
-    expect(page.get_by_text(re.compile(r"Step \d+ of"))).to_be_visible(timeout=LONG_MS)
+    expect(page.get_by_text(re.compile(r"Step \d+ of 9999, loss"))).to_be_visible(timeout=LONG_MS)
     other = Watched(context)
     second = other.open(server, spec=SHORT)
     run_button(second).click()
@@ -144,6 +148,35 @@ def test_a_second_run_waits_its_turn(server: Server, watched: Watched, context: 
     cancel_button(page).click()
     expect(page.get_by_text(re.compile(r"^Cancelled\."))).to_be_visible()
     other.close()
+
+
+def test_the_same_tab_queues_a_second_run_and_shows_it(server: Server, watched: Watched):
+    page = watched.open(server, spec=ENDLESS)
+    run_button(page).click()
+    expect(page.get_by_text(re.compile(r"Step \d+ of 9999, loss"))).to_be_visible(timeout=LONG_MS)
+    first = link(page, "run")
+    for label, value in {"Steps": "3", "Tensor (tp)": "2"}.items():
+        field(page, label).fill(value)
+        field(page, label).press("Enter")
+    page.get_by_role("button", name="Queue a run on 4 processes").click()
+    expect(page.get_by_text("gpt-tiny · dp1.tp2.pp2 · 1F1B")).to_be_visible()
+    assert link(page, "run") == first
+    cancel_button(page).click()
+    expect(page.get_by_text(re.compile(r"^Cancelled\."))).to_be_visible()
+    page.get_by_role("button", name="Show", exact=True).click()
+    expect(finished(page)).to_have_text("Measured: gpt-tiny on dp1.tp2.pp2, 1F1B", timeout=LONG_MS)
+    expect(page.get_by_text("gpt-tiny · dp1.tp2.pp2 · 1F1B")).to_have_count(0)
+
+
+def test_a_new_reader_sees_a_finished_run_by_one_press(server: Server, watched: Watched):
+    page = watched.visit(server, "")
+    expect(page.get_by_text("Shardscope trains a Transformer as real processes")).to_be_visible()
+    page.get_by_role("button", name="See a finished run").click()
+    expect(finished(page)).to_have_text("Measured: gpt-tiny on dp2.tp2.pp2, 1F1B")
+    expect(chart(page, "loss").get_by_role("heading")).to_contain_text("The loss fell from")
+    page.get_by_test_id("stTopNavLink").filter(has_text="Plan").click()
+    page.get_by_test_id("stMain").get_by_role("link", name="Llama 3 8B on 8 H100").click()
+    expect(page.get_by_role("heading", name=re.compile("llama3-8b on 8 × h100-80gb"))).to_be_visible(timeout=LONG_MS)
 
 
 def test_an_invalid_choice_is_reported_and_a_button_corrects_it(server: Server, watched: Watched):
@@ -260,9 +293,30 @@ def test_nothing_is_wider_than_the_window(server: Server, watched: Watched):
                 page.wait_for_function(_FITS, arg=place)
 
 
+_CUT = """() => [...document.querySelectorAll('[class*=st-key-drawing-] svg.marks text')].filter(text => {
+    const chart = text.closest('[data-testid=stVegaLiteChart]').getBoundingClientRect(), own = text.getBoundingClientRect();
+    return getComputedStyle(text).opacity !== '0' && own.width && (own.right > chart.right + 2 || own.left < chart.left - 2);
+}).map(text => text.textContent)"""
+_COVERED = """button => {
+    const at = button.getBoundingClientRect();
+    return !button.contains(document.elementFromPoint(at.x + at.width / 2, at.y + at.height / 2));
+}"""
+
+
+def test_on_a_phone_nothing_is_covered_or_cut(server: Server, measured: RunResult, watched: Watched):
+    watched.page.set_viewport_size({"width": 390, "height": 844})
+    page = watched.open(server, run="measured")
+    expect(finished(page)).to_be_visible()
+    page.wait_for_function(_FITS, arg="stMain")
+    for name in ("loss", "memory-measured", "traffic-measured", "matrix", "timeline"):
+        expect(chart(page, name).locator("svg.marks")).to_be_visible()
+    page.wait_for_function(f"() => ({_CUT})().length === 0")
+    assert not page.get_by_test_id("stExpandSidebarButton").evaluate(_COVERED)
+
+
 def test_charts_take_the_colours_of_a_new_theme(server: Server, watched: Watched):
     page = watched.open(server)
-    forward = chart(page, "textbook").locator(f"svg.marks path[fill='{LIGHT.blue}']")
+    forward = chart(page, "textbook").locator(f"svg.marks path[fill='{LIGHT.lane[lane('F')]}']")
     expect(forward.first).to_be_visible()
     page.emulate_media(color_scheme="dark")
     expect(forward).to_have_count(0)

@@ -64,6 +64,7 @@ def test_a_microbatch_is_followed_before_a_run_and_through_it(server: Server, wa
 
 def test_there_are_three_timelines_and_a_slow_stage_increases_the_bubble(server: Server, measured: RunResult, watched: Watched):
     page = watched.open(server, run="measured")
+    chart(page, "timeline").get_by_role("radio", name="measured").click()
     expect(bars(page, "timeline")).to_have_count(4 + len(measured.tables["spans"]))
     chart(page, "timeline").get_by_role("radio", name="projected").click()
     expect(chart(page, "timeline").locator("svg.marks")).to_contain_text("stage 1 · ranks 2–3")

@@ -120,7 +120,7 @@ def test_a_bar_is_the_mean_of_the_ranks_by_axis_collective_and_phase():
         ("pp send, forward", 1536, 0.5),
     }
     assert colour_of(view) == {axis: LIGHT.axis[axis] for axis in ("tp", "pp")}
-    assert {r["said"] for r in rows} == {"4 KiB in 2 calls", "1.50 KiB in 0.50 calls"}
+    assert {r["said"] for r in rows} == {"4 KiB in 2 calls", "1.50 KiB: 1 call on 1 of 2 ranks"}
     assert drawing.title == "tp carries 72.7% of the 5.50 KiB of a rank in a step"
 
 
@@ -249,6 +249,6 @@ def test_with_very_many_stages_a_bar_is_the_fullest_of_a_few():
 def test_if_bars_are_stages_the_title_names_stages():
     table = made_up.predicted_memory(Mesh({"pp": 4}))  # stage 0 holds twice as much as the others
     told = beside.memory(None, table, None, "", LIGHT, ranks=4_000_000).title
-    assert told == "The ranks of stage 0 will be fullest: 42 KiB, against 21 KiB of stage 1"
+    assert told == "The ranks of stage 0 will be fullest: 42 KiB, against 21 KiB of stages 1–3"
     told = beside.memory(None, table, 30 * KIB, "toy", LIGHT, ranks=4_000_000).title
     assert told == "The ranks of stage 0 need 42 KiB each and the toy has 30 KiB: they run out of memory"

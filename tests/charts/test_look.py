@@ -30,6 +30,8 @@ def test_data_stands_out_from_the_background(style: Look):
     least = 3.0 if style.theme == "light" else 6.5
     for colour in (style.blue, style.orange, style.green, style.pink, style.grey, style.ink, style.brown):
         assert contrast(colour, style.background) >= least, colour
+    for colour in (*style.categories, *style.axis.values(), *style.lanes):
+        assert contrast(colour, style.background) >= 3.0, colour
 
 
 @STYLES

@@ -71,6 +71,15 @@ def test_a_cell_has_the_colour_of_its_axis_and_the_rank_that_a_click_chooses():
     assert drawing.title == "The 8 busiest links carry 100 B each along tp: 69.0% of all bytes"
 
 
+def test_links_whose_bytes_are_written_alike_are_counted_together():
+    mesh = Mesh({"dp": 2, "tp": 2, "pp": 2})
+    sent = of_a_layout(mesh)
+    scaled = sent.assign(wire_bytes=sent["wire_bytes"] * 100_000)
+    few = scaled.index[scaled["axis"] == "tp"][:2]
+    scaled.loc[few, "wire_bytes"] += 1
+    assert matrix.matrix(scaled, mesh, "wire", LIGHT).title.startswith("The 8 busiest links carry 9.54 MiB each along tp: 69.0%")
+
+
 def test_a_call_is_marked_in_the_cell_that_counts_its_bytes():
     mesh = Mesh({"dp": 3, "pp": 2})
     there = matrix.marks(4, "all_reduce", (3, 4, 5), mesh, LIGHT)["marked"]

@@ -42,6 +42,7 @@ DRAWINGS: dict[str, Callable[[], Drawing]] = {
     "textbook": lambda: timeline.textbook(made_up.textbook(LayoutSpec(pp=2), 4), ["stage 0", "stage 1"], LIGHT),
     "overview": whole_step,
     "loss": lambda: loss.loss(made_up.steps([5.5, 4.25]), LIGHT),
+    "growing loss": lambda: loss.growing([5.5, 4.25], 20, LIGHT),
 }
 
 

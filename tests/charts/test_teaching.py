@@ -24,7 +24,7 @@ def test_stacks_draw_every_part_in_its_colour_and_the_device(style: Look):
         ("a", "parameters", 1),
         ("b", "optimizer", 1),
     ]
-    assert colour_of(view) == {"parameters": style.blue, "optimizer": style.green}
+    assert colour_of(view) == {code: style.category[code] for code in ("parameters", "optimizer")}
     [(_, line)] = marks(drawing.spec, "rule")
     assert [r["said"] for r in line] == ["device: 2 GiB"]
     assert drawing.table["total"].tolist() == [3 * GIB, GIB]

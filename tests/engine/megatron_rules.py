@@ -27,8 +27,9 @@ _PLAIN: Mapping[Any, str] = {
         num-layers-per-virtual-pipeline-stage microbatch-group-size-per-virtual-pipeline-stage recompute-num-layers
         micro-batch-size global-batch-size train-iters seed log-interval""",
     float: """
-        attention-dropout hidden-dropout lr weight-decay adam-beta1 adam-beta2 lion-beta1 lion-beta2 sgd-momentum clip-grad""",
-    str: "vocab-file data-path pipeline-model-parallel-layout",
+        attention-dropout hidden-dropout lr weight-decay adam-beta1 adam-beta2 lion-beta1 lion-beta2 sgd-momentum clip-grad
+        rotary-percent""",
+    str: "vocab-file data-path pipeline-model-parallel-layout window-size window-attn-skip-freq",
     True: """
         group-query-attention swiglu disable-bias-linear untie-embeddings-and-output-weights bert-no-binary-head
         sequence-parallel use-distributed-optimizer use-megatron-fsdp no-gradient-accumulation-fusion bf16

@@ -276,7 +276,8 @@ NAMED: dict[Framework, str] = {
     "megatron": """
         --num-layers --encoder-num-layers --decoder-num-layers --hidden-size --ffn-hidden-size --num-attention-heads --kv-channels
         --group-query-attention --num-query-groups --seq-length --encoder-seq-length --decoder-seq-length
-        --max-position-embeddings --position-embedding-type --rotary-base --normalization --swiglu --disable-bias-linear
+        --max-position-embeddings --position-embedding-type --rotary-base --rotary-percent --window-size
+        --window-attn-skip-freq --normalization --swiglu --disable-bias-linear
         --untie-embeddings-and-output-weights --attention-dropout --hidden-dropout --tokenizer-type --vocab-size
         --make-vocab-size-divisible-by --tensor-model-parallel-size --pipeline-model-parallel-size
         --num-layers-per-virtual-pipeline-stage --pipeline-model-parallel-layout --sequence-parallel --use-distributed-optimizer
@@ -314,6 +315,8 @@ def test_exports_use_only_settings_that_the_frameworks_have_and_all_are_covered(
     specs.append(RunSpec(model=catalog.model("llama3-70b"), layout=LayoutSpec(tp=8)))
     wider = {"model": spec_of("llama").model.model_dump() | {"head_dim": 64}}
     specs.append(RunSpec.model_validate(specs[0].model_dump() | wider))
+    parted = {"model": spec_of("llama").model.model_dump() | {"rotary_width": 8, "window": 16, "global_every": 2}}
+    specs.append(RunSpec.model_validate(specs[0].model_dump() | parted))
     in_bf16 = {"precision": "bf16", "bf16_optimizer": True}
     specs.append(RunSpec.model_validate(specs[1].model_dump() | {"workload": specs[1].workload.model_dump() | in_bf16}))
     interleaved = spec_of(schedule="interleaved").model_dump()

@@ -55,6 +55,13 @@ def test_the_compute_lane_has_the_actions_of_the_schedule(runs: Runs) -> None:
         assert done(result, rank) == f"{order} reduce tie step", f"rank {rank}"
 
 
+def test_all_ranks_have_the_spans_of_one_step_of_median_time(runs: Runs) -> None:
+    result = runs.result(small("tp2.pp2", steps=5))
+    (step,) = set(result.tables["spans"]["step"])
+    took = result.tables["steps"].set_index("step")["step_ns"]
+    assert took[step] == took.median()
+
+
 @pytest.mark.parametrize("spec", EVERY, ids=name)
 def test_each_pass_runs_once_in_the_schedules_order_without_overlap(runs: Runs, spec: RunSpec) -> None:
     result = runs.result(spec)

@@ -84,7 +84,7 @@ def test_other_parts_are_refused(given: object) -> None:
 
 
 def test_norms_behind_attention_cannot_be_computed_again() -> None:
-    with pytest.raises(RequestError, match="bert has its norms behind them; leave out layernorm"):
+    with pytest.raises(RequestError, match="placement=post has its norms behind them; leave out layernorm"):
         RunSpec(model=catalog.model("bert-tiny"), layout=LayoutSpec(recompute="layernorm"))
 
 

@@ -38,6 +38,21 @@ def test_renaming_does_not_change_a_run(home: Path) -> None:
     assert set(store.load(folder).tables) == set(a_result().tables)
 
 
+def test_a_renamed_run_is_found_by_every_name_that_it_had(home: Path) -> None:
+    store.rename(store.rename(home / "first", "two"), "three")
+    assert [store.current(home, name) for name in ("first", "two", "three")] == [home / "three"] * 3
+    assert store.current(home, "fourth") is None
+    assert store.current(home, "../first") is None
+    store.rename(home / "second", "first")  # whose name is free
+    assert store.current(home, "first") == home / "first"
+    store.rename(home / "three", "two")
+    store.rename(home / "two", "three")
+    assert store.current(home, "two") == home / "three"
+    store.delete(home / "three")
+    assert store.current(home, "two") is None
+    assert names(home) == {"first"}
+
+
 def test_runs_of_the_same_name_have_different_stamps(home: Path) -> None:
     before = store.stamp(home / "first")
     assert store.stamp(home / "first") == before

@@ -94,10 +94,11 @@ def hang_instead_of_torch(folder: Path) -> str:
 class Bench:
     """A queue with its own home folder, and its host."""
 
-    def __init__(self, home: Path, unwatched_s: float | None = None) -> None:
+    def __init__(self, home: Path, unwatched_s: float | None = None, cores: int = 1) -> None:
+        """`cores`: 1 lets one run go on at a time, on any machine."""
         self.home = home
         self._others = {host.pid for host in hosts()}
-        self.queue = RunQueue(home, unwatched_s)
+        self.queue = RunQueue(home, unwatched_s, cores)
 
     @property
     def host(self) -> psutil.Process:

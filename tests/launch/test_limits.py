@@ -88,7 +88,7 @@ def test_the_suggested_smaller_run_fits() -> None:
 @pytest.mark.usefixtures("two_gb")
 def test_memory_of_the_current_run_counts_as_free() -> None:
     spec = RunSpec(model=catalog.model("gpt-medium"))
-    limits.check(spec, running=spec)
+    limits.check(spec, active=[spec])
 
 
 def test_each_memory_lever_lowers_the_need() -> None:

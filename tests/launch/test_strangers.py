@@ -1,11 +1,14 @@
-"""Other users of the machine can connect to the ports of a run, without any effect."""
+"""Other users of the machine cannot reach a run: its network is its own, or what they connect to takes no notice."""
 
 from __future__ import annotations
 
 import os
 import socket
 import stat
+import subprocess
+import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -13,6 +16,8 @@ import pytest
 
 from tests.launch.bench import Bench, finished, small, until
 from tests.patience import PATIENCE_S
+
+LISTENS = "0A"  # the state of a socket in /proc/net/tcp
 
 
 @pytest.fixture(scope="module")
@@ -32,8 +37,34 @@ def bench(tmp_path_factory: pytest.TempPathFactory, places: Path) -> Iterator[Be
 
 
 def ports(ranks: list[psutil.Process]) -> list[tuple[str, int]]:
-    """The ports on which they listen."""
-    return [tuple(c.laddr) for rank in ranks for c in rank.net_connections("tcp") if c.status == psutil.CONN_LISTEN]
+    """The ports on which they listen, in their own network. psutil sees this process's network only."""
+    found = []
+    for rank in ranks:
+        own = {os.readlink(path) for path in Path(f"/proc/{rank.pid}/fd").iterdir()}
+        for line in Path(f"/proc/{rank.pid}/net/tcp").read_text().splitlines()[1:]:
+            _, local, _, state, *rest = line.split()
+            if state == LISTENS and f"socket:[{rest[5]}]" in own:
+                address, port = local.split(":")
+                found.append((socket.inet_ntoa(bytes.fromhex(address)[::-1]), int(port, 16)))
+    return found
+
+
+def test_a_run_has_a_network_of_its_own_where_the_system_allows_it(bench: Bench) -> None:
+    code = "from engine.launch.isolation import isolate_network; print(isolate_network())"
+    allowed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "True\n"
+    id = bench.queue.submit(small(steps=10_000))
+    until(bench.queue, id, lambda state: state.step > 0)
+    if allowed:
+        ranks = bench.ranks()
+        networks = {os.readlink(f"/proc/{rank.pid}/ns/net") for rank in (bench.host, *ranks)}
+        assert len(networks) == 1
+        assert os.readlink("/proc/self/ns/net") not in networks
+        assert ports(ranks)
+        for address in ports(ranks):
+            with pytest.raises(ConnectionRefusedError):
+                socket.create_connection(address, timeout=PATIENCE_S)
+    bench.queue.cancel(id)
+    finished(bench.queue, id)
 
 
 def test_connections_of_others_to_a_runs_ports_do_not_disturb_it(bench: Bench) -> None:
@@ -43,7 +74,7 @@ def test_connections_of_others_to_a_runs_ports_do_not_disturb_it(bench: Bench) -
     knocked = ports([bench.host, *bench.ranks()])
     for address in knocked:
         for said in (b"", b"GET / HTTP/1.1\r\n\r\n", os.urandom(4096)):
-            with socket.create_connection(address, timeout=PATIENCE_S) as stranger:
+            with suppress(ConnectionRefusedError), socket.create_connection(address, timeout=PATIENCE_S) as stranger:
                 stranger.sendall(said)
     assert {host for host, _ in knocked} <= {"127.0.0.1", "::1"}
     state = finished(bench.queue, id)

@@ -34,7 +34,7 @@ def test_parameters_equal_the_published_numbers():
     published = {
         "gpt2-124m": 124e6, "gpt2-1.5b": 1558e6, "gpt3-6.7b": 6.7e9, "gpt3-13b": 13.0e9, "gpt3-175b": 174.6e9, "bert-base": 110e6,
         "bert-large": 335e6, "roberta-large": 355e6, "transformer-base": 65e6, "transformer-big": 213e6, "t5-11b-shape": 11.3e9,
-        "xlnet-large": 361e6, "llama3-8b": 8.03e9, "llama3-70b": 70.6e9, "llama3-405b": 405.9e9,
+        "xlnet-large": 361e6, "llama3-8b": 8.03e9, "llama3-70b": 70.6e9, "llama3-405b": 405.9e9, "bloom-176b": 176.2e9,
     }  # fmt: skip
     for name, count in published.items():
         assert MODELS[name].parameters() == pytest.approx(count, rel=0.035 if name == "transformer-base" else 0.012), name
@@ -150,7 +150,7 @@ def test_pre_norm_and_post_norm_layers_equal_torchs_encoder_layer(alone):
     torch.testing.assert_close(ours(x, AttentionInputs()), torchs(x))
     pre = torch.nn.TransformerEncoderLayer(32, 4, 48, dropout=0.0, activation="gelu", batch_first=True, norm_first=True)
     pre.load_state_dict(torchs.state_dict())
-    ours.pre = True
+    ours.placement = "pre"
     torch.testing.assert_close(ours(x, AttentionInputs()), pre(x))
 
 
@@ -201,7 +201,9 @@ def says(model: ModelSpec, **layout) -> list[str]:
 
 
 def test_a_family_refuses_sizes_that_do_not_fit_with_the_arithmetic():
-    assert "tp=4 does not divide 2 key and value heads; 1 and 2 do" in says(shape("llama"), tp=4)
+    assert says(shape("llama"), tp=4) == []  # a copy of each key head on two ranks
+    three = shape("llama", heads=12, kv_heads=3, hidden=48)
+    assert "tp=2 neither divides 3 key and value heads nor is a multiple of them; 1, 3, 6 and 12 fit" in says(three, tp=2)
     assert says(shape("llama"), tp=2) == []
     assert any("vocab=256 is too small" in s and "takes one more" in s for s in says(shape("bert", vocab=256)))
     assert says(shape("gpt", vocab=256)) == []

@@ -17,6 +17,7 @@ from engine.summary import summarize
 from engine.tables import RunResult, table
 from engine.topology import AXES, Mesh
 from pages.shared import navigation
+from pages.shared.classroom import Classroom
 from pages.shared.service import Service
 from tests.charts import made_up
 
@@ -29,16 +30,25 @@ class Queue:
 
     states: dict[str, RunState] = field(default_factory=dict)
     refuse: str = ""
+    waits: dict[str, float] = field(default_factory=dict)
 
-    def submit(self, spec: RunSpec) -> str:
+    def submit(self, spec: RunSpec, by: str = "") -> str:
         if self.refuse:
             raise RequestError(self.refuse)
         id = f"run-{len(self.states)}"
-        self.states[id] = RunState(id, spec)
+        self.states[id] = RunState(id, spec, by)
         return id
+
+    def expected_wait(self, id: str) -> float | None:
+        return self.waits.get(id)
 
     def watch(self, id: str) -> RunState | None:
         return self.states.get(id)
+
+    state = watch
+
+    def unfinished(self) -> tuple[RunState, ...]:
+        return tuple(state for state in self.states.values() if not state.finished)
 
     def cancel(self, id: str) -> None:
         self.becomes(id, phase="cancelled", message="cancelled")
@@ -47,9 +57,9 @@ class Queue:
         self.states[id] = replace(self.states[id], **changes)
 
 
-def service(home: Path) -> tuple[Service, Queue]:
+def service(home: Path, classroom: Classroom | None = None) -> tuple[Service, Queue]:
     queue = Queue()
-    return Service(home, cast(RunQueue, queue)), queue
+    return Service(home, cast(RunQueue, queue), classroom), queue
 
 
 def know_pages() -> None:

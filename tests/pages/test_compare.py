@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 from streamlit.testing.v1 import AppTest
@@ -16,7 +15,7 @@ from engine.spec import LayoutSpec, RunSpec
 from engine.tables import RunResult
 from pages.charts.words import words
 from pages.compare import columns, names, sweep
-from pages.compare.differences import differences, signed
+from pages.compare.differences import differences, signed, textbook_step
 from pages.compare.page import figures
 from pages.shared.beside import items_of, run_items, to_link
 from pages.shared.service import Service
@@ -52,7 +51,7 @@ def test_a_new_session_compares_two_layouts_and_says_so_in_the_link(home: Path) 
     app = page(service(home)[0])
     assert linked(app) == f"{ONE}*{TWO}"
     assert "+68% peak memory on the fullest rank" in text(app)  # 4,182,452 bytes on rank 4 against 2,491,672 on rank 0
-    assert "+128% peak memory on rank 4" in text(app)  # against 1,830,940 there
+    assert "same step time, in textbook units" in text(app)
     next(b for b in app.button if b.key == "compare/first/1").click().run()
     assert linked(app) == f"{TWO}*{ONE}"
     next(b for b in app.button if b.key == "compare/remove/1").click().run()
@@ -125,10 +124,6 @@ def test_the_page_is_in_chinese(home: Path) -> None:
 # ------------------------------------------------------------------------------------------------------------ the numbers
 
 
-def result(**summary: Any) -> RunResult:
-    return replace(predict(PAIR), summary=predict(PAIR).summary | summary)
-
-
 def scaled(by: float, category: str | None = None, rank: int | None = None) -> RunResult:
     """The result with the peak of one category, or of one rank, multiplied."""
     base = predict(PAIR)
@@ -138,31 +133,67 @@ def scaled(by: float, category: str | None = None, rank: int | None = None) -> R
     return replace(base, tables=base.tables | {"memory_peak": peak})
 
 
+def told(base: RunResult, other: RunResult) -> list[str]:
+    return [d.text for d in differences(base, other, SAY)]
+
+
 def test_a_result_has_no_difference_to_itself() -> None:
-    assert differences(predict(PAIR), predict(PAIR), SAY) == []
+    assert told(predict(PAIR), predict(PAIR)) == [
+        "same step time, in textbook units",
+        "same peak memory on the fullest rank",
+        "same bubble",
+        "same traffic per rank",
+    ]
+    assert {d.better for d in differences(predict(PAIR), predict(PAIR), SAY)} == {None}
 
 
 def test_a_difference_is_relative_to_the_first_and_signed() -> None:
-    [found] = differences(predict(PAIR), scaled(0.5), SAY)
+    found = differences(predict(PAIR), scaled(0.5), SAY)[1]
     assert (found.text, found.better) == ("−50% peak memory on the fullest rank", True)
     assert found.share == pytest.approx(-0.5, abs=1e-4)
-    texts = [d.text for d in differences(predict(PAIR), scaled(3.0, rank=1), SAY)]
-    assert "+200% peak memory on rank 1" in texts
-    [bubble] = differences(result(bubble=0.2), result(bubble=0.05), SAY)
-    assert (bubble.text, bubble.better) == ("bubble −15.0 percentage points", True)
+    bubble = differences(predict(PAIR), predict(RunSpec(layout=LayoutSpec(pp=4))), SAY)[2]  # 3 of 15 units against 9 of 21
+    assert (bubble.text, bubble.better) == ("bubble +22.9 percentage points", False)
 
 
-def test_traffic_of_a_new_axis_is_named() -> None:
-    texts = [d.text for d in differences(predict(PAIR), predict(RunSpec(layout=LayoutSpec(tp=2))), SAY)]
-    assert "no pp traffic" in texts
-    assert "new tp traffic" in texts
+def test_traffic_that_only_one_has_is_named() -> None:
+    alone = predict(RunSpec())
+    assert told(alone, predict(PAIR))[3] == "traffic, where the baseline has none"
+    assert told(predict(PAIR), alone)[3] == "no traffic"
 
 
-def test_times_are_compared_only_between_measurements(home: Path) -> None:
+def test_times_are_measured_where_both_are_measurements(home: Path) -> None:
     first = store.load(home / "first")
     slower = replace(first, summary=first.summary | {"step_ns": 2 * first.summary["step_ns"]})
-    assert [d.text for d in differences(first, slower, SAY)] == ["+100% step time, on this machine"]
-    assert not any("step time" in d.text for d in differences(first, predict(PAIR), SAY))
+    assert told(first, slower)[0] == "+100% step time, on this machine"
+    less = replace(first, summary=first.summary | {"bubble": first.summary["bubble"] - 0.15})
+    assert told(first, less)[2] == "bubble −15.0 percentage points"
+    assert told(first, predict(PAIR))[0] == "same step time, in textbook units"
+
+
+def test_units_of_time_know_how_much_a_stage_has_to_do() -> None:
+    """Four microbatches of two sequences through four layers: two stages wait 3 of 15 passes, of 2 layers each, four 9 of 21."""
+    two, four = (RunSpec(layout=LayoutSpec(pp=pp)) for pp in (2, 4))
+    assert [textbook_step(spec) for spec in (two, four)] == pytest.approx([15 * 2 * 2, 21 * 1 * 2])
+    assert told(predict(two), predict(four))[0] == "−30% step time, in textbook units"
+    assert textbook_step(RunSpec(layout=LayoutSpec(tp=2))) == pytest.approx(4 * 3 * 4 * 2 / 2)
+
+
+def test_a_batch_that_differs_is_in_the_head_and_made_equal_by_one_press(home: Path) -> None:
+    small = "gpt-tiny~dp1.tp2.pp4~1f1b~m4~b2~n20~r0.003~e0"
+    app = page(service(home)[0], **{"with": f"{ONE}*{small}"})
+    assert "16 sequences a step" in text(app)
+    assert "8 sequences a step" in text(app)
+    button(app, "Make it 16").click().run()
+    assert not app.exception
+    assert linked(app) == f"{ONE}*{small.replace('~m4~', '~m8~')}"
+    assert "16 sequences a step" not in text(app)
+
+
+def test_a_batch_is_made_equal_by_smaller_microbatches_only_if_it_must() -> None:
+    here, spec = service(Path("nowhere"))[0], RunSpec(layout=LayoutSpec(dp=2))
+    assert "~m3~b1" in (columns.with_batch(spec, 6, here) or "")
+    assert "~m5~b2" in (columns.with_batch(spec, 20, here) or "")
+    assert columns.with_batch(spec, 5, here) is None
 
 
 @pytest.mark.parametrize(("share", "said"), [(0.31, "+31%"), (-0.42, "−42%"), (0.056, "+5.6%"), (4.2, "×5.2")])

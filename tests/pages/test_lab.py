@@ -8,6 +8,7 @@ import pytest
 from streamlit.testing.v1 import AppTest
 
 from engine import store
+from engine.launch.predicted import predicted
 from pages.shared.service import Service
 from tests.pages.opened import click, link, opened, text
 from tests.pages.stand_in import PAIR, Queue, dry_run_of, saved, service
@@ -75,6 +76,20 @@ def test_an_invalid_choice_is_reported_and_a_button_corrects_it(parts: tuple[Ser
     assert number(app, "Tensor (tp)") == 4
     assert "dp1.tp4.pp1" in link(app, "spec")
     assert not next(b for b in app.button if b.label == "Run on 4 processes").disabled
+
+
+@pytest.mark.parametrize(("language", "said"), [("en", "Cannot run yet: "), ("zh", "还不能运行：")])
+def test_no_microbatches_are_a_misfit_like_any_other(parts: tuple[Service, Queue], language: str, said: str):
+    app = page(parts[0], spec="gpt-tiny~dp1.tp2.pp2~1f1b", lang=language)
+    label = {"en": "Microbatches", "zh": "微批次"}[language]
+    next(n for n in app.number_input if n.label == label).set_value(0).run()
+    assert not app.exception
+    assert "microbatches=0" in app.warning[0].value
+    assert said in text(app)
+    assert "~m0~" in link(app, "spec")
+    click(app, "microbatches=1")
+    assert not app.warning
+    assert number(app, label) == 1
 
 
 def test_while_the_form_is_invalid_the_last_valid_choice_is_shown(parts: tuple[Service, Queue]):
@@ -199,11 +214,25 @@ def test_a_saved_run_is_found_by_a_new_server(parts: tuple[Service, Queue]):
     assert "The loss fell from 5.500 to 4.250" in shown
 
 
+def test_the_old_link_of_a_renamed_run_opens_it(parts: tuple[Service, Queue]):
+    store.rename(saved(parts[0].home, PAIR), "mine")
+    app = page(parts[0], run="20261124-101500-run")
+    assert not app.exception
+    assert link(app, "run") == "mine"
+    assert "Measured: gpt-tiny on dp1.tp1.pp2" in text(app)
+
+
 def test_a_saved_dry_run_is_not_shown_and_the_page_says_so(parts: tuple[Service, Queue]):
     store.save(dry_run_of(PAIR, 1), parts[0].home / "rank 1")
     app = page(parts[0], run="rank 1")
     assert not app.exception
     assert app.error[0].value == "This run cannot be shown: rank 1 is a dry run: Compare shows it beside others."
+
+
+def test_of_a_saved_prediction_the_page_says_where_it_is_shown(parts: tuple[Service, Queue]):
+    store.save(predicted(PAIR), parts[0].home / "by formula")
+    app = page(parts[0], run="by formula")
+    assert app.error[0].value == "This run cannot be shown: by formula is a prediction: Compare shows it beside others."
 
 
 def test_an_incomplete_run_is_reported(parts: tuple[Service, Queue]):
@@ -228,7 +257,27 @@ def test_the_last_result_stays_while_another_run_is_active(parts: tuple[Service,
     click(app, "Run on 2 processes")
     assert link(app, "run") == "run-0"
     assert "Measured: gpt-tiny on dp1.tp1.pp2" in text(app)
-    assert "The run is in progress" in app.info[0].value
+    assert "Waiting for the first step" in text(app)
+    assert "The charts of this run appear here when it has ended." in text(app)
+
+
+def test_another_run_is_queued_while_one_is_on(parts: tuple[Service, Queue]):
+    app = page(parts[0])
+    click(app, "Run on 8 processes")
+    parts[1].becomes("run-0", phase="running", step=3, losses=(5.0, 4.5, 4.0))
+    app.run()
+    assert "Step 3 of 20: the loss is 4.000" in text(app)
+    next(n for n in app.number_input if n.label == "Data (dp)").set_value(1).run()
+    click(app, "Queue a run on 4 processes")
+    assert link(app, "run") == "run-0", "what is on stays in sight"
+    assert "gpt-tiny · dp1.tp2.pp2 · 1F1B" in text(app)
+    parts[1].becomes("run-0", phase="done", folder=saved(parts[0].home, PAIR))
+    parts[1].becomes("run-1", phase="done", folder=saved(parts[0].home, PAIR, "second"))
+    app.run()
+    assert link(app, "run") == "20261124-101500-run"
+    click(app, "Show")
+    assert link(app, "run") == "second"
+    assert "gpt-tiny · dp1.tp2.pp2 · 1F1B" not in text(app)
 
 
 @pytest.mark.parametrize(("rank", "chosen"), [("1", 1), ("2", 0), ("-1", 0), ("x", 0), ("9" * 40, 0)])
@@ -309,3 +358,27 @@ def test_the_curve_is_that_of_the_chosen_rank_and_its_control_chooses_the_rank(p
     assert link(app, "rank") == "0"
     assert text(app).count('data-rank="0" data-role="self"') == 1
     assert "Rank 0 peaks at" in text(app)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "told"),
+    [(None, "Waiting: 2 runs ahead in the queue"), (4.0, "a few seconds"), (44.0, "about 40 s"), (200.0, "about 3 minutes")],
+)
+def test_who_waits_sees_the_place_and_how_long_it_takes(parts: tuple[Service, Queue], seconds: float | None, told: str):
+    service, queue = parts
+    run = service.submit(PAIR)
+    queue.becomes(run, ahead=2)
+    if seconds is not None:
+        queue.waits[run] = seconds
+    (bar,) = page(service, run=run).get("progress")
+    assert bar.proto.text.startswith("Waiting: 2 runs ahead in the queue")
+    assert told in bar.proto.text
+
+
+def test_a_run_of_a_server_before_this_one_is_told_what_became_of_it(parts: tuple[Service, Queue]):
+    service, queue = parts
+    run = service.submit(PAIR)
+    queue.becomes(run, phase="cancelled", message="the server was restarted before this run began; run it again")
+    app = page(service, run=run)
+    assert "The server was restarted before this run began; run it again." in app.info[0].value
+    assert not next(b for b in app.button if b.label.startswith("Run on")).disabled

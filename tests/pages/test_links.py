@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine import catalog
+from engine.spec import MODEL_PARTS
 from engine.topology import AXES
 from pages.shared.choice import DEFAULTS, Bounds, Choice, options
 from pages.shared.links import LETTERS, LinkError, decode, encode
@@ -23,7 +24,13 @@ def one_of(field: str) -> st.SearchStrategy[str]:
 
 
 NUMBERS = ("layers", "hidden", "heads", "vocab", "seq", "ffn", "kv_heads", "head_dim", "decoder_layers")
-SHAPES = st.fixed_dictionaries({"model.family": one_of("model.family")} | {f"model.{n}": whole(f"model.{n}") for n in NUMBERS})
+NUMBERS += ("rotary_width", "rotary_base", "spare_positions", "window", "global_every")
+NAMES = [f"model.{name}" for name in MODEL_PARTS]
+SHAPES = st.fixed_dictionaries(
+    {"model.family": one_of("model.family")}
+    | {f"model.{n}": whole(f"model.{n}") for n in NUMBERS}
+    | {name: st.none() | one_of(name).map(lambda text: {"true": True, "false": False}.get(text, text)) for name in NAMES}
+)
 NAMED = st.sampled_from([{f"model.{k}": v for k, v in model} for model in catalog.MODELS.values()])
 OTHERS = st.fixed_dictionaries(
     {f"layout.{name}": whole(f"layout.{name}") for name in (*AXES, "chunks", "zero")}
@@ -56,7 +63,7 @@ OTHERS = st.fixed_dictionaries(
 
 
 def test_every_field_of_a_spec_is_in_links():
-    drawn = {f"model.{n}" for n in ("family", *NUMBERS)} | set(LETTERS.values())
+    drawn = {f"model.{n}" for n in ("family", *NUMBERS, *MODEL_PARTS)} | set(LETTERS.values())
     assert drawn | {f"layout.{axis}" for axis in (*AXES, "schedule")} == set(DEFAULTS)
 
 
@@ -108,7 +115,7 @@ def test_parts_that_are_computed_again_are_written_with_full_stops():
         ("cnn.l4.h64.a4.v256.s64.f0~dp2~1f1b", "nor of the form gpt.l4"),
         ("gpt.l0.h64.a4.v256.s64.f0~dp2~1f1b", "model.layers=0 is not between 1 and 1024"),
         ("gpt-tiny~dp2.tq2~1f1b", "dp2.tq2"),
-        ("gpt-tiny~dp0~1f1b", "layout.dp=0 is not between 1 and"),
+        ("gpt-tiny~dp999999~1f1b", "layout.dp=999999 is not between 0 and"),
         ("gpt-tiny~dp2~2f2b", "2f2b"),
         ("gpt-tiny~dp2~1f1b~14", "“14” is not known"),
         ("gpt-tiny~dp2~1f1b~q4", "sequence_parallel “4” cannot be read"),
@@ -117,7 +124,7 @@ def test_parts_that_are_computed_again_are_written_with_full_stops():
         ("gpt-tiny~dp2~1f1b~y_w", "prompt “_w” cannot be read"),
         ("gpt-tiny~dp2~1f1b~", "“” is not known"),
         ("gpt-tiny~dp2~1f1b~mfour", "“four” is not a number"),
-        ("gpt-tiny~dp2~1f1b~m0", "workload.microbatches=0 is not between"),
+        ("gpt-tiny~dp2~1f1b~m-1", "workload.microbatches=-1 is not between"),
         ("gpt-tiny~dp2~1f1b~rnan", "workload.learning_rate=nan is not between"),
         ("gpt-tiny~dp2~1f1b~x../../etc/passwd", "workload.text “../../etc/passwd” cannot be read"),
         ("gpt-tiny~dp2~1f1b~k3..1", "layout.split “3..1” cannot be read"),

@@ -10,6 +10,7 @@ import pytest
 from engine import catalog
 from engine.predict.grid import Grid
 from engine.predict.papers.accounting import accounting, activations_of_a_layer, numbers_of_a_token, passes_held, zero_states
+from engine.predict.papers.megatron import MegatronRun, megatron_stages
 from engine.schedule import SCHEDULES, in_flight_bound
 from engine.spec import SCHEDULE_FACTS, LayoutSpec, ModelSpec, RequestError, RunSpec, WorkloadSpec
 
@@ -130,5 +131,41 @@ def test_passes_in_flight_in_bulk_equal_those_of_each_schedule() -> None:
 
 
 def test_the_refusal_of_an_unknown_account_lists_the_names() -> None:
-    with pytest.raises(RequestError, match="no accounting 'mine'; there are engine, korthikanti2022, zero2020"):
+    with pytest.raises(RequestError, match="no accounting 'mine'; there are engine, megatron-core, korthikanti2022, zero2020"):
         accounting("mine")
+
+
+def test_megatron_core_counts_what_its_kernels_keep() -> None:
+    """A GPT differs from this engine's tensors by dummy gradients and workspaces alone, Llama also by the gated half of SwiGLU.
+
+    A GPT's layer has 12 h² numbers in its matrices; a SwiGLU keeps 2 bytes a number of f less for each token in flight.
+    """
+    workload = WorkloadSpec(precision="bf16", accumulate="fp32", loss_chunk=-1, microbatches=4, microbatch_size=1)
+    gpt = ModelSpec(layers=8, hidden=2048, heads=16, seq=4096, vocab=51200)
+    llama = ModelSpec(family="llama", layers=8, hidden=2048, heads=16, seq=4096, vocab=51200, ffn=5504)
+    for model, less in ((gpt, 0), (llama, 8 * 2 * 4096 * 5504)):
+        grid = one(model, {"microbatch_size": 1, "microbatches": 4, "precision": "bf16", "accumulate": "fp32", "loss_chunk": -1})
+        theirs, ours = (accounting(name)(model, workload, grid)[0][0] for name in ("megatron-core", "engine"))
+        matrices = 4 * 2048**2 + (2 if model is gpt else 3) * 2048 * model.ffn_width
+        assert theirs == pytest.approx(ours + 2 * matrices + 64 * 2**20 - less, rel=0.02)
+
+
+def test_what_a_run_of_megatron_chooses_changes_its_account() -> None:
+    model, workload = ModelSpec(layers=8, hidden=2048, heads=16, seq=4096, vocab=51200), WorkloadSpec(precision="bf16")
+    grid = one(model, {"precision": "bf16", "microbatch_size": 2})
+    plain, dropping, unfused = (
+        float(megatron_stages(model, workload, grid, run)[0][0])
+        for run in (MegatronRun(), MegatronRun(dropout=True), MegatronRun(fused_accumulation=False))
+    )
+    assert dropping - plain == (2 * 8 + 1) * 2 * 4096 * 2048, "a byte a number, twice a layer and behind the embedding"
+    assert plain - unfused == 2 * 12 * 2048**2, "dummy gradients of a layer's shapes; both peaks are in the head"
+    cut = one(model, {"precision": "bf16", "microbatch_size": 2}, tp=4)
+    sequence = one(model, {"precision": "bf16", "microbatch_size": 2}, tp=4, sequence_parallel=True)
+    assert megatron_stages(model, workload, sequence)[0] < megatron_stages(model, workload, cut)[0]
+
+
+def test_megatron_core_refuses_other_layers_and_names_itself() -> None:
+    model = ModelSpec(family="xlnet", layers=4, hidden=64, heads=4, vocab=264)
+    refused = "megatron-core counts equal layers with plain self-attention, and xlnet has other layers"
+    with pytest.raises(RequestError, match=refused):
+        accounting("megatron-core")(model, WorkloadSpec(), one(model))

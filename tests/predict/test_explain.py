@@ -67,7 +67,7 @@ def test_every_lever_saves_memory_and_cheap_ones_come_first(plan: Plan) -> None:
         layout, workload = lever.spec.layout, lever.spec.workload
         assert layout.ranks == 32
         assert layout.dp * workload.microbatches * workload.microbatch_size == 64
-        assert lever.fits == (lever.memory_bytes <= plan.device.memory_bytes)
+        assert lever.fits == (lever.with_reserve <= plan.device.memory_bytes)
 
 
 def test_the_way_to_fit_ends_in_a_layout_that_fits(plan: Plan) -> None:

@@ -10,7 +10,7 @@ import pytest
 from engine import catalog
 from engine.devices import DEVICES
 from engine.launch.recording import with_ledgers
-from engine.predict.papers.allocated import SIMUMAX
+from engine.predict.papers.allocated import GOLDEN, SIMUMAX, SIMUMAX_ENGINE, TORCHTITAN
 from engine.predict.papers.bubbles import QI
 from engine.predict.papers.figures import references
 from engine.predict.papers.reference import UNITS, Quantity, Reference
@@ -58,10 +58,18 @@ def test_formulas_give_the_numbers_that_papers_print(found: list[Reference]) -> 
 
 
 def test_memory_that_gpus_allocated_is_predicted(found: list[Reference]) -> None:
-    of_ranks = errors(found, lambda r: r.source == SIMUMAX)
-    assert len(of_ranks) == 5
-    assert median(of_ranks) < 1
-    assert max(of_ranks) < 2
+    """Of Megatron-LM by the account of its own kernels, and nearly by this engine's tensors; what torchtitan reserves."""
+    by_megatron = errors(found, lambda r: r.source in (SIMUMAX, GOLDEN))
+    assert len(by_megatron) == 10 + 3
+    assert median(by_megatron) < 0.7
+    assert max(by_megatron) < 1
+    by_engine = errors(found, lambda r: r.source == SIMUMAX_ENGINE)
+    assert len(by_engine) == 5
+    assert median(by_engine) < 1
+    assert max(by_engine) < 2
+    reserved = errors(found, lambda r: r.source == TORCHTITAN)
+    assert len(reserved) == 4
+    assert max(reserved) < 8
 
 
 def test_bubbles_from_a_papers_times_equal_the_papers(found: list[Reference]) -> None:
@@ -99,7 +107,7 @@ def test_figures_that_are_not_predicted_well_are_shown_too(found: list[Reference
 def test_every_figure_has_a_source_and_known_names(found: list[Reference]) -> None:
     assert all(r.source and r.published > 0 and r.quantity in UNITS for r in found)
     assert {r.device for r in found} == {"", "a100-80gb", "b200", "h100-80gb"} <= {"", *DEVICES}
-    assert {r.model for r in found} & set(catalog.MODELS) == {"gpt3-175b", "llama3-405b"}
+    assert {r.model for r in found} & set(catalog.MODELS) == {"gpt3-175b", "llama3-405b", "llama3-8b"}
 
 
 def test_assumptions_change_predictions_and_no_formula(found: list[Reference]) -> None:

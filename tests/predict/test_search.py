@@ -116,15 +116,17 @@ def test_layouts_that_fit_come_first_by_time_then_others_by_memory(plan: Plan) -
     table, count = plan.layouts, plan.feasible
     assert 0 < count < len(table)
     assert table["fits"].tolist() == [True] * count + [False] * (len(table) - count)
-    assert (table["memory_bytes"] <= A100.memory_bytes).tolist() == table["fits"].tolist()
+    assert (table["memory_bytes"] + table["reserve_bytes"] <= A100.memory_bytes).tolist() == table["fits"].tolist()
     assert table["step_s"][:count].is_monotonic_increasing
     assert table["memory_bytes"][count:].is_monotonic_increasing
 
 
 def test_a_layout_that_does_not_fit_says_by_how_much(plan: Plan) -> None:
     first = plan.layouts.iloc[plan.feasible]
-    need, have = first["memory_bytes"] / 2**30, A100.memory_bytes / 2**30
-    assert first["reason"] == f"needs {need:,.1f} GiB, {need - have:,.1f} GiB more than the device's {have:,.1f} GiB"
+    need, have = (first["memory_bytes"] + first["reserve_bytes"]) / 2**30, A100.memory_bytes / 2**30
+    assert first["reason"] == (
+        f"needs {need:,.1f} GiB with its reserve, {need - have:,.1f} GiB more than the device's {have:,.1f} GiB"
+    )
     assert set(plan.layouts["reason"][: plan.feasible]) == {""}
 
 

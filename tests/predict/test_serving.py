@@ -8,6 +8,7 @@ from engine import catalog
 from engine.devices import DEVICES
 from engine.predict.inference import most_sequences
 from engine.predict.planner.serving import serving
+from engine.predict.reserve import tensors_that_fit
 from engine.predict.speed.rates import Assumptions
 from engine.spec import LayoutSpec, RequestError
 
@@ -31,8 +32,15 @@ def test_the_default_is_as_many_sequences_as_fit() -> None:
     table = serving(GPT3, 16, H100, 2048)
     row = table[table["layout"] == "dp1.tp8.pp2"].iloc[0]
     layout = LayoutSpec(tp=8, pp=2)
-    assert row["most_sequences"] == row["sequences"] == most_sequences(GPT3, layout, "bf16", 2048, H100.memory_bytes)
-    assert row["memory_bytes"] <= H100.memory_bytes < row["memory_bytes"] + row["cache_bytes"]
+    assert (
+        row["most_sequences"]
+        == row["sequences"]
+        == most_sequences(GPT3, layout, "bf16", 2048, tensors_that_fit(H100, 1, 8, 2, False))
+    )
+    held = row["memory_bytes"] + row["reserve_bytes"]
+    assert held <= H100.memory_bytes < held + row["cache_bytes"]
+    free = serving(GPT3, 16, H100, 2048, kept_free=0)
+    assert free["most_sequences"].max() > table["most_sequences"].max()
 
 
 def test_too_many_sequences_do_not_fit() -> None:

@@ -28,7 +28,7 @@ from engine.spec import BYTES_OF, ModelSpec, Recompute, WorkloadSpec
 
 Real = NDArray[np.float64]
 LETTERS = ("t0", "t1")  # how many layers there are between a chunk's first and last, of each kind
-ONES = ("B", "F/tp", "G/tp", "R/tp", "S/tp", "V/tp")  # dimensions that depend on the layout, and may be 1
+ONES = ("A/G", "B", "F/tp", "G/tp", "R/tp", "S/tp", "V/tp")  # dimensions that depend on the layout, and may be 1
 
 
 class ChunkForm(NamedTuple):

@@ -216,8 +216,9 @@ class _Costs:
         some, workload = self.grid.take(here), self.workload
         loss_chunk = workload.most_loss_tokens(self.model.vocab, some.tp) if chunked else None
         sizes = dimensions(self.model, slicing, some.tp, some.microbatch_size, loss_chunk=loss_chunk)
+        copies = np.maximum(1, some.tp // self.model.key_heads)
         e, g = Factor("e", BYTES_OF[workload.precision]), Factor("g", BYTES_OF[workload.gradient_precision])
-        return Setting(sizes, some.tp, some.dp, some.microbatches, zero, slicing == "sequence", e, g)
+        return Setting(sizes, some.tp, some.dp, some.microbatches, zero, slicing == "sequence", e, g, copies)
 
     def _recorded(self, slicing: Slicing, recompute: Recompute, chunked: bool, here: Whole) -> None:
         """Add calls over tp, and messages over pp."""
@@ -250,7 +251,7 @@ class _Costs:
     def _add(self, number: int, here: Whole, setting: Setting, found: Iterable[PredictedCall]) -> None:
         ranks = {"tp": setting.tp, "dp": setting.dp, "pp": self.grid.pp[here]}
         for call in found:
-            n = 2 if call.between else ranks[call.axis]
+            n = 2 if call.between else ranks[call.axis] if call.members is None else call.members
             # In a group of one rank no calls are made, except ZeRO's all-gathers over dp.
             made = np.asarray(n) > (0 if call.axis == "dp" and call.collective == "all_gather" else 1)
             calls = call.calls * made

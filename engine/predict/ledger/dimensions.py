@@ -3,7 +3,10 @@
     B        sequences in a microbatch          S        tokens of a sequence; S/tp under sequence parallelism
     H        width of the residual stream       H/2      half of it, rounded up, for sinusoidal and relative positions
     D        width of a head                    D/2      half of it, for rotary positions
-    G/tp     key heads on a rank                A/G      query heads that share a key head; A/G + 2, for q, k and v, is another
+    D′/2     half of what rotary positions turn, if that is not all of a head
+    S + spare  rows of the table of learned positions, if there are more than tokens
+    G/tp     key heads on a rank, at least 1    A/G      query heads on a rank that share a key head there; A/G + 2, for q, k and
+                                                         v, is another
     F/tp     inner width of the MLP on a rank   V/tp     rows of the token table on a rank, rounded up
     tp       tensor-parallel ranks              C        tokens of a chunk of the loss, if it is computed in chunks
 
@@ -21,10 +24,11 @@ from typing import Any
 
 from engine.families import predicted
 from engine.predict.ledger.form import Product, Slicing, Structure
+from engine.predict.symbolic import Size, later
 from engine.predict.terms import Factor
 from engine.spec import ModelSpec, Recompute, WorkloadSpec
 
-QKV = "A/G + 2"
+QKV, PLACES = "A/G + 2", "S + spare"
 
 
 def dimensions(
@@ -36,23 +40,44 @@ def dimensions(
     loss_chunk: Any = None,
 ) -> dict[str, Any]:
     """The value of each dimension, by name. `tokens`: P and N, when generating. `loss_chunk`: C; None: the loss is whole."""
-    shared, position = model.heads // model.key_heads, model.parts.position
+    (keys, shared), position = _heads(model, tp), model.parts.position
     found: dict[str, Any] = {
-        "B": microbatch_size, "H": model.hidden, "G/tp": model.key_heads // tp, "A/G": shared, QKV: shared + 2,
+        "B": microbatch_size, "H": model.hidden, "G/tp": keys, "A/G": shared, QKV: shared + 2,
         "F/tp": model.ffn_width // tp, "V/tp": -(-model.vocab // tp),
     }  # fmt: skip
-    found |= {"D/2": model.head_width // 2} if position == "rotary" else {"D": model.head_width}
+    whole = position == "rotary" and "rotary_width" not in model.sized_parts
+    found |= {"D/2": model.head_width // 2} if whole else {"D": model.head_width}
+    found |= {"D′/2": model.rotated // 2} if "rotary_width" in model.sized_parts else {}
     found |= {"H/2": -(-model.hidden // 2)} if position in ("sinusoidal", "relative") else {}
     rows = "S"
     if model.parts.objective == "permuted":
         rows = "R"
         found |= {"S": model.seq, "T": predicted("permuted", model.seq), "2 S − 1": 2 * model.seq - 1}
+    found |= {PLACES: model.places} if model.spare_positions else {}
     found |= {f"{rows}/tp": model.rows // tp} if slicing == "sequence" else {rows: model.rows}
     if tokens is not None:
         del found["B"]
         found |= {"P": tokens[0], "N": tokens[1]} | ({} if slicing == "none" else {"V": model.vocab})
     found |= {} if loss_chunk is None else {"C": loss_chunk}
     return found | ({} if slicing == "none" else {"tp": tp})
+
+
+def _heads(model: ModelSpec, tp: Any) -> tuple[Any, Any]:
+    """Key heads on a rank, and query heads that share one there. Of fewer key heads than ranks, each rank has a copy of one."""
+    keys, queries = model.key_heads, model.heads
+    if keys == queries:
+        return keys // tp, 1
+    if isinstance(tp, Size):
+        return later(_at_least_one, keys, tp), later(_shared, queries, keys, tp)
+    return _at_least_one(keys, tp), _shared(queries, keys, tp)
+
+
+def _at_least_one(heads: int, tp: Any) -> Any:
+    return heads // tp + (tp > heads) * 1
+
+
+def _shared(queries: int, keys: int, tp: Any) -> Any:
+    return queries // tp // _at_least_one(keys, tp)
 
 
 def loss_chunks(sizes: Mapping[str, Any]) -> tuple[Any, Any]:
@@ -83,8 +108,9 @@ def structure(
     """
     ones = tuple(sorted(name for name, size in sizes.items() if name not in ("tp", "N") and isinstance(size, int) and size == 1))
     return Structure(
-        model.family, recompute, workload.precision, cut, ones, generates, workload.attention_of(model), "C" in sizes
-    )
+        model.family, recompute, workload.precision, cut, ones, generates, workload.attention_of(model), "C" in sizes,
+        model.chosen_parts, model.sized_parts,
+    )  # fmt: skip
 
 
 def value(product: Product, sizes: Mapping[str, Any]) -> Any:
@@ -96,7 +122,7 @@ def value(product: Product, sizes: Mapping[str, Any]) -> Any:
 
 
 _JOINED = (("S", ("S/tp", "tp")), ("R", ("R/tp", "tp")), ("A/tp", ("G/tp", "A/G")), ("(A + 2 G)/tp", ("G/tp", QKV)))
-_TWICE = (("D", "D/2"), ("H", "H/2"))
+_TWICE = (("D", "D/2"), ("D′", "D′/2"), ("H", "H/2"))
 _ORDER = [  # of the factors of a formula, by the first letters of their symbols
     "tp",
     "B",

@@ -10,11 +10,11 @@ represents all layers between the first and the last.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
-from engine.families import FamilyName
+from engine.families import FamilyName, ModelParts, parts_of
 from engine.spec import AttentionName, Precision, Recompute
 
 Slicing = Literal["none", "features", "sequence"]  # by tp: nothing, as tp is 1; the features; the sequence as well
@@ -38,7 +38,8 @@ class Structure(NamedTuple):
     """All settings that change the events of a chunk. Sizes alone do not change them.
 
     `ones`: the dimensions that are 1. They change the strides of tensors, and so whether a reshape copies. `generates`: the chunk
-    generates text and does not train. `chunked_loss`: the loss is computed in chunks of tokens.
+    generates text and does not train. `chunked_loss`: the loss is computed in chunks of tokens. `chosen_parts`,
+    `sized_parts`: see the properties of `ModelSpec`.
     """
 
     family: FamilyName
@@ -49,6 +50,12 @@ class Structure(NamedTuple):
     generates: bool = False
     attention: AttentionName = "fused"
     chunked_loss: bool = False
+    chosen_parts: tuple[tuple[str, Any], ...] = ()
+    sized_parts: tuple[str, ...] = ()
+
+    @property
+    def parts(self) -> ModelParts:
+        return parts_of(self.family, dict(self.chosen_parts))
 
     def of(self, part: Part) -> Structure:
         """The structure of that part. The loss matters to a part with a head only; recompute and key heads to one with layers."""
@@ -62,7 +69,8 @@ class Structure(NamedTuple):
     @property
     def archive(self) -> str:
         """The name of the archive in which its ledgers are shipped. It can be a file name."""
-        return f"{self.family}_{self.precision}"
+        parts = (*(f"{name}-{value}" for name, value in self.chosen_parts), *self.sized_parts)
+        return "_".join([self.family, *parts, self.precision])
 
     @property
     def name(self) -> str:
@@ -159,10 +167,14 @@ class Operation(NamedTuple):
 
 
 class Parameter(NamedTuple):
-    """`whole`: tp does not shard it."""
+    """`whole`: tp does not shard it. `keys`: the shape of the part at its end that makes keys and values; empty if there is none.
+
+    If there are fewer key heads than tp ranks, several ranks hold the same such part.
+    """
 
     shape: tuple[Product, ...]
     whole: bool
+    keys: tuple[Product, ...] = ()
 
 
 class RecordedBucket(NamedTuple):
@@ -254,17 +266,24 @@ def pack(ledger: Ledger) -> bytes:
     def product(size: Product) -> int:
         return products.setdefault(size, len(products))
 
+    def several(sizes: Iterable[Product]) -> list[int]:
+        return [product(size) for size in sizes]
+
     def name(text: str) -> int:
         return names.setdefault(text, len(names))
 
     plain = {
         "blocks": [(name(b.name), product(b.bytes), name(b.category), int(b.layered), int(b.lent)) for b in ledger.blocks],
         "buckets": [
-            (name(b.name), b.layer, [([product(size) for size in p.shape], int(p.whole)) for p in b.parameters])
+            (
+                name(b.name),
+                b.layer,
+                [[several(p.shape), int(p.whole), *([several(p.keys)] if p.keys else [])] for p in b.parameters],
+            )
             for b in ledger.buckets
         ],
         "calls": [(name(c.name), name(c.axis), name(c.collective), product(c.payload)) for c in ledger.calls],
-        "operations": [(name(o.name), *([product(size) for size in sizes] for sizes in o[1:])) for o in ledger.operations],
+        "operations": [(name(o.name), *map(several, o[1:])) for o in ledger.operations],
         "traces": {
             key: (
                 {a: [segments.setdefault(s, len(segments)) for s in several] for a, several in trace.actions.items()},
@@ -297,7 +316,11 @@ def unpack(data: bytes) -> Ledger:
             for n, size, c, layered, lent in plain["blocks"]
         ),
         buckets=tuple(
-            RecordedBucket(names[n], layer, tuple(Parameter(several(shape), bool(whole)) for shape, whole in parameters))
+            RecordedBucket(
+                names[n],
+                layer,
+                tuple(Parameter(several(shape), bool(whole), *map(several, keys)) for shape, whole, *keys in parameters),
+            )
             for n, layer, parameters in plain["buckets"]
         ),
         calls=tuple(

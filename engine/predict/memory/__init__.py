@@ -16,6 +16,6 @@ symbols     what the letters of a formula mean
 
 from engine.predict.memory.peaks import Memory, Peak, memory
 from engine.predict.memory.symbols import SYMBOLS
-from engine.predict.memory.tables import curve_table, peak_table
+from engine.predict.memory.tables import curve_table, generation_curve_table, peak_table
 
-__all__ = ["SYMBOLS", "Memory", "Peak", "curve_table", "memory", "peak_table"]
+__all__ = ["SYMBOLS", "Memory", "Peak", "curve_table", "generation_curve_table", "memory", "peak_table"]

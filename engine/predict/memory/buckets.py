@@ -27,6 +27,8 @@ class BucketSizes:
         # What tp does not cut comes first, as in `engine.parallel.data`.
         ordered = sorted(bucket.parameters, key=lambda parameter: not parameter.whole)
         self.parameters: Sequence[tuple[bool, Any]] = [(one.whole, _numbers(one.shape, sizes)) for one in ordered]
+        # Of each, the numbers at its end that make keys and values.
+        self.keys: Sequence[Any] = [_numbers(one.keys, sizes) if one.keys else 0 for one in ordered]
 
     @cached_property
     def size(self) -> Factor:

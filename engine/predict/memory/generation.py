@@ -34,7 +34,7 @@ class Generation:
             for bucket, times in self.readings[chunk].buckets(1):
                 name = sentence("weights of {bucket}", bucket=bucket.name)
                 counts[BlockKind("parameters", name, (bucket.size, self.e), bucket.layered)] += times
-            heads = Factor("G" if layout.tp == 1 else "G/tp", model.key_heads // layout.tp)
+            heads = Factor("G" if layout.tp == 1 else "G/tp", model.keys_on_rank(layout.tp))
             cached = (Factor("2", 2), heads, Factor("N", self.prompt + self.new), Factor("D", model.head_width), self.e)
             if layers := sum(self.split.chunks[chunk][1]):
                 counts[BlockKind(KV_CACHE, sentence("keys and values"), cached, True)] += layers
@@ -43,10 +43,11 @@ class Generation:
 
     def highest(self, stage: int) -> tuple[str, Counts]:
         """The action of the peak, and what is there in it beside what stands."""
-        name, there = max(self._actions(stage), key=lambda found: total_of(found[1]))
-        return name, there
+        chunk, number, there = max(self.passes(stage), key=lambda found: total_of(found[2]))
+        return f"F chunk {chunk} microbatch {number}", there
 
-    def _actions(self, stage: int) -> Iterator[tuple[str, Counts]]:
+    def passes(self, stage: int) -> Iterator[tuple[int, int, Counts]]:
+        """The passes of the prompt and of the last token: the chunk, the token's number, and the most that is there in it."""
         draws = self.spec.generate.temperature > 0
         for number in dict.fromkeys((0, self.new - 1)):
             for chunk in self.split.on(stage):
@@ -59,4 +60,4 @@ class Generation:
                     counts[BlockKind("communication", sentence("the token"), (Factor("8", 8),), False)] += 1
                 for kind, count in forward.counts_at(forward.highest[1]).items():
                     counts[kind] += count
-                yield f"F chunk {chunk} microbatch {number}", counts
+                yield chunk, number, counts

@@ -68,11 +68,15 @@ def opened_stages(spec: RunSpec, actions: StageActions, ledgers: Ledgers | None 
     return Stages(spec, LayoutLedgers(spec.model, spec.layout, spec.workload, None, ledgers), actions)
 
 
-def _generating(spec: RunSpec, ledgers: Ledgers | None) -> Memory:
+def opened_generation(spec: RunSpec, ledgers: Ledgers | None = None) -> Generation:
+    """Raises `NotRecordedError`."""
     prompt = len(spec.generate.prompt.encode())
     tokens = prompt, prompt + spec.generate.new_tokens - 1
-    generation = Generation(spec, LayoutLedgers(spec.model, spec.layout, spec.workload, tokens, ledgers))
-    peaks = []
+    return Generation(spec, LayoutLedgers(spec.model, spec.layout, spec.workload, tokens, ledgers))
+
+
+def _generating(spec: RunSpec, ledgers: Ledgers | None) -> Memory:
+    generation, peaks = opened_generation(spec, ledgers), []
     for stage in range(spec.layout.pp):
         action, there = generation.highest(stage)
         peaks.append(_peak(spec, stage, action, generation.standing(stage), there))

@@ -1,6 +1,7 @@
 """Memory by the formulas of papers, to reproduce their tables and compare them with the engine's own account.
 
     engine            this engine's own tensors, to the byte: see `engine.predict.bulk.memory`
+    megatron-core     Megatron Core's tensors, with Transformer Engine: see `engine.predict.papers.megatron`
     korthikanti2022   Korthikanti et al. 2022, Reducing Activation Recomputation in Large Transformer Models, table 2
     zero2020          Rajbhandari et al. 2020, ZeRO, figure 1 and section 3
 
@@ -21,13 +22,14 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.families import FAMILIES, Family, FamilyName
+from engine.families import FAMILIES, FamilyName, ModelParts
 from engine.predict.bulk import memory as bulk
 from engine.predict.grid import RECOMPUTES, Grid, Whole
 from engine.predict.papers.closed_forms import SCORES, SHARED_FROM, STATE_SIZES
+from engine.predict.papers.megatron import megatron_stages
 from engine.spec import ModelSpec, RequestError, WorkloadSpec, sentence
 
-AccountingName = Literal["engine", "korthikanti2022", "zero2020"]
+AccountingName = Literal["engine", "megatron-core", "korthikanti2022", "zero2020"]
 ACCOUNTINGS: tuple[AccountingName, ...] = get_args(AccountingName)
 Real = NDArray[np.float64]
 Fullest = tuple[Whole, Whole]  # bytes of the fullest rank of each layout, and its stage: (n,) each
@@ -39,8 +41,20 @@ def accounting(name: str) -> Callable[[ModelSpec, WorkloadSpec, Grid], Fullest]:
     """The account of that name. Raises `RequestError` with a list of the names."""
     if name not in ACCOUNTINGS:
         raise RequestError(f"there is no accounting {name!r}; there are {', '.join(ACCOUNTINGS)}")
-    accounts = {"engine": bulk.fullest, "korthikanti2022": korthikanti2022, "zero2020": zero2020}
+    accounts = {
+        "engine": bulk.fullest,
+        "megatron-core": megatron_core,
+        "korthikanti2022": korthikanti2022,
+        "zero2020": zero2020,
+    }
     return accounts[name]
+
+
+def megatron_core(model: ModelSpec, workload: WorkloadSpec, grid: Grid) -> Fullest:
+    """The fuller of the first and the last stage. Raises `RequestError` if layers differ or are not of a kind that it counts."""
+    _must_be_one_stack(model, "megatron-core")
+    first, last = megatron_stages(model, workload, grid)
+    return np.ceil(np.maximum(first, last)).astype(np.int64), np.where(first >= last, 0, grid.pp - 1)
 
 
 def passes_held(grid: Grid) -> Whole:
@@ -60,7 +74,7 @@ def korthikanti2022(model: ModelSpec, workload: WorkloadSpec, grid: Grid) -> Ful
     18 bytes a parameter: 2 for weights, 4 for gradients and 12 for the optimizer. The paper shards nothing over dp. If a layout
     does, the sharded part is divided by dp. Raises `RequestError` if layers differ or are not of the paper's kind.
     """
-    _must_be_one_stack(model)
+    _must_be_one_stack(model, "korthikanti2022")
     sharded = _shared(STATE_SIZES | {"gradients": 4}, grid.dp, grid.zero)
     parameters = model.layers * matrices_of_a_layer(model) / (grid.pp * grid.tp)
     held = passes_held(grid) / grid.chunks / grid.pp * model.layers  # layers' worth of activations
@@ -98,17 +112,18 @@ def activations_of_a_layer(model: ModelSpec, grid: Grid) -> Real:
     return np.where(grid.recompute == _FULL, 2.0 * h, whole + divided / t + scores) * (s * grid.microbatch_size)
 
 
-def _must_be_one_stack(model: ModelSpec) -> None:
+def _must_be_one_stack(model: ModelSpec, account: str) -> None:
     """Raises `RequestError` for an encoder with a decoder, and for two-stream attention."""
 
-    def counted(family: Family) -> bool:
+    def counted(family: ModelParts) -> bool:
         return not family.encoder and family.position != "relative"
 
     if not counted(model.parts):
         raise RequestError(
             sentence(
-                "korthikanti2022 counts equal layers with plain self-attention, and {family} has other layers; "
+                "{account} counts equal layers with plain self-attention, and {family} has other layers; "
                 "{families} fit, and the memory models engine and zero2020 support every family",
+                account=account,
                 family=model.family,
                 families=", ".join(name for name, family in FAMILIES.items() if counted(family)),
             )
@@ -121,7 +136,7 @@ def _widths(model: ModelSpec) -> tuple[int, int]:
 
 
 def _gated(model: ModelSpec) -> bool:
-    return model.parts.inner == "swiglu"
+    return model.parts.gated
 
 
 # ------------------------------------------------------------------------------------------------------------- zero2020

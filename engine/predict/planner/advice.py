@@ -79,7 +79,7 @@ def _ladder(model: ModelSpec, devices: int, node: int) -> list[tuple[Lever, Layo
     found.append(("recompute", LayoutSpec(dp=devices, zero=zero, recompute="core_attn")))
     widest = 1
     for tp in _doubling(min(node, devices)):
-        if devices % tp == 0 and model.key_heads % tp == 0:
+        if devices % tp == 0 and model.fits_tp(tp):
             widest = tp
             found.append(("tensor", _split(devices, tp, 1)))
     deepest = 1

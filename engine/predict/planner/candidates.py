@@ -36,7 +36,7 @@ def cheap_recompute(model: ModelSpec, workload: WorkloadSpec) -> Recompute:
     """
     if workload.attention_of(model) == "written":
         return "core_attn"
-    return "layernorm+mlp_act" if model.parts.placement == "pre" else "mlp_act"
+    return "layernorm+mlp_act" if model.parts.placement in ("pre", "both") else "mlp_act"
 
 
 def default_batch(ranks: int) -> int:
@@ -79,21 +79,25 @@ def _with_levers(model: ModelSpec, bare: Grid, kinds: Sequence[Recompute]) -> Gr
 
 def _degrees(model: ModelSpec, ranks: int, global_batch: int) -> Iterator[tuple[int, int]]:
     """(tp, pp) of the meshes that fit the model's sizes and the batch."""
-    cut = gcd(model.key_heads, model.ffn_width)
-    for tp in divisors(gcd(ranks, cut)):
+    for tp in _tensor_degrees(model, ranks):
         for pp in divisors(ranks // tp):
             if pp <= model.layers and global_batch % (ranks // (tp * pp)) == 0:
                 yield tp, pp
 
 
+def _tensor_degrees(model: ModelSpec, ranks: int) -> list[int]:
+    """The tp that divide the ranks and fit the model's sizes."""
+    return [tp for tp in divisors(gcd(ranks, gcd(model.heads, model.ffn_width))) if model.fits_tp(tp)]
+
+
 def _nothing(model: ModelSpec, ranks: int, global_batch: int) -> str:
-    cut = gcd(model.key_heads, model.ffn_width)
-    least = min(ranks // (tp * pp) for tp in divisors(gcd(ranks, cut)) for pp in divisors(ranks // tp) if pp <= model.layers)
+    fitting = _tensor_degrees(model, ranks)
+    least = min(ranks // (tp * pp) for tp in fitting for pp in divisors(ranks // tp) if pp <= model.layers)
     near = either(sorted(nearest((k * least for k in range(1, global_batch // least + 2)), global_batch)))
     return sentence(
-        "no dp × tp × pp = {ranks} fits: tp must divide {cut}, pp be at most {layers} layers, and dp, which is then at least "
+        "no dp × tp × pp = {ranks} fits: tp must be {fitting}, pp be at most {layers} layers, and dp, which is then at least "
         "{least}, divide the global batch of {batch}; a global batch of {near} fits",
-        ranks=ranks, cut=cut, layers=model.layers, least=least, batch=global_batch, near=near,
+        ranks=ranks, fitting=either(fitting), layers=model.layers, least=least, batch=global_batch, near=near,
     )  # fmt: skip
 
 
@@ -121,8 +125,7 @@ def _chunks(name: ScheduleName, layers: int, pp: int) -> list[int]:
 def fits(model: ModelSpec, grid: Grid) -> NDArray[np.bool_]:
     """Which layouts fit, by the rules of `misfits` that are about a layout and its microbatches. (n,)"""
     g, m = grid, grid.microbatches
-    both = gcd(model.key_heads, model.ffn_width)
-    fine: Any = (both % g.tp == 0) & (g.pp * g.chunks <= model.layers)
+    fine: Any = model.fits_tp(g.tp) & (g.pp * g.chunks <= model.layers)
     for facts, rows in g.schedules():
         fine[rows] &= facts.fits_chunks(g.chunks[rows]) & facts.fits_microbatches(g.pp[rows], m[rows])
     fine &= (g.zero == 0) | (g.dp > 1)

@@ -51,7 +51,8 @@ def why(plan: Plan, first: int = 0, second: int = 1) -> list[Reason]:
     found = []
     for part in PARTS:
         one, other = (float(getattr(plan.step_time, part)[row]) for row in (first, second))
-        if abs(other - one) >= 0.02 * max(slow - fast, 0.01 * fast):
+        gap = abs(other - one)
+        if gap >= 0.02 * max(slow - fast, 0.01 * fast) and f"{gap:.3f}" != "0.000":
             found.append((abs(other - one), _difference(part, one, other)))
     return out + [reason for _, reason in sorted(found, key=lambda pair: -pair[0])]
 
@@ -114,7 +115,8 @@ class Lever:
 
     reason: Reason
     spec: RunSpec
-    memory_bytes: int
+    memory_bytes: int  # of tensors
+    with_reserve: int  # bytes
     step_s: float
     fits: bool
 
@@ -122,10 +124,11 @@ class Lever:
 def levers(plan: Plan, spec: RunSpec) -> list[Lever]:
     """Every single change that lowers memory, the fastest layout first. `spec` has the ranks and the batch of `plan`."""
     changes = list(_changes(spec))
-    memory, step = _memory_and_step(plan, [spec, *(changed for _, changed in changes)])
+    memory, whole, step = _memory_and_step(plan, [spec, *(changed for _, changed in changes)])
     found = []
-    for (change, changed), need, seconds in zip(changes, memory[1:].tolist(), step[1:].tolist(), strict=True):
-        if need >= memory[0]:
+    columns = memory[1:].tolist(), whole[1:].tolist(), step[1:].tolist()
+    for (change, changed), need, with_reserve, seconds in zip(changes, *columns, strict=True):
+        if need >= memory[0] or with_reserve >= whole[0]:
             continue
         reason = Reason(
             "{change}: {need:.1f} GiB, {saved:.1f} GiB less, for {percent:+.1f}% of time.",
@@ -136,7 +139,7 @@ def levers(plan: Plan, spec: RunSpec) -> list[Lever]:
                 "percent": 100 * (seconds / float(step[0]) - 1),
             },
         )
-        found.append(Lever(reason, changed, need, seconds, need <= plan.device.memory_bytes))
+        found.append(Lever(reason, changed, need, with_reserve, seconds, with_reserve <= plan.device.memory_bytes))
     return sorted(found, key=lambda lever: lever.step_s)
 
 
@@ -146,15 +149,15 @@ def way_to_fit(plan: Plan, spec: RunSpec) -> list[Lever]:
     The result is empty if the layout fits already. If no changes make it fit, all of them together leave it as small as possible.
     """
     way: list[Lever] = []
-    memory, step = _memory_and_step(plan, [spec])
-    need, seconds, have = int(memory[0]), float(step[0]), plan.device.memory_bytes
+    _, whole, step = _memory_and_step(plan, [spec])
+    need, seconds, have = int(whole[0]), float(step[0]), plan.device.memory_bytes
     while need > have:
         offered = levers(plan, way[-1].spec if way else spec)
         if not offered:
             break
         best = min(offered, key=lambda lever: _price(lever, need, seconds, have))
         way.append(best)
-        need, seconds = best.memory_bytes, best.step_s
+        need, seconds = best.with_reserve, best.step_s
     return way
 
 
@@ -163,7 +166,7 @@ def _price(lever: Lever, need: int, seconds: float, have: int) -> float:
 
     If a change makes the step faster, the price is the seconds that it adds, which is negative.
     """
-    added, saved = lever.step_s - seconds, min(need - lever.memory_bytes, need - have)
+    added, saved = lever.step_s - seconds, min(need - lever.with_reserve, need - have)
     return added / saved if added > 0 else added
 
 
@@ -235,9 +238,9 @@ def _other_degrees(spec: RunSpec) -> Iterator[tuple[Reason, dict[str, Any], dict
         yield Reason("pp={pp} instead, with tp={tp}"), {"pp": layout.pp * 2, "tp": layout.tp // 2}, {}
 
 
-def _memory_and_step(plan: Plan, specs: list[RunSpec]) -> tuple[Any, Any]:
-    """Bytes of the fullest rank of each spec, and seconds of its step in closed form. (n,) both"""
+def _memory_and_step(plan: Plan, specs: list[RunSpec]) -> tuple[Any, Any, Any]:
+    """For each spec: bytes of tensors on the fullest rank; with the reserve; seconds of a step in closed form. (n,) each"""
     grid = Grid.of(specs)
     memory, _ = accounting(plan.accounting)(plan.model, plan.workload, grid)
     step = estimate(Cost(plan.model, plan.workload, grid, plan.device, plan.assumed)).step
-    return np.asarray(memory), step
+    return np.asarray(memory), memory + plan.kept_free(grid, memory), step

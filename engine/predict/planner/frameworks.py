@@ -21,9 +21,14 @@ def had_by(framework: Framework, model: ModelSpec, workload: WorkloadSpec, grid:
     """
     if framework not in NAMES:
         raise RequestError(sentence("there is no framework {name!r}; there are {names}", name=framework, names=", ".join(NAMES)))
-    lacks = {"megatron": model.family == "xlnet", "torchtitan": model.family != "llama", "deepspeed": False}
-    if lacks[framework]:
-        raise RequestError(sentence("{framework} has no {what}", framework=NAMES[framework], what=model.family))
+    position = model.parts.position
+    lacks: dict[Framework, dict[str, bool]] = {
+        "megatron": {model.family: model.family == "xlnet", position: position == "alibi"},
+        "torchtitan": {model.family: model.family != "llama", position: position != "rotary", **_lacks_numbers(model)},
+        "deepspeed": {},
+    }
+    for what in (name for name, lacking in lacks[framework].items() if lacking):
+        raise RequestError(sentence("{framework} has no {what}", framework=NAMES[framework], what=what))
     if framework not in optimizer_of(workload).elsewhere:
         raise RequestError(sentence("{framework} has no {what}", framework=NAMES[framework], what=workload.optimizer))
     one_stage = grid.pp == 1
@@ -31,6 +36,11 @@ def had_by(framework: Framework, model: ModelSpec, workload: WorkloadSpec, grid:
     rule = {"megatron": _megatron, "torchtitan": _torchtitan, "deepspeed": _deepspeed}[framework]
     found: NDArray[np.bool_] = scheduled & rule(model, workload, grid)
     return found
+
+
+def _lacks_numbers(model: ModelSpec) -> dict[str, bool]:
+    """What torchtitan has not, and the model has."""
+    return {name: name in model.sized_parts for name in ("rotary_width", "window")}
 
 
 def _megatron(model: ModelSpec, workload: WorkloadSpec, grid: Grid) -> Any:
@@ -47,14 +57,14 @@ def _megatron(model: ModelSpec, workload: WorkloadSpec, grid: Grid) -> Any:
 
 def _torchtitan(model: ModelSpec, workload: WorkloadSpec, grid: Grid) -> Any:
     """It shards gradients with the optimizer. Replicas that do not shard are alone. bf16 with an fp32 copy comes with sharding.
-    tp cuts the sequence. Its 1F1B wants pp microbatches. Its selective recompute is another.
+    tp cuts the sequence, and the key heads evenly. Its 1F1B wants pp microbatches. Its selective recompute is another.
     """
     alone = grid.tp * grid.pp == 1
     if workload.precision == "bf16":
         fine = (grid.zero >= 2) | (alone & (grid.dp == 1))
     else:
         fine = (grid.zero >= 2) | (grid.dp == 1) | ((grid.zero == 0) & alone)
-    fine &= (grid.tp == 1) | grid.sequence_parallel
+    fine &= ((grid.tp == 1) | grid.sequence_parallel) & (model.key_heads % grid.tp == 0)
     one_chunk = grid.by_schedule(lambda facts: facts.elsewhere.get("torchtitan") == "1F1B")
     fine &= (grid.pp == 1) | ~one_chunk | (grid.microbatches >= grid.pp)
     fine &= np.array([name in ("none", "full") for name in RECOMPUTES])[grid.recompute]

@@ -22,6 +22,7 @@ from engine.predict.grid import RECOMPUTES, Grid, Whole, distinct
 from engine.predict.papers.accounting import AccountingName, accounting
 from engine.predict.planner.candidates import candidates
 from engine.predict.planner.frameworks import NAMES, had_by
+from engine.predict.reserve import reserve
 from engine.predict.speed.cost import Cost, model_flops
 from engine.predict.speed.rates import Assumptions
 from engine.predict.speed.step_time import StepTime, estimate, simulated_all
@@ -47,6 +48,7 @@ class Plan:
     layouts: pd.DataFrame
     grid: Grid
     step_time: StepTime
+    reserve: int | None = None  # bytes kept free on every device; None: what `engine.predict.reserve` says for each layout
 
     @property
     def feasible(self) -> int:
@@ -65,6 +67,10 @@ class Plan:
         """The spec that runs the layout of a row."""
         return self.grid.spec(row, self.model, self.workload)
 
+    def kept_free(self, grid: Grid, memory: Whole) -> Whole:
+        """Bytes to keep free beside the tensors' peak `memory`, for each layout of `grid`. (n,)"""
+        return reserve(self.device, grid, self.model.parts.tied, memory, self.reserve)
+
 
 def search(
     model: ModelSpec,
@@ -76,21 +82,24 @@ def search(
     account: AccountingName = "engine",
     simulate_best: int = _SIMULATED,
     only: Framework | None = None,
+    kept_free: int | None = None,
 ) -> Plan:
     """Estimate all layouts of `ranks` devices for `global_batch` sequences a step. Raises `RequestError` if there are none.
 
     `workload`: precision, optimizer and other settings that a layout does not have. `account`: whose formulas for memory.
     `simulate_best`: how many of the best layouts are simulated. `only`: layouts that this framework runs as they are.
+    `kept_free`: bytes of a device that tensors must leave; None means what `engine.predict.reserve` says for each layout.
 
     In the table `layouts`, those that fit come first, sorted by step time. The others follow, sorted by memory. Columns:
 
         layout, dp, tp, pp, chunks, schedule, microbatch_size, microbatches, zero, sequence_parallel, recompute   as in a spec
         memory_bytes, fullest_stage   memory of the fullest rank by `account`, and its stage
+        reserve_bytes                 kept free beside it
         step_s, bubble                seconds of a step; idle share of the pipeline's total time
         tokens_per_second             of all devices together
         tflops_per_device, mfu        model TFLOP/s of a device, without recompute; the same ÷ the peak
         tp_bytes, pp_bytes, dp_bytes  wire bytes of the busiest rank in a step
-        fits, reason                  whether it fits the device's memory; if not, by how much it is too large
+        fits, reason                  whether both fit the device's memory; if not, by how much they are too large
         pareto                        it fits, and no layout with at most as much memory is faster
 
     Columns of text are categories, since there are few different texts.
@@ -104,11 +113,12 @@ def search(
                 raise RequestError(sentence("{framework} supports none of the layouts", framework=NAMES[only]))
         cost = Cost(model, workload, grid, device, assumed)
         memory, stage = accounting(account)(model, workload, grid)
-        times, order = _refined(cost, estimate(cost), memory, simulate_best)
+        free = reserve(device, grid, model.parts.tied, memory, kept_free)
+        times, order = _refined(cost, estimate(cost), memory, memory + free <= device.memory_bytes, simulate_best)
         wire = {axis: sent[order] for axis, sent in bulk_traffic(model, workload, grid, AXES_BY_FREQUENCY, calls=False).items()}
-        grid, times, memory, stage = grid.take(order), times.take(order), memory[order], stage[order]
-        layouts = _table(model, grid, times, memory, stage, wire, device, workload, global_batch)
-    return Plan(model, workload, ranks, global_batch, device, assumed, account, layouts, grid, times)
+        grid, times, memory, free, stage = grid.take(order), times.take(order), memory[order], free[order], stage[order]
+        layouts = _table(model, grid, times, (memory, free, stage), wire, device, workload, global_batch)
+    return Plan(model, workload, ranks, global_batch, device, assumed, account, layouts, grid, times, kept_free)
 
 
 @contextmanager
@@ -134,7 +144,7 @@ def _ranked(step: Any, memory: Whole, rows: Any, most: int) -> Any:
     return rows[np.lexsort((memory[rows], step[rows]))][:most]
 
 
-def _refined(cost: Cost, times: StepTime, memory: Whole, most: int) -> tuple[StepTime, Any]:
+def _refined(cost: Cost, times: StepTime, memory: Whole, fits: Any, most: int) -> tuple[StepTime, Any]:
     """The times, simulated for the best layouts, and the order of the rows as in `search`.
 
     The first `most` layouts that fit are simulated. Then the order may change. So layouts that are now among the first `most` ÷ 2
@@ -142,7 +152,6 @@ def _refined(cost: Cost, times: StepTime, memory: Whole, most: int) -> tuple[Ste
     the closed form is added to `idle`.
     """
     step, bubble = times.step.copy(), times.bubble.copy()
-    fits = memory <= cost.device.memory_bytes
     fitting, others = np.flatnonzero(fits), np.flatnonzero(~fits)
     due, done = _ranked(step, memory, fitting, most).tolist(), set[int]()
     while due and len(done) < 2 * most:
@@ -158,14 +167,14 @@ def _table(
     model: ModelSpec,
     grid: Grid,
     times: StepTime,
-    memory: Whole,
-    stage: Whole,
+    held: tuple[Whole, Whole, Whole],
     wire: dict[str, Any],
     device: DeviceSpec,
     workload: WorkloadSpec,
     batch: int,
 ) -> pd.DataFrame:
-    fits = memory <= device.memory_bytes
+    memory, free, stage = held
+    fits = memory + free <= device.memory_bytes
     devices = prod(grid.degrees.values())
     flops = model_flops(model) * batch / devices / times.step
     columns: dict[str, Any] = {
@@ -175,11 +184,11 @@ def _table(
         "microbatch_size": grid.microbatch_size, "microbatches": grid.microbatches,
         "zero": grid.zero, "sequence_parallel": grid.sequence_parallel,
         "recompute": pd.Categorical.from_codes(grid.recompute, pd.Index(RECOMPUTES)),
-        "memory_bytes": memory, "fullest_stage": stage,
+        "memory_bytes": memory, "fullest_stage": stage, "reserve_bytes": free,
         "step_s": times.step, "bubble": times.bubble, "tokens_per_second": batch * model.seq / times.step,
         "tflops_per_device": flops / 1e12, "mfu": flops / device.peak(workload.precision),
         **{f"{axis}_bytes": sent.astype(np.int64) for axis, sent in wire.items()},
-        "fits": fits, "reason": _reasons(memory, fits, device.memory_bytes), "pareto": _pareto(memory, fits),
+        "fits": fits, "reason": _reasons(memory + free, fits, device.memory_bytes), "pareto": _pareto(memory, fits),
     }  # fmt: skip
     return pd.DataFrame(columns, copy=False)  # the table shares its arrays with the grid and the times
 
@@ -192,19 +201,25 @@ def _codes(grid: Grid) -> Any:
     return pd.Categorical.from_codes(which, pd.Index([mesh.code for mesh in meshes]))
 
 
-def _reasons(memory: Whole, fits: Any, have: int) -> Any:
-    """Why each layout does not fit, with the arithmetic; empty if it fits. In tenths of GiB there are few different texts."""
+def _reasons(wanted: Whole, fits: Any, have: int) -> Any:
+    """Why each layout does not fit, with the arithmetic; empty if it fits. In tenths of GiB there are few different texts.
+
+    `wanted`: bytes of the tensors and of what is kept free.
+    """
     missing = ~fits
-    need = memory[missing]
+    need = wanted[missing]
     # This rounds as formatting with one decimal does: the division by a power of two is exact, and ties go to the even digit.
     tenths, more = (np.rint(size * 10 / 2**30).astype(np.int64) for size in (need, need - have))
     first, which = distinct(tenths, more)
     needed, lacking = tenths[first].tolist(), more[first].tolist()
     written = {number: f"{number / 10:,.1f} GiB" for number in {*needed, *lacking}}
-    codes = np.zeros(len(memory), np.int64)
+    codes = np.zeros(len(wanted), np.int64)
     codes[missing] = 1 + which
     has = f"{have / 2**30:,.1f}"
-    texts = [f"needs {written[a]}, {written[b]} more than the device's {has} GiB" for a, b in zip(needed, lacking, strict=True)]
+    texts = [
+        f"needs {written[a]} with its reserve, {written[b]} more than the device's {has} GiB"
+        for a, b in zip(needed, lacking, strict=True)
+    ]
     return pd.Categorical.from_codes(codes, pd.Index(["", *texts]))
 
 

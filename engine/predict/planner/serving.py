@@ -20,6 +20,7 @@ from engine.predict.inference import cache, most_sequences, refuse_beyond_positi
 from engine.predict.ledger.layout import Chunk, LayoutLedgers
 from engine.predict.memory.buckets import BucketSizes
 from engine.predict.planner.candidates import MOST
+from engine.predict.reserve import reserve_of, tensors_that_fit
 from engine.predict.speed.cost import Cost
 from engine.predict.speed.rates import Assumptions
 from engine.predict.terms import total
@@ -35,6 +36,11 @@ class _Question:
     assumed: Assumptions
     precision: Precision
     length: int
+    kept_free: int | None
+
+    def room(self, layout: LayoutSpec) -> int:
+        """Bytes that weights and caches may take. Replicas do not communicate."""
+        return tensors_that_fit(self.device, 1, layout.tp, layout.pp, False, self.kept_free)
 
 
 def serving(
@@ -45,18 +51,20 @@ def serving(
     sequences: int | None = None,
     precision: Precision = "bf16",
     assumed: Assumptions | None = None,
+    kept_free: int | None = None,
 ) -> pd.DataFrame:
     """Every dp × tp × pp of `ranks` devices. Those that fit come first, the fastest at the top. Raises `RequestError`.
 
     `length`: tokens of a sequence, prompt and answer. `sequences`: how many at a time, on all replicas together; None means as
-    many as fit. Columns:
+    many as fit. `kept_free`: bytes of a device that these must leave; None means what `engine.predict.reserve` says. Columns:
 
         layout, dp, tp, pp
         parameters_bytes, cache_bytes    the largest parameters of a rank; the largest KV cache of one sequence on a rank
         most_sequences, sequences        how many fit; how many there are; on all replicas together
         memory_bytes                     of the fullest rank, with these sequences
+        reserve_bytes                    kept free beside it
         token_s, tokens_per_second       seconds between two tokens of one sequence; of all sequences together
-        fits, reason                     whether it fits the device's memory; if not, by how much it is too large
+        fits, reason                     whether both fit the device's memory; if not, by how much they are too large
     """
     if ranks < 1 or length < 1 or (sequences is not None and sequences < 1):
         raise RequestError(f"ranks={ranks}, length={length} and sequences={sequences} must be 1 and more")
@@ -64,7 +72,7 @@ def serving(
         raise RequestError(f"ranks={ranks:,} must be from 1 to {MOST:,}")
     refuse_no_text(model)
     refuse_beyond_positions(model, length)
-    asked = _Question(model, device, assumed or Assumptions(), precision, length)
+    asked = _Question(model, device, assumed or Assumptions(), precision, length, kept_free)
     rows = [_row(asked, layout, sequences) for layout in _layouts(model, ranks)]
     if not rows:
         raise RequestError(f"no dp × tp × pp = {ranks} fits {model.layers} layers and {model.key_heads} key heads")
@@ -78,7 +86,7 @@ def _layouts(model: ModelSpec, ranks: int) -> list[LayoutSpec]:
     found = []
     for tp in divisors(ranks):
         for pp in divisors(ranks // tp):
-            if tp <= model.key_heads and pp <= model.layers and ranks // (tp * pp) <= 65_536:
+            if tp <= model.heads and pp <= model.layers and ranks // (tp * pp) <= 65_536:
                 layout = LayoutSpec(dp=ranks // (tp * pp), tp=tp, pp=pp)
                 if not misfits(model, layout, WorkloadSpec()):
                     found.append(layout)
@@ -89,18 +97,19 @@ def _row(asked: _Question, layout: LayoutSpec, sequences: int | None) -> dict[st
     model, device, precision = asked.model, asked.device, asked.precision
     held = [total(weights(model, layout, precision, stage)) for stage in range(layout.pp)]
     kept = [total(cache(model, layout, precision, stage, 1, asked.length)) for stage in range(layout.pp)]
-    most = most_sequences(model, layout, precision, asked.length, device.memory_bytes)
+    most = most_sequences(model, layout, precision, asked.length, asked.room(layout))
     each = max(1, most) if sequences is None else -(-sequences // layout.dp)
     need = max(parameters + each * one for parameters, one in zip(held, kept, strict=True))
     refuse_too_large(need, each, asked.length)
-    fits = need <= device.memory_bytes
+    free = reserve_of(device, 1, layout.tp, layout.pp, False, need, asked.kept_free)
+    fits = need + free <= device.memory_bytes
     wait = _token(asked, layout, kept, each)
     under_way = each * layout.dp if sequences is None else sequences
-    missing = "" if fits else _missing(need, each, device)
+    missing = "" if fits else _missing(need + free, each, device)
     return {
         "layout": layout.code, **{axis: layout.mesh[axis] for axis in AXES_AS_WRITTEN},
         "parameters_bytes": max(held), "cache_bytes": max(kept),
-        "most_sequences": max(0, most) * layout.dp, "sequences": under_way, "memory_bytes": need,
+        "most_sequences": max(0, most) * layout.dp, "sequences": under_way, "memory_bytes": need, "reserve_bytes": free,
         "token_s": wait, "tokens_per_second": under_way / wait, "fits": fits, "reason": missing,
     }  # fmt: skip
 
@@ -109,7 +118,7 @@ def _missing(need: int, sequences: int, device: DeviceSpec) -> str:
     have = device.memory_bytes
     held = f"{sequences:,} sequence{'' if sequences == 1 else 's'} a replica"
     more = f"{(need - have) / 2**30:,.1f} GiB more than the device's {have / 2**30:,.1f} GiB"
-    return f"needs {need / 2**30:,.1f} GiB for {held}, {more}"
+    return f"needs {need / 2**30:,.1f} GiB with its reserve for {held}, {more}"
 
 
 def _token(asked: _Question, layout: LayoutSpec, kept: list[int], sequences: int) -> float:
@@ -154,5 +163,5 @@ def _parameters_read(ledgers: LayoutLedgers, chunk: Chunk) -> int:
         if recorded.layer >= encoders or (chunk.part.last and recorded.name == "head") or tied:
             read += BucketSizes(recorded, chunk.part, ledgers.sizes, 1).size.value * chunk.times(recorded.layer)
     if model.parts.encoder:
-        read -= chunk.layers[1] * 2 * (model.key_heads // ledgers.layout.tp) * model.head_width * model.hidden
+        read -= chunk.layers[1] * 2 * model.keys_on_rank(ledgers.layout.tp) * model.head_width * model.hidden
     return read

@@ -72,11 +72,16 @@ class Cost:
         """
         model, family = self.model, self.model.parts
         queries, keys = model.heads * model.head_width, model.key_heads * model.head_width
-        plain, crossing = (family.layer_parameters(model.hidden, model.ffn_width, queries, keys, kind) for kind in (False, True))
+        plain, crossing = (
+            family.layer_parameters(model.hidden, model.ffn_width, queries, keys, model.head_width, kind)
+            for kind in (False, True)
+        )
         table = model.vocab * model.hidden
-        outer = family.outer_parameters(model.hidden, model.vocab, model.seq) - table * (1 if family.tied else 2)
+        outer = family.outer_parameters(model.hidden, model.vocab, model.places) - table * (1 if family.tied else 2)
         tables = np.where(first & last & family.tied, 1, first * 1 + last * 1) * table
         parameters = ((layers - cross) * plain + cross * crossing + tables + (first | last) * outer) / self.t
+        copied = 2 * keys * (model.hidden + (family.attention_bias != "none"))  # of one attention, what ranks may have copies of
+        parameters = parameters + (layers + cross) * copied * (np.maximum(1, self.t // model.key_heads) - 1) / self.t
         return HeldParameters(parameters, layers + 2 * first + 2 * last)
 
     def with_accumulation(self, passes: Real, held: HeldParameters) -> Real:
@@ -166,7 +171,7 @@ def model_flops(model: ModelSpec) -> float:
     For a GPT, 72·L·s·h²·(1 + s/(6h) + V/(12·h·L)) (Narayanan et al. 2021, SC21, appendix). Masked scores are counted too.
     """
     queries, keys = model.heads * model.head_width, model.key_heads * model.head_width
-    matrices = 3 if model.parts.inner == "swiglu" else 2
+    matrices = 3 if model.parts.gated else 2
     attention = model.hidden * (queries + 2 * keys) + queries * model.hidden
     crossing = model.layers - model.encoder_layers if model.parts.encoder else 0
     blocks = model.layers + crossing

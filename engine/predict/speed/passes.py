@@ -4,7 +4,8 @@ A matrix product takes the longer of two times (roofline, Williams et al. 2009):
 or the bytes of its operands and result at the reached memory bandwidth. fp32 is not rounded to TF32, as in torch by default. The
 products inside attention are so thin that they take both, if the scores are written to memory. Every other kernel takes the bytes
 that it reads and writes. `engine.predict.ledger.kernels` says what a kernel is. A call over tp takes the time of its collective.
-A pass takes at least as long as its host needs to launch all its kernels and calls.
+A pass takes at least as long as its host needs to launch all its kernels and calls. A processor that works off its kernels itself
+takes both times, one after the other.
 
 Times are arrays (3, 3, n). The first axis is the kind of pass: `FORWARD`; `INPUTS` and `WEIGHTS`, the two halves of backward.
 The forward that backward computes again is in `INPUTS`. The second axis is `COMPUTE`, `TP` and `DP`. The third is the layout.
@@ -26,7 +27,7 @@ from engine.predict.ledger.form import LOSS_CHUNK, Call, Part, Product, Segment,
 from engine.predict.ledger.kernels import Kernel, kernels
 from engine.predict.ledger.split import part_of
 from engine.predict.ledger.store import NotRecordedError, ledger_store
-from engine.predict.speed.rates import Assumptions, Link, Real, link, rates
+from engine.predict.speed.rates import Assumptions, Link, Real, link, on_device, rates
 from engine.spec import ModelSpec, Precision, WorkloadSpec
 
 FORWARD, INPUTS, WEIGHTS = range(3)
@@ -101,9 +102,10 @@ class _Seconds:
     """Seconds of passes on a device."""
 
     def __init__(self, model: ModelSpec, precision: Precision, device: DeviceSpec, assumed: Assumptions) -> None:
-        self._rates, self._launch = rates(device, precision, assumed), assumed.launch_us / 1e6
+        self._rates, self._launch = rates(device, precision, assumed), on_device(device, assumed).launch_us / 1e6
+        self._ahead = device.launches_ahead
         # The share of the scores that fused attention computes.
-        self._computed = 0.5 if model.parts.objective == "causal" else 1.0
+        self._computed = _computed(model)
 
     def of(self, one: Pass, sizes: Mapping[str, Real], tp: Link, hidden: float = 0.0) -> Real:
         """Seconds of kernels, and of calls over tp that are not hidden. (2, k)
@@ -122,8 +124,9 @@ class _Seconds:
 
         compute = sum(times * self._kernel(kernel, total) for kernel, times in one.kernels.items())
         calls = sum(times * tp.call(call.collective, total([call.payload])) for call, times in one.calls.items()) * (1 - hidden)
-        launches = sum(several.total() for several in one)
-        return np.stack(np.broadcast_arrays(np.maximum(compute, launches * self._launch - calls), calls, tp.degree)[:2])
+        launches = sum(several.total() for several in one) * self._launch
+        work = np.maximum(compute, launches - calls) if self._ahead else compute + launches
+        return np.stack(np.broadcast_arrays(work, calls, tp.degree)[:2])
 
     def _kernel(self, kernel: Kernel, total: Callable[[Iterable[Product]], Any]) -> Any:
         """Seconds of a kernel. `total`: the value of a sum of products."""
@@ -134,6 +137,15 @@ class _Seconds:
             return np.maximum(total(kernel.flops) / self._rates.products, moved)
         products = total(kernel.flops) / self._rates.attention
         return products * self._computed if kernel.attention == "fused" else products + moved
+
+
+def _computed(model: ModelSpec) -> float:
+    """The share of the scores that a fused kernel computes: half of them below the diagonal; with a window those inside it."""
+    if model.parts.objective != "causal":
+        return 1.0
+    windowed = sum(map(model.windowed, range(model.layers))) / model.layers
+    inside = model.window / model.seq * (1 - model.window / model.seq / 2) if windowed else 0.0
+    return 0.5 + windowed * (inside - 0.5)
 
 
 @lru_cache(maxsize=_KEPT)

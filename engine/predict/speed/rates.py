@@ -88,7 +88,18 @@ class Rates:
     memory: float
 
 
+def on_device(device: DeviceSpec, assumed: Assumptions) -> Assumptions:
+    """The assumptions, with what was measured on the device in place of defaults. One that the user has changed stays."""
+    changed = {
+        name: getattr(device, name)
+        for name, field in Assumptions.model_fields.items()
+        if getattr(device, name, None) is not None and getattr(assumed, name) == field.default
+    }
+    return assumed.model_copy(update=changed) if changed else assumed
+
+
 def rates(device: DeviceSpec, precision: Precision, assumed: Assumptions) -> Rates:
+    assumed = on_device(device, assumed)
     return Rates(
         products=device.reached(precision) * assumed.matmul_efficiency,
         attention=device.peak(precision) * assumed.attention_efficiency,
@@ -146,7 +157,7 @@ def link(grid: Grid, axis: Axis, device: DeviceSpec, assumed: Assumptions) -> Li
     in_node = np.maximum(1, node // stride)  # the group's ranks in a node
     between = 1.0 if axis == "pp" else 1 / in_node  # the share of hops between nodes; a pipeline waits for its slowest message
     inter = device.inter_bandwidth * assumed.inter_efficiency
-    intra = device.intra_bandwidth * assumed.intra_efficiency
+    intra = device.intra_bandwidth * on_device(device, assumed).intra_efficiency
     mixed = device.inter_latency * between + device.intra_latency * (1 - between)
     return Link(
         latency=np.where(inside, device.intra_latency, mixed),

@@ -33,6 +33,7 @@ class PredictedCall:
 
     times      how many calls: a product
     payload    bytes of one call: a product
+    members    ranks of the group, if it is a part of the axis's; None: it is not
     between    the two stages of a transfer, or of the all-reduce of tied weights; None: the group is the axis's
     layer      the index of the recorded layer that makes the calls. Each layer that it represents makes as many. −1: no layer
     reduced    the calls belong to one reduction of the chunk's deferred weight gradients. Each reduction makes as many
@@ -47,6 +48,7 @@ class PredictedCall:
     between: tuple[int, int] | None = None
     layer: int = -1
     reduced: bool = False
+    members: Any = None
 
     @property
     def calls(self) -> Any:

@@ -6,7 +6,7 @@
     tie, norm_and_loss  the calls that the optimizer's step needs
 
 Symbols: m microbatches; L layers; e bytes of a number; g bytes of a number in which gradients are accumulated; Ψ the parameters
-of a bucket on a tp rank, Ψ₁ those that tp does not shard; r reductions in a step; n a count.
+of a bucket on a tp rank, Ψ₁ those that tp does not shard, Ψ₂ those that make keys and values; r reductions in a step; n a count.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from engine.predict.ledger.dimensions import factors, loss_chunks
 from engine.predict.ledger.form import LOSS_CHUNK, Part
@@ -40,6 +42,7 @@ class Setting(NamedTuple):
     sequence_parallel: bool
     e: Factor  # bytes of a parameter
     g: Factor  # bytes of a number in which gradients are accumulated
+    copies: Any = 1  # how many tp ranks hold the same key heads
 
     @property
     def m(self) -> Factor:
@@ -116,6 +119,12 @@ def data_parallel(chunk: ChunkTraffic, part: Part, setting: Setting) -> Iterator
             name = sentence("gradients of parameters that tp does not shard")
             payload = (Factor("Ψ₁", whole), number_bytes)
             yield PredictedCall("tp", "all_reduce", "backward", name, often, payload, layer=layer, reduced=deferred)
+        for keys in bucket.keys if np.any(np.asarray(setting.copies) > 1) else ():
+            if not isinstance(keys, int) or keys:
+                name = sentence("gradients of key heads that several tp ranks hold")
+                payload = (Factor("Ψ₂", keys), number_bytes)
+                one = PredictedCall("tp", "all_reduce", "backward", name, often, payload, layer=layer, reduced=deferred)
+                yield replace(one, members=setting.copies)
         how, name = "reduce_scatter" if setting.zero else "all_reduce", sentence("gradients, summed over the replicas")
         yield PredictedCall("dp", how, "backward", name, often, (bucket.size, number_bytes), layer=layer, reduced=deferred)
         if setting.zero:

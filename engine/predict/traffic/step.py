@@ -43,7 +43,7 @@ class Training:
         layout, workload = spec.layout, spec.workload
         self.setting = Setting(
             self.ledgers.sizes, layout.tp, layout.dp, workload.microbatches, layout.zero,
-            layout.sequence_parallel and layout.tp > 1, self.ledgers.e, self.ledgers.g,
+            layout.sequence_parallel and layout.tp > 1, self.ledgers.e, self.ledgers.g, spec.model.key_copies(layout.tp),
         )  # fmt: skip
 
     def calls(self, stage: int) -> list[PredictedCall]:

@@ -29,9 +29,9 @@ def traffic(spec: RunSpec, ranks: Sequence[int] | None = None) -> pd.DataFrame:
     found = Generating(spec) if spec.generate.skip_training else Training(spec)
     for stage in range(layout.pp):
         here = every[stages == stage] if ranks is not None or mesh.all_listed else every[stage : stage + 1]
-        for (axis, collective, phase, between), amount in _rows(spec, found.calls(stage)).items() if len(here) else ():
+        for (axis, collective, phase, between, part), amount in _rows(spec, found.calls(stage)).items() if len(here) else ():
             columns["rank"].append(here)
-            columns["group"].append(label.of(axis, here, between))
+            columns["group"].append(label.of(axis, here, between, part))
             same = {"source": "formula", "axis": axis, "collective": collective, "phase": phase}
             for name, text in same.items():
                 columns[name].append(np.full(len(here), text, dtype=object))
@@ -53,7 +53,7 @@ def _writable(number: int) -> int:
     return number
 
 
-Row = tuple[Axis, str, str, tuple[int, int] | None]
+Row = tuple[Axis, str, str, tuple[int, int] | None, int]  # the last: ranks of a part of the axis, or 0
 
 
 def _rows(spec: RunSpec, found: list[PredictedCall]) -> dict[Row, tuple[int, int, int]]:
@@ -62,8 +62,8 @@ def _rows(spec: RunSpec, found: list[PredictedCall]) -> dict[Row, tuple[int, int
     for call in found:
         # If pp is 2, two stages are the whole axis.
         between = call.between if mesh.pp > 2 else None
-        key = (call.axis, call.collective, call.phase, between)
-        n = 2 if call.between else mesh[call.axis]
+        n = 2 if call.between else call.members or mesh[call.axis]
+        key = (call.axis, call.collective, call.phase, between, n if call.members and n < mesh[call.axis] else 0)
         times, payload = call.calls, call.payload_bytes
         before = rows.get(key, (0, 0, 0))
         more = (times, times * payload, times * wire_bytes(call.collective, payload, n))
@@ -77,26 +77,26 @@ class _Groups:
     def __init__(self, mesh: Mesh, whole: bool) -> None:
         """`whole`: long names are not shortened."""
         self.mesh, self.whole = mesh, whole
-        self._names: dict[tuple[Axis, tuple[int, int] | None, int], str] = {}  # one for all ranks of a group
-        self._known: dict[tuple[Axis, tuple[int, int] | None, int], np.ndarray] = {}
+        self._names: dict[tuple[Axis, int, int, int], str] = {}  # one for all ranks of a group
+        self._known: dict[tuple[Axis, tuple[int, int] | None, int, int], np.ndarray] = {}
 
-    def of(self, axis: Axis, ranks: np.ndarray, between: tuple[int, int] | None) -> np.ndarray:
-        """The name of each rank's group, (n,). `ranks`: those of a stage that have rows, (n,)."""
-        key = axis, between, int(ranks[0])
+    def of(self, axis: Axis, ranks: np.ndarray, between: tuple[int, int] | None, part: int) -> np.ndarray:
+        """The name of each rank's group, (n,). `ranks`: those of a stage that have rows, (n,). `part`: see `Row`."""
+        key = axis, between, part, int(ranks[0])
         if key not in self._known:
-            self._known[key] = self._of(axis, ranks, between)
+            self._known[key] = self._of(axis, ranks, between, part)
         return self._known[key]
 
-    def _of(self, axis: Axis, ranks: np.ndarray, between: tuple[int, int] | None) -> np.ndarray:
-        step, count = self.mesh.stride(axis), self.mesh[axis]
-        firsts = ranks - self.mesh.index(axis, ranks) * step
+    def _of(self, axis: Axis, ranks: np.ndarray, between: tuple[int, int] | None, part: int) -> np.ndarray:
+        step, count = self.mesh.stride(axis), part or self.mesh[axis]
+        firsts = ranks - self.mesh.index(axis, ranks) % count * step
         if between:
             low, high = between
             firsts, step, count = firsts + low * step, (high - low) * step, 2
-        return np.array([self._name(axis, between, int(first), step, count) for first in firsts], dtype=object)
+        return np.array([self._name(axis, int(first), step, count) for first in firsts], dtype=object)
 
-    def _name(self, axis: Axis, between: tuple[int, int] | None, first: int, step: int, count: int) -> str:
-        key = axis, between, first
+    def _name(self, axis: Axis, first: int, step: int, count: int) -> str:
+        key = axis, first, step, count
         if key not in self._names:
             members = range(first, first + step * count, step)
             # Along pp, a rank that has rows may be any member of its group. So the name needs all members.

@@ -181,7 +181,7 @@ def _growth(here: int, view: View) -> Drawing:
         say("5·a·s²·b bytes for the scores, 34·s·b·h for the rest (Korthikanti et al. 2022); the dashed line is your length."),
     )
     axes = (say("sequence length in tokens"), say("bytes ({unit})", unit=unit.name))
-    colour = {scores: style.pink, rest: style.grey}
+    colour = {scores: style.category["activations"], rest: style.grey}
     return drawing.packed(teaching.curves(rows, axes, here, colour, captions, style, log=True))
 
 

@@ -168,7 +168,7 @@ def _shrinking(schedule: ScheduleName, p: int, here: int, view: View) -> Drawing
         say("Each point is a timeline as above with that many microbatches; those that the schedule does not take are left out."),
     )
     axes = (say("microbatches"), say("bubble, share of total time"))
-    return drawing.packed(teaching.curves(rows, axes, here, {name: style.orange}, captions, style, form=".0%"))
+    return drawing.packed(teaching.curves(rows, axes, here, {name: style.blue}, captions, style, form=".0%"))
 
 
 def _held(state: LessonState, layout: LayoutSpec, m: int) -> None:

@@ -79,7 +79,7 @@ def test_the_peak_of_every_stage_and_category_is_that_of_a_dry_run(ledgers: Ledg
 def test_every_rank_of_a_stage_holds_the_same(ledgers: Ledgers) -> None:
     """The norm of the gradients takes one number for each bucket, whatever is counted of it; there is no copy in fp32."""
     case = spec(
-        "dp2.tp2", "1f1b", {"zero": 2, "sequence_parallel": True}, {}, precision="bf16", accumulate="bf16", microbatches=1
+        "dp2.tp2", "1f1b", {"zero": 2}, {"family": "llama", "kv_heads": 1}, precision="bf16", accumulate="bf16", microbatches=1
     )
     (peak,) = memory(case, ledgers=ledgers).peaks
     for rank in range(4):

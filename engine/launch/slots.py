@@ -1,0 +1,42 @@
+"""Which runs go on at the same time. Imports no torch."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection
+from pathlib import Path
+
+from engine.launch.free_memory import free_memory
+from engine.launch.limits import need
+from engine.spec import RunSpec
+
+
+class Slots:
+    """A run is started beside others if each rank has a core of its own, and the predicted memory of all of them is there.
+
+    A run with more ranks than there are cores runs alone. With a GPU there is one run at a time: every run would take the same.
+    """
+
+    def __init__(self, cores: int | None = None) -> None:
+        """`cores`: those that ranks may use; None: all that this process may use."""
+        self.cores = 1 if _has_gpu() else _usable_cores() if cores is None else cores  # with 1, no run is beside another
+        self._free = 0  # bytes when no run was active
+
+    def has_room(self, spec: RunSpec, active: Collection[RunSpec]) -> bool:
+        """Whether `spec` can start now beside the runs that are active."""
+        free = free_memory()
+        if not active:
+            self._free = free
+            return True
+        ranks = sum(other.layout.ranks for other in (spec, *active))
+        promised = sum(need(other).total for other in (spec, *active))
+        return ranks <= self.cores and promised <= self._free and need(spec).total <= free
+
+
+def _usable_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _has_gpu() -> bool:
+    """Asked of the system: torch is not loaded here."""
+    return any(Path("/dev").glob("nvidia[0-9]*")) or Path("/dev/kfd").exists()

@@ -1,0 +1,50 @@
+"""The rules of a model's numbers that only some of its parts have."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from engine.spec.sentence import Sentence, sentence
+
+if TYPE_CHECKING:
+    from engine.spec.parts import ModelSpec
+
+
+def wrong_number(model: ModelSpec) -> Sentence | None:
+    """What is wrong with a number of the model, with what fits. None if all fit."""
+    position = model.parts.position
+    for name in ("rotary_width", "rotary_base"):
+        if (number := getattr(model, name)) and position != "rotary":
+            return sentence(
+                "{name}={number} is for rotary positions, and this model has position={position}; 0 fits, or position=rotary",
+                name=name,
+                number=number,
+                position=position,
+            )
+    if model.rotary_width > model.head_width:
+        return sentence(
+            "rotary_width={number} is more than a head, which is {width} wide; up to {width} fits",
+            number=model.rotary_width,
+            width=model.head_width,
+        )
+    if model.spare_positions and position != "learned":
+        return sentence(
+            "spare_positions={number} is for learned positions, and this model has position={position}; 0 fits, or "
+            "position=learned",
+            number=model.spare_positions,
+            position=position,
+        )
+    if model.global_every and not model.window:
+        return sentence(
+            "global_every={number} says which layers have no window, and there is none; 0 fits, or a window",
+            number=model.global_every,
+        )
+    objective = model.parts.objective
+    if objective != "causal" and (model.window or position == "alibi"):
+        what = "position=alibi" if position == "alibi" else f"window={model.window}"
+        return sentence("{what} is for models that predict the next token, and {family} does not", what=what, family=model.family)
+    if position == "alibi" and model.window:
+        return sentence(
+            "window={number} and position=alibi are not built together; window=0 fits, or other positions", number=model.window
+        )
+    return None

@@ -1,0 +1,44 @@
+"""The first thing that a new reader sees: what this is, and three ways in."""
+
+from __future__ import annotations
+
+import streamlit as st
+
+from pages.shared import held, navigation, runbar
+from pages.shared.frame import say
+from pages.shared.service import EXAMPLE
+
+
+def draw() -> None:
+    words = say()
+    with st.container(key="welcome", gap="small"):
+        st.markdown(
+            "#### "
+            + words(
+                "Shardscope trains a Transformer as real processes on this machine and shows where every byte and every "
+                "microsecond goes: first predicted, then measured."
+            ),
+            anchors=False,
+        )
+        run, plan, learn = st.columns(3, gap="medium")
+        with run:
+            st.button(
+                words("See a finished run"),
+                type="primary",
+                icon=":material/monitoring:",
+                on_click=_see_example,
+                key="welcome/run",
+            )
+            st.caption(words("Eight processes: memory, traffic, timeline and loss, measured beside predicted."))
+        with plan:
+            navigation.link("plan", words("Plan a model"), "map", {})
+            st.caption(words("Which layouts of a large model fit on your devices, and how fast each one is."))
+        with learn:
+            navigation.link("learn", words("Learn"), "school", {})
+            st.caption(words("Short lessons with live numbers, each with a question to answer before you look."))
+
+
+def _see_example() -> None:
+    """Show the run that comes with the program. A callback."""
+    held.touch()
+    st.query_params[runbar.RUN] = EXAMPLE

@@ -1,0 +1,187 @@
+"""A class: who may enter, how much each may run and keep, and whose runs are whose. No Streamlit.
+
+What it must know after a restart is in a file in the folder of runs, which this user alone can read: the codes, and for each
+person a name, the hash of the secret that the browser keeps, and the texts that this person uploaded.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+import secrets
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from threading import RLock
+from typing import Any
+
+from engine import files, store
+from engine.launch.queue import RunState
+from engine.spec import RequestError, RunSpec, sentence
+
+# Without those that look alike. Eight of them are 40 bits: at a thousand guesses a second half of all codes take seventeen years.
+_LETTERS = "23456789ABCDEFGHJKMNPQRSTUVWXYZ"
+_FILE, _LARGEST = ".classroom.json", 4 << 20
+_LONGEST_NAME = 40
+_MB = 1_000_000
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What each person may take. The teacher may take what the machine has."""
+
+    ranks: int = 8  # of one run
+    seconds: float = 120.0  # of one run
+    runs: int = 2  # that wait or are active
+    megabytes: int = 200  # of saved runs and texts
+    people: int = 100
+
+
+@dataclass(frozen=True)
+class Person:
+    id: str  # in the queue and in saved runs; it gives no access
+    name: str
+    teacher: bool = False
+    texts: dict[str, int] = field(default_factory=dict)  # name of each uploaded text → bytes
+
+
+class Classroom:
+    """Any thread may call. Raises `OSError` where its file cannot be read or written, and `RequestError` if it is damaged."""
+
+    def __init__(self, home: Path, rules: Rules) -> None:
+        self.rules, self._home, self._path = rules, home, home / _FILE
+        self.one_at_a_time = RLock()  # between checking a limit and using it up
+        self._people: dict[str, Person] = {}  # by id
+        if self._path.exists():
+            try:
+                kept = json.loads(files.read(self._path, _LARGEST))
+                self.code, self.teacher_code = kept["code"], kept["teacher_code"]
+                self._people = {each["id"]: Person(**each) for each in kept["people"]}
+            except (ValueError, TypeError, KeyError) as error:
+                why = sentence("{file} is damaged; without it the class gets new codes", file=str(self._path))
+                raise RequestError(why) from error
+        else:
+            self.code, self.teacher_code = _code(8), _code(16)
+            self._write()
+
+    def enter(self, code: str, name: str) -> str:
+        """Let somebody in. Returns the secret by which the browser is known from now on. Raises `RequestError`."""
+        given, named = code.upper().replace("-", "").replace(" ", ""), " ".join(name.split())
+        teacher = _same(given, self.teacher_code)
+        if not teacher and not _same(given, self.code):
+            raise RequestError(sentence("this is not the code of this class; the teacher has it"))
+        if not named or len(named) > _LONGEST_NAME or not named.isprintable():
+            raise RequestError(sentence("enter a name of up to {most} letters", most=_LONGEST_NAME))
+        secret = secrets.token_urlsafe(24)
+        with self.one_at_a_time:
+            if not teacher and len(self._people) >= self.rules.people:
+                raise RequestError(sentence("this class is full: {count} people have entered", count=len(self._people)))
+            self._people[_id(secret)] = Person(_id(secret), named, teacher)
+            self._write()
+        return secret
+
+    def person(self, secret: str) -> Person | None:
+        """Who keeps this secret. None if nobody does."""
+        return self._people.get(_id(secret))
+
+    def name_of(self, id: str) -> str:
+        """The name of the person with this id; empty if there is none."""
+        return self._people[id].name if id in self._people else ""
+
+    def people(self) -> list[Person]:
+        return list(self._people.values())
+
+    # ------------------------------------------------------------------------------------------------------------- limits
+
+    def allowed(self, spec: RunSpec, person: Person, unfinished: Sequence[RunState], texts: Path) -> RunSpec:
+        """The run that this person may start: `spec`, with a time limit. Raises `RequestError` if it is too much.
+
+        `unfinished`: the runs of the queue. `texts`: the folder of uploaded texts; no other file is read.
+        """
+        if spec.workload.text is not None and Path(spec.workload.text).parent != texts:
+            raise RequestError(sentence("in a class a text is uploaded, and no file of this machine is read by its name"))
+        if person.teacher:
+            return spec
+        rules, layout = self.rules, spec.layout
+        if layout.ranks > rules.ranks:
+            raise RequestError(
+                sentence(
+                    "{layout} is {ranks} ranks, and in this class a run has at most {most}",
+                    layout=layout.code, ranks=layout.ranks, most=rules.ranks,
+                )
+            )  # fmt: skip
+        own = sum(state.by == person.id for state in unfinished)
+        if own >= rules.runs:
+            raise RequestError(
+                sentence(
+                    "you have {count} runs that wait or are active, and in this class each may have {most}; wait for one, or "
+                    "cancel it",
+                    count=own, most=rules.runs,
+                )
+            )  # fmt: skip
+        self.refuse_bytes(person, 0)
+        limit = min(spec.workload.time_limit, rules.seconds)
+        return spec.model_copy(update={"workload": spec.workload.model_copy(update={"time_limit": limit})})
+
+    def refuse_bytes(self, person: Person, more: int) -> None:
+        """Raise `RequestError` if what this person keeps would be too much with `more` bytes.
+
+        Deleted runs count, because they can be restored; where they are too much, they are removed for good.
+        """
+        if person.teacher:
+            return
+        most = self.rules.megabytes * _MB
+        saved, deleted = store.owned(self._home, person.id)
+        kept = sum(map(store.size, saved)) + sum(self._people[person.id].texts.values()) + more
+        if kept + sum(map(store.size, deleted)) >= most:
+            for run in deleted:
+                store.remove_deleted(run)
+        if kept >= most:
+            raise RequestError(
+                sentence(
+                    "your runs and texts would take {kept:,.1f} MB, and in this class each may keep {most:,} MB; delete runs on "
+                    "the page Runs",
+                    kept=kept / _MB, most=self.rules.megabytes,
+                )
+            )  # fmt: skip
+
+    def kept(self, person: Person) -> tuple[int, int]:
+        """How many saved runs a person has, and the bytes of them and of the texts."""
+        saved, _ = store.owned(self._home, person.id)
+        return len(saved), sum(map(store.size, saved)) + sum(person.texts.values())
+
+    def note_text(self, person: Person, name: str, size: int) -> None:
+        """Count a text as this person's. Raises `RequestError` if it is too much."""
+        with self.one_at_a_time:
+            if name not in self._people[person.id].texts:
+                self.refuse_bytes(person, size)
+                self._people[person.id].texts[name] = size
+                self._write()
+
+    def may_change(self, folder: Path, person: Person) -> bool:
+        """Whether this person may rename or delete a saved run."""
+        return person.teacher or store.owner(folder) == person.id
+
+    def _write(self) -> None:
+        kept: dict[str, Any] = {"code": self.code, "teacher_code": self.teacher_code}
+        kept["people"] = [asdict(person) for person in self._people.values()]
+        self._path.touch(0o600)  # before there is anything to read in it
+        files.write(self._path, json.dumps(kept).encode())
+
+
+def readable(code: str) -> str:
+    """K7QF3MWD as K7QF-3MWD."""
+    return "-".join(code[at : at + 4] for at in range(0, len(code), 4))
+
+
+def _code(letters: int) -> str:
+    return "".join(secrets.choice(_LETTERS) for _ in range(letters))
+
+
+def _same(given: str, code: str) -> bool:
+    return hmac.compare_digest(given.encode(), code.encode())
+
+
+def _id(secret: str) -> str:
+    return hashlib.sha256(secret.encode()).hexdigest()[:24]

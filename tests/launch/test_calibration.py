@@ -1,0 +1,109 @@
+"""Calibrating: what is measured here, the shape of what is measured on a GPU, and how plans take it."""
+
+from __future__ import annotations
+
+import json
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from engine import catalog, devices
+from engine.__main__ import main
+from engine.devices import DEVICES, DeviceSpec, device, device_names
+from engine.launch import calibrate, calibration
+from engine.launch.calibrate import figures, link
+from engine.launch.recording import with_ledgers
+from engine.predict.speed.rates import Assumptions, on_device, rates
+from engine.predict.speed.step_time import simulated
+from engine.spec import RequestError, RunSpec
+from pages.plan.request import of_link
+
+MEASURED = {
+    "fp32_flops": 1e11, "bf16_flops": 4e11, "reachable": 1.0, "fp32_reachable": 1.0, "memory_bandwidth": 5e10,
+    "matmul_efficiency": 0.9, "attention_efficiency": 0.4, "memory_efficiency": 0.3, "memory_bytes": 8 * 10**9,
+}  # fmt: skip
+
+
+def test_one_core_is_measured() -> None:
+    found = figures(torch.device("cpu"), least_s=0.0)
+    made = calibration.device_of("cpu", "mine", found)
+    assert set(found) == set(MEASURED)
+    assert made.fp32_flops > 1e9
+    assert made.memory_bytes > 10**8
+    assert not made.launches_ahead, "a processor works off its kernels itself"
+    assert made.context_bytes == made.communicator_bytes == 0
+
+
+def test_on_a_gpu_the_same_figures_are_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On fake tensors: every call is one that torch has for a GPU. Times mean nothing."""
+    monkeypatch.setattr(calibrate, "wait_for", lambda device: None)
+    monkeypatch.setattr(calibrate, "memory_of", lambda device: 80 * 10**9)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        found = figures(torch.device("cuda"), least_s=0.0)
+    assert set(found) == set(MEASURED)
+    made = calibration.device_of("cuda", "mine", found)
+    assert made.launches_ahead
+    assert made.context_bytes == DEVICES["h100-80gb"].context_bytes
+
+
+def test_the_link_between_two_ranks_is_measured() -> None:
+    found = link("cpu", least_s=0.01)
+    assert 0 < found["intra_latency"] < 10
+    assert found["intra_bandwidth"] > 1e5
+    assert found["intra_efficiency"] == 1
+
+
+def test_what_was_measured_replaces_assumptions_but_not_those_that_a_user_has_changed() -> None:
+    mine = calibration.device_of("cpu", "mine", MEASURED).model_copy(update={"launch_us": 20.0})
+    assert rates(mine, "fp32", Assumptions()).products == pytest.approx(0.9e11)
+    assert rates(mine, "fp32", Assumptions(matmul_efficiency=0.5)).products == pytest.approx(0.5e11)
+    assert on_device(mine, Assumptions()).launch_us == 20
+    assert on_device(mine, Assumptions(launch_us=5.0)).launch_us == 5
+    assert on_device(DEVICES["h100-80gb"], Assumptions()) == Assumptions()
+
+
+def test_a_processor_takes_launches_and_work_one_after_the_other() -> None:
+    mine = calibration.device_of("cpu", "mine", MEASURED)
+    spec = RunSpec(model=catalog.model("gpt-tiny"))
+    none, some, more = (
+        with_ledgers(partial(simulated, spec, mine.model_copy(update={"launch_us": us}), Assumptions()))[0]
+        for us in (0.0, 10.0, 20.0)
+    )
+    assert more - some == pytest.approx(some - none)
+    assert some > none > 0
+
+
+def test_a_calibrated_device_is_offered_by_its_name(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(devices, "own_folder", lambda: tmp_path / "devices")
+    monkeypatch.setattr("engine.command.calibrate.own_folder", devices.own_folder)
+    mine = calibration.device_of("cpu", "my-laptop", MEASURED).model_copy(update={"launch_us": 20.0})
+    monkeypatch.setattr("engine.command.calibrate.calibrate", lambda kind, name, progress: mine)
+    assert main(["calibrate", "--name", "my-laptop"]) == 0
+    assert "20.0 µs a kernel" in capsys.readouterr().out
+    assert device_names() == [*DEVICES, "my-laptop"]
+    assert device("my-laptop") == mine
+    assert of_link({"device": "my-laptop"}).hardware == mine
+    asked = ["search", "--model", "gpt-tiny", "--ranks", "2", "--device", "my-laptop", "--json", "--precision", "fp32"]
+    assert main(asked) == 0
+    assert json.loads(capsys.readouterr().out)["device"]["name"] == "my-laptop"
+    assert main(["calibrate", "--out", str(tmp_path / "here.json"), "--json"]) == 0
+    assert DeviceSpec.read_json((tmp_path / "here.json").read_text()) == mine
+
+
+@pytest.mark.parametrize("name", ["H100", "h100-80gb", "../x", "a" * 41])
+def test_a_name_that_cannot_be_offered_is_refused(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["calibrate", "--name", name]) == 2
+    assert f"a device cannot be named {name!r}" in capsys.readouterr().err
+
+
+def test_a_device_that_cannot_be_measured_is_refused() -> None:
+    if torch.cuda.is_available():
+        assert calibration.measured("cuda", 0.0)["bf16_flops"] > 0
+        return
+    with pytest.raises(RequestError, match="cuda could not be measured"):
+        calibration.measured("cuda", 0.0)
