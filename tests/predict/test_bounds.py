@@ -10,10 +10,8 @@ import pandas as pd
 import pytest
 
 from engine import catalog
-from engine.predict.memory import memory, peak_table
-from engine.predict.memory.peaks import opened_stages, peak_of_passes, with_step
-from engine.predict.memory.shortened import Shortened, shortened
-from engine.predict.memory.stages import Place
+from engine.predict.memory import memory
+from engine.predict.memory.shortened import shortened
 from engine.predict.run import predict
 from engine.predict.traffic import traffic
 from engine.schedule import SCHEDULES, entries
@@ -22,7 +20,6 @@ from engine.spec import SCHEDULE_FACTS, LayoutSpec, ModelSpec, RequestError, Run
 from engine.tables import members
 from engine.topology import MOST_MEMBERS, Mesh
 from tests.predict.random_specs import random_specs
-from tests.runs import small
 
 
 def asked(code: str, microbatches: int = 4, model: ModelSpec | None = None, **layout: Any) -> RunSpec:
@@ -102,23 +99,6 @@ def test_any_rank_can_be_asked_for() -> None:
             pd.testing.assert_frame_equal(traffic(spec, [rank]), every[every["rank"] == rank].reset_index(drop=True))
     [group] = traffic(asked("dp4096"), [5]).query("phase == 'backward'")["group"].unique()
     assert members(group) == tuple(range(4096))
-
-
-def test_where_replicas_differ_each_has_its_own_peak() -> None:
-    """Each counts its share of the gradients in the norm; whichever rank is asked for, it is that rank's own peak."""
-    numbers: dict[str, Any] = {"precision": "bf16", "accumulate": "bf16", "microbatches": 1, "microbatch_size": 1}
-    made = small("dp6.tp2.pp1", model={"layers": 40, "hidden": 32, "heads": 4, "seq": 4}, **numbers)
-    spec = made.model_copy(update={"layout": made.layout.model_copy(update={"zero": 2})})
-    found, stages, mesh = memory(spec), opened_stages(spec, Shortened(1)), Mesh({"dp": 6, "tp": 2})
-    assert found.peaks[0].action == "step"
-    assert len({peak.total for peak in found.others.values()}) > 1
-    totals = peak_table(spec, found).groupby("rank")["bytes"].sum()
-    for rank in range(mesh.size):
-        at = mesh.coordinate(rank)
-        own = with_step(stages, Place(0, at.dp, at.tp > 0), peak_of_passes(stages, 0))
-        assert found.of(at).bytes == own.bytes
-        assert totals[rank] == own.total
-    assert found.fullest[1].total == totals.max()
 
 
 @pytest.mark.parametrize(

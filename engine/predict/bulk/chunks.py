@@ -62,11 +62,9 @@ class Chunks:
         self._nets, self._tops = self.does.figures({name: of[first] for name, of in letters.items()}, len(first))
         found: dict[Any, Any] = {}
         several = self.does.bucket_sizes()
-        # Numbers of each on a rank, in one replica's share, and how many parameters begin in the first share.
-        self.buckets = np.empty((len(several), 3, len(known["tp"])))
+        self.buckets = np.empty((len(several), 2, len(known["tp"])))  # numbers of each on a rank, and in one replica's share
         for sizes, out in zip(several, self.buckets, strict=True):
-            out[0], out[1], *each = figures_of(sizes, self.known, found)
-            out[2] = _pieces(out[1], each)
+            out[0], out[1] = figures_of(sizes, self.known, found)
 
     def tables(self, forms: list[ChunkForm], here: slice) -> dict[ChunkForm, Table]:
         """`VALUES` of each form, of the layouts `here`, which all have one ZeRO stage and are all cut or not."""
@@ -99,9 +97,9 @@ class _TableBuilder:
         self.found: dict[Any, Any] = {}
         self.e = self.layouts.e.value
         self.width = self.layouts.width.value if zero == 1 else self.e  # bytes of a number that a reduction receives
-        self.buckets = chunks.buckets[:, :, here]  # (buckets, 3, n)
+        self.buckets = chunks.buckets[:, :, here]  # (buckets, 2, n)
         spans, highest = chunks.spans(here)
-        whole, share, _ = self.buckets.swapaxes(0, 1)
+        whole, share = self.buckets.swapaxes(0, 1)
         blocks = np.stack([share * self.width, -share * self.width, whole * self.e, -whole * self.e], axis=1)
         blocks = blocks.reshape(-1, self.count)
         nothing = np.zeros((1, self.count))
@@ -171,7 +169,7 @@ class _TableBuilder:
     def _under_way(self, actions: Actions, bucket: int) -> Real:
         if bucket < 0:
             return self._once(0.0)
-        whole, share, _ = self.buckets[actions.uses[bucket].number]
+        whole, share = self.buckets[actions.uses[bucket].number]
         return self._once(share * self.width + (whole * self.e if self.zero >= 2 else 0.0))
 
     def _standing(self, actions: Actions) -> Real:
@@ -185,12 +183,11 @@ class _TableBuilder:
 
     @cached_property
     def _updated(self) -> tuple[Real, Real, Real]:
-        """Of each bucket what stands, what its norm takes, with two numbers for each piece, and its update. (buckets, n) each"""
-        whole, share, pieces = self.buckets.swapaxes(0, 1)
+        """Of each bucket what stands, what its norm takes, which is two numbers, and its update. (buckets, n) each"""
+        whole, share = self.buckets.swapaxes(0, 1)
         memory = UpdateMemory(self.layouts.workload, self.zero, self.layouts.e, self.layouts.width)
         every, nothing = SizedBucket(Factor("Ψ", whole), Factor("Ψ/dp", share)), np.zeros_like(share)
-        norm = bytes_of(memory.norm(every, every.share)) + 8 * pieces
-        return nothing + bytes_of(memory.standing(every)), norm, nothing + bytes_of(memory.update(every))
+        return nothing + bytes_of(memory.standing(every)), nothing + 8, nothing + bytes_of(memory.update(every))
 
 
 def _apart(several: list[Actions], parts: Real, letters: Whole, starts: list[int]) -> list[_ActionPoints]:
@@ -203,12 +200,3 @@ def _apart(several: list[Actions], parts: Real, letters: Whole, starts: list[int
         table = Table(parts[:, here], np.array(starts[start:stop]) - here.start, one.which, inside)
         out.append(_ActionPoints(table, parts[:, len(letters) + start + one.which]))
     return out
-
-
-def _pieces(share: Real, sizes: list[Real]) -> Any:
-    """Of parameters that lie one behind the other, how many begin in the first share."""
-    offset: Any = 0
-    found: Any = 0
-    for size in sizes:
-        found, offset = found + (offset < share), offset + size
-    return found

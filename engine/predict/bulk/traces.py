@@ -208,11 +208,11 @@ class FormTraces:
 
     def use(self, bucket: BucketSizes, times: Any) -> BucketUse:
         """A bucket in numbers."""
-        key = bucket.size.value, bucket.share.value, *(size for _, size in bucket.parameters)
+        key = bucket.size.value, bucket.share.value
         return BucketUse(self._buckets.setdefault(key, len(self._buckets)), letter_of(times), bucket.counted)
 
     def bucket_sizes(self) -> list[tuple[Any, ...]]:
-        """Of all buckets that are not alike: numbers on a rank, in one replica's share, and of each parameter."""
+        """Of all buckets that are not alike: numbers on a rank, and in one replica's share."""
         with self.one_at_a_time:
             return list(self._buckets)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -19,22 +19,6 @@ from engine.predict.terms import Factor
 from engine.schedule import Action
 from engine.schedule.orders import kinds_of, messages_held, passes
 from engine.spec import RunSpec, sentence
-
-
-class Place(NamedTuple):
-    """Which of a stage's ranks: what they hold differs in the optimizer's step only, by which numbers of the norm each counts."""
-
-    stage: int
-    replica: int = 0
-    later: int = 0  # the first tp coordinate that counts as much, see `alike`
-
-
-def alike(tp: int, copies: int) -> int:
-    """The first tp coordinate whose rank counts as many numbers. `copies`: see `ModelSpec.key_copies`.
-
-    The first rank counts what tp does not cut, and the first of those with the same key heads counts these.
-    """
-    return min(tp, 1 if copies == 1 or tp % copies else copies)
 
 
 class Stages:
@@ -86,44 +70,18 @@ class Stages:
         counts[BlockKind("temporary", sentence("loss and norm of the gradients"), (Factor("2", 2), FOUR), False)] += 1
         return counts
 
-    def step(self, at: Place) -> ActionTrace:
-        """The norm of the gradients, two numbers of four bytes for each piece of them; then the optimizer."""
-        pieces, first, second = 0, list[Any](), list[Any]()
-        for bucket, times in self.buckets(at.stage):
-            found, size = self._counted(bucket, at)
-            pieces += times * found
-            counted = bucket.share if size == bucket.share.value else Factor("n", size)
-            first += [(times, [(1, kind)]) for kind in self.memory.norm(bucket, counted) if size]
+    def step(self, stage: int) -> ActionTrace:
+        """The norm of the gradients, two numbers of four bytes for each bucket; then the optimizer."""
+        counted, second = 0, list[Any]()
+        for bucket, times in self.buckets(stage):
+            counted += times * bucket.counted
             second += [(times, [(1, kind)]) for kind in self.memory.update(bucket)]
-        norms = BlockKind("temporary", sentence("norm of each gradient"), (Factor("n", 2 * pieces + 1), FOUR), False)
+        norms = BlockKind("temporary", sentence("norm of each gradient"), (Factor("n", 2 * counted + 1), FOUR), False)
         counter = BlockKind("temporary", sentence("scalars"), (FOUR,), False)
-        first.append((1, [(1, norms)]))
+        first: list[Any] = [(1, [(1, norms)])]
         second.insert(0, (1, [(1, counter)]))
 
         def undone(parts: list[Any]) -> list[Any]:
             return [(times, [(-sign, kind) for sign, kind in events]) for times, events in parts]
 
         return ActionTrace([*first, *undone(first), *second, *undone(second)])
-
-    def counted(self, at: Place) -> tuple[tuple[int, int], ...]:
-        """By which the ranks of a stage differ."""
-        return tuple(self._counted(bucket, at) for bucket, _ in self.buckets(at.stage))
-
-    def _counted(self, bucket: BucketSizes, at: Place) -> tuple[int, int]:
-        return bucket.counted_on(at.replica if self.spec.layout.zero else 0, at.later > 0, at.later % self.copies > 0)
-
-    @property
-    def copies(self) -> int:
-        """How many tp ranks hold the same key heads."""
-        return self.spec.model.key_copies(self.spec.layout.tp)
-
-    def where_shares_differ(self, stage: int) -> list[int]:
-        """Replicas in order, the first among them: those between two of these count the same in the norm as the one before."""
-        dp, found = self.spec.layout.dp, {0}
-        for bucket, _ in self.buckets(stage):
-            share, end = bucket.share.value, 0
-            for (_, size), keys in zip(bucket.parameters, bucket.keys, strict=True):
-                end += size
-                # Where one begins that is cut, and where the next one is whole.
-                found |= {edge // share + more for edge in (end, end - keys) for more in (0, 1)}
-        return sorted(replica for replica in found if replica < dp)

@@ -13,12 +13,10 @@ from engine.predict.memory.blocks import Counts, size_of
 from engine.predict.memory.passes import ActionTrace
 from engine.predict.memory.peaks import Memory, memory, opened_generation, opened_stages
 from engine.predict.memory.shortened import Shortened
-from engine.predict.memory.stages import Place, alike
 from engine.schedule import Action, Schedule, plan, replay
 from engine.schedule.orders import KINDS
 from engine.spec import RunSpec
 from engine.tables import CATEGORIES, KV_CACHE, SCHEMAS, table
-from engine.topology import Mesh
 
 
 def peak_table(spec: RunSpec, found: Memory | None = None) -> pd.DataFrame:
@@ -31,11 +29,9 @@ def peak_table(spec: RunSpec, found: Memory | None = None) -> pd.DataFrame:
     categories = list(found.peaks[0].bytes)
     ranks = np.array(mesh.listed)
     if len(ranks) < mesh.size:
-        at, _ = found.fullest
-        ranks = np.union1d(ranks, mesh.rank({"pp": at.stage, "dp": at.replica, "tp": at.later}))
-        bytes_ = np.array([[found.of(mesh.coordinate(int(rank))).bytes[c] for c in categories] for rank in ranks], np.int64)
-    else:
-        bytes_ = _bytes_of_all(mesh, found, categories)
+        ranks = np.union1d(ranks, mesh.rank({"pp": found.fullest.stage}))
+    by_stage = np.array([[peak.bytes[c] for c in categories] for peak in found.peaks], np.int64)
+    bytes_ = by_stage[mesh.index("pp", ranks)]
     columns: dict[str, Any] = {
         "source": "formula",
         "rank": np.repeat(ranks, len(categories)),
@@ -51,16 +47,6 @@ def peak_table(spec: RunSpec, found: Memory | None = None) -> pd.DataFrame:
     )
 
 
-def _bytes_of_all(mesh: Mesh, found: Memory, categories: list[str]) -> Any:
-    """Of every rank, (ranks, categories)."""
-    by_stage = np.array([[peak.bytes[c] for c in categories] for peak in found.peaks], np.int64)
-    bytes_ = by_stage.repeat(mesh.stride("pp"), axis=0).reshape(mesh.pp, mesh.dp, mesh.tp, len(categories))
-    for at, peak in sorted(found.others.items()):  # each goes on until the next of its stage and kind
-        slices = [tp for tp in range(mesh.tp) if alike(tp, found.copies) == at.later]
-        bytes_[at.stage, at.replica :, slices] = [peak.bytes[c] for c in categories]
-    return bytes_.reshape(mesh.size, len(categories))
-
-
 def curve_table(spec: RunSpec, rank: int, times: Sequence[tuple[int, int]] | None = None) -> pd.DataFrame:
     """The composition over one step, as `memory_curve` has it: at the start and at the highest point of each action.
 
@@ -70,7 +56,7 @@ def curve_table(spec: RunSpec, rank: int, times: Sequence[tuple[int, int]] | Non
     at, m = spec.layout.mesh.coordinate(rank), spec.workload.microbatches
     stages, schedule = opened_stages(spec, Shortened(m)), plan(spec.layout, m, spec.model.parts.tied)
     actions = schedule.stages[at.pp]
-    walk, step = stages.walk(at.pp, actions), stages.step(Place(at.pp, at.dp, alike(at.tp, stages.copies)))
+    walk, step = stages.walk(at.pp, actions), stages.step(at.pp)
     if times is None:
         timed = [t for t in replay(schedule, textbook(spec.layout)) if t.stage == at.pp]
         times = [(round(t.start * UNIT_NS), round(t.end * UNIT_NS)) for t in timed]

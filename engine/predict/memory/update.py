@@ -45,13 +45,6 @@ class UpdateMemory:
             found.append(("optimizer", sentence("count of steps of {bucket}", bucket=name), (FOUR,)))
         return [BlockKind(category, what, factors, bucket.layered) for category, what, factors in found]
 
-    def norm(self, bucket: SizedBucket | BucketSizes, counted: Factor) -> list[BlockKind]:
-        """The norm is that of fp32 copies where gradients are bf16. `counted`: how many numbers."""
-        if self.g.value != 2:
-            return []
-        name = sentence("gradients of {bucket} as fp32", bucket=bucket.name)
-        return [BlockKind("temporary", name, (counted, FOUR), bucket.layered)]
-
     def update(self, bucket: SizedBucket | BucketSizes) -> list[BlockKind]:
         """The optimizer is given copies where gradients are of another type than what it updates."""
         if self.g.value == self.updated.value:
