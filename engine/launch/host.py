@@ -193,6 +193,7 @@ class Host:
         self._open_for_requests = True  # whether requests may still come
         self._runs: dict[str, LocalRun] = {}
         self._shares: dict[str, int] = {}  # bytes that each run was expected to take
+        self._look_at_memory = 0.0  # when
         self._life, self._life_end = os.pipe()
         self._selector = selectors.DefaultSelector()
         self._selector.register(requests, _READ, self._on_requests)
@@ -209,7 +210,9 @@ class Host:
             waits = [wait for run in self._runs.values() if (wait := run.timeout()) is not None]
             for key, _ in self._selector.select(min([*waits, guard.EVERY_S]) if self._runs else None):
                 key.data()
-            self._guard_memory()
+            if time.monotonic() >= self._look_at_memory:
+                self._look_at_memory = time.monotonic() + guard.EVERY_S
+                self._guard_memory()
             for name, run in list(self._runs.items()):
                 run.tick()
                 if run.finished:

@@ -24,13 +24,13 @@ class Slots:
 
     def has_room(self, spec: RunSpec, active: Collection[RunSpec]) -> bool:
         """Whether `spec` can start now beside the runs that are active."""
-        free = free_memory()
         if not active:
-            self._free = free
+            self._free = free_memory()
             return True
-        ranks = sum(other.layout.ranks for other in (spec, *active))
-        promised = sum(need(other).total for other in (spec, *active))
-        return ranks <= self.cores and promised <= self._free and need(spec).total <= free
+        together = (spec, *active)
+        if sum(run.layout.ranks for run in together) > self.cores:  # first, as the queue asks at every event
+            return False
+        return sum(need(run).total for run in together) <= self._free and need(spec).total <= free_memory()
 
 
 def _usable_cores() -> int:

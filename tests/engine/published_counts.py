@@ -1,7 +1,7 @@
 """The number of parameters of released checkpoints, each with its source.
 
-All of them were counted a second time, in October 2026, from the model classes of transformers 5.24 on torch's meta device, which
-share no code with this project. The two agree to the last parameter.
+All but BLOOM were counted a second time, in October 2026, from the model classes of transformers 5.24 on torch's meta device,
+which share no code with this project. The two agree to the last parameter.
 """
 
 from __future__ import annotations

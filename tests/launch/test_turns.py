@@ -21,6 +21,7 @@ from tests.launch.bench import Bench, finished, gone, small, until
 from tests.patience import PATIENCE_S
 
 LONG = 10_000  # steps; such a run must be cancelled
+ENDLESS = {"steps": LONG, "microbatches": 64}  # no test is so slow that it ends by itself
 ONE, PAIR = "dp1.tp1.pp1", "dp2.tp1.pp1"
 
 
@@ -93,7 +94,7 @@ def test_runs_go_on_at_once_if_each_rank_has_a_core_and_all_have_memory() -> Non
 def test_two_runs_at_once_each_with_its_own_result_and_its_own_cancel(tmp_path: Path) -> None:
     bench = Bench(tmp_path, cores=4)
     with bench.queue as queue:
-        first, second, third = (queue.submit(small(PAIR, steps=LONG), by=by) for by in "aab")
+        first, second, third = (queue.submit(small(PAIR, **ENDLESS), by=by) for by in "aab")
         for id in (first, third):  # the second waits: it is of the same session as the first
             until(queue, id, lambda state: state.step > 0)
         assert [run.id for run in queue.unfinished()] == [first, third, second]
@@ -114,7 +115,7 @@ def test_two_runs_at_once_each_with_its_own_result_and_its_own_cancel(tmp_path: 
 def test_a_rank_that_fails_ends_its_own_run_only(tmp_path: Path) -> None:
     bench = Bench(tmp_path, cores=4)
     with bench.queue as queue:
-        other = queue.submit(small(PAIR, steps=LONG))
+        other = queue.submit(small(PAIR, **ENDLESS))
         until(queue, other, lambda state: state.step > 0)
         before = bench.ranks()
         state = finished(queue, queue.submit(small(PAIR, "kill:1@2")))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -239,3 +241,18 @@ def test_the_teacher_sees_who_runs_and_ends_it(parts: tuple[Service, Queue], cla
     button(app, "Delete them").click().run()
     assert store.listing(tmp_path) == []
     assert "1 run deleted." in text(app)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--ranks", "0"], "0 is less than 1"),
+        (["--runs", "/dev/null/runs"], "the class cannot be opened: cannot make the folder /dev/null/runs for runs"),
+    ],
+    ids=["ranks", "folder"],
+)
+def test_a_class_that_cannot_be_opened_says_why(arguments: list[str], said: str) -> None:
+    command = [sys.executable, "-m", "pages.shared.start_classroom", *arguments]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False, timeout=PATIENCE_S)
+    assert ended.returncode == 2
+    assert said in ended.stderr
