@@ -24,7 +24,7 @@ from typing import Any, get_args
 from engine import catalog
 from engine.files import write
 from engine.launch.client import environment
-from engine.predict.ledger.dimensions import dimensions, structure
+from engine.predict.ledger.dimensions import QKV, dimensions, structure
 from engine.predict.ledger.form import Ledger, Part, Slicing, Structure
 from engine.predict.ledger.keep import Key, LedgerArchive, LedgerFolder
 from engine.predict.ledger.split import part_of
@@ -41,20 +41,23 @@ _MANY = WorkloadSpec(microbatch_size=8)
 _TOKENS = (1, 2), (2, 3)  # of a prompt, and in all
 # Models with other parts than their family, of which some ledgers are shipped. Tied llamas are Llama 3.2 and SmolLM2.
 _ASKED_FOR = ("llama3.2-1b", "qwen2.5-7b", "qwen3-8b", "gemma3-27b", "bloom-176b")
+_ONE_QUERY = {"G/tp": 1, "A/G": 1, QKV: 3}  # each rank has one head, and a copy of the key head that it shares with others
 _BATCH = 100  # recordings of a process; torch's profiler keeps about a megabyte of each
 
 
 def structures(model: ModelSpec) -> Iterator[Structure]:
     """All that layouts and workloads make of a model. Left out is where each tp rank has one row or one column of something."""
     for cut in get_args(Slicing):
-        heads = (1, 2)  # of keys, on a rank
+        heads = [{"G/tp": 1}, {"G/tp": 2}]  # of keys, on a rank
+        if cut != "none" and model.key_heads < model.heads:
+            heads.append(_ONE_QUERY)
         for batch, on_rank, recompute, workload in itertools.product((1, 2), heads, get_args(Recompute), _WORKLOADS):
-            sizes = dimensions(model, cut, 1, batch) | {"G/tp": on_rank}
+            sizes = dimensions(model, cut, 1, batch) | on_rank
             yield structure(model, workload, recompute, cut, sizes)
             yield structure(model, workload, recompute, cut, sizes | {"C": 2})
         generates = cut != "sequence" and model.parts.objective == "causal"
         for on_rank, workload, tokens in itertools.product(heads, _WORKLOADS, _TOKENS if generates else ()):
-            sizes = dimensions(model, cut, 1, 1, tokens) | {"G/tp": on_rank}
+            sizes = dimensions(model, cut, 1, 1, tokens) | on_rank
             yield structure(model, workload, "none", cut, sizes, generates=True)
 
 
@@ -103,13 +106,15 @@ def _planned(one: Structure) -> tuple[Recompute, ...]:
 def wanted(models: Iterable[ModelSpec]) -> list[Key]:
     """The ledgers of some models that are shipped.
 
-    Those of a loss in chunks are left out where only very large microbatches have it.
+    Those of a loss in chunks are left out where only very large microbatches have it, and those of as many tp ranks as heads
+    where heads share keys.
     """
     found: dict[Key, None] = {}
     for model in models:
         chunked = _MANY.loss_tokens(model, 1) is not None
         for one, part in itertools.product(filter(shipped, structures(model)), sorted(parts(model))):
-            if chunked or not one.chunked_loss:
+            has_one_query = model.key_heads < model.heads and {"A/G", "G/tp"} <= {*one.ones}
+            if (chunked or not one.chunked_loss) and not has_one_query:
                 found[one.of(part), part] = None
     return list(found)
 

@@ -21,7 +21,8 @@ _ENGINE = Path(__file__).parents[2]
 RECORDED = (
     "families.py", "generate.py", "inference.py", "measure", "model", "objective.py", "optim", "optimizer.py", "parallel",
     "phases.py", "schedule", "spec", "tables.py", "text.py", "topology.py", "launch/marks.py", "launch/probe.py",
-    "launch/profiled.py", "launch/record.py", "launch/record_generation.py", "predict/ledger", "predict/terms.py",
+    "launch/profiled.py", "launch/record.py", "launch/record_generation.py", "predict/ledger", "predict/symbolic.py",
+    "predict/terms.py",
 )  # fmt: skip
 
 
