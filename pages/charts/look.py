@@ -143,6 +143,7 @@ def config(style: Look) -> dict[str, Any]:
         "background": "transparent",
         "view": {"stroke": "transparent"},
         "axis": label | {"gridColor": style.faint, "domainColor": style.grey, "tickColor": style.grey, "labelLimit": 320},
+        "axisXQuantitative": {"labelFlush": True, "labelBound": True},  # no number is cut off at the end of the axis
         "axisY": {"domain": False, "ticks": False, "labelPadding": 6},
         "legend": label | _LEGEND,
         "bar": {"discreteBandSize": {"band": 0.78}},
