@@ -2,8 +2,8 @@
 
     python -m benchmarks.calibrated --device mine.json [--seed 0] [--specs 40]
 
-The time of a run is that of its fastest step, since other programs make the others slower. `python -m engine calibrate` writes
-the device's file; it should be measured just before, on a machine that is as busy or as idle.
+The time of one rank is the CPU time of its actions, and that of two is their fastest step, since other programs on the machine
+make them slower. `python -m engine calibrate` writes the device's file.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from benchmarks.draw import specs
 from benchmarks.running import ended
 from engine import store
 from engine.devices import device
-from engine.launch.calibration import fastest_step
+from engine.launch.calibration import step_seconds
 from engine.launch.queue import RunQueue
 from engine.launch.recording import with_ledgers
 from engine.predict.speed.rates import Assumptions
@@ -40,7 +40,7 @@ def main() -> None:
         small = (spec for spec in specs(chosen.seed) if spec.layout.ranks <= 2 and not spec.generate.skip_training)
         for spec in map(_with_steps, islice(small, chosen.specs)):
             ours, _ = with_ledgers(partial(simulated, spec, here, Assumptions()))
-            took = fastest_step(store.load(ended(queue, spec).folder))
+            took = step_seconds(store.load(ended(queue, spec).folder))
             layout, error = spec.layout, 100 * (ours / took - 1)
             print(
                 f"{spec.model.family:12} {layout.code:12} {layout.schedule:12} hidden {spec.model.hidden:4} "

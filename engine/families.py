@@ -30,8 +30,8 @@ class ModelParts:
     # Of the norms: before attention and MLP; after the residual is added; before them and on their outputs (Gemma 2, 3); only on
     # their outputs (OLMo 2).
     placement: Placement = "pre"
-    # Of queries and keys: over the width of each head, with a weight that all heads share (Qwen 3, Gemma 3); over all features
-    # of the queries, and of the keys, always RMSNorm (OLMo 2).
+    # RMSNorm of queries and keys: over the width of each head, with a weight that all heads share (Qwen 3, Gemma 3); over all
+    # features of the queries, and of the keys (OLMo 2).
     qk_norm: QKNorm = "none"
     # Attention and MLP both read the layer's input: through one norm (Falcon 7B, Phi-2), or one each (GPT-NeoX, Falcon 40B).
     parallel: Parallel = "none"
@@ -71,7 +71,7 @@ class ModelParts:
         """
         attention = hidden * (queries + 2 * keys) + queries * hidden
         attention += {"all": queries + 2 * keys + hidden, "qkv": queries + 2 * keys, "none": 0}[self.attention_bias]
-        attention += {"none": 0, "head": 2 * self.norm_vectors * width, "full": queries + keys}[self.qk_norm]
+        attention += {"none": 0, "head": 2 * width, "full": queries + keys}[self.qk_norm]
         relative = hidden * queries + 2 * queries if self.position == "relative" else 0
         matrices = 3 if self.gated else 2
         mlp = matrices * hidden * ffn + ((matrices - 1) * ffn + hidden if self.mlp_bias else 0)

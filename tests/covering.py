@@ -1,4 +1,4 @@
-"""Small runs that together cover every valid pair of choices: families, axes, schedules, levers and sizes.
+"""Small runs that together cover every valid pair of choices: families, other parts, axes, schedules, levers and sizes.
 
 Tests of parity, memory, traffic, spans and dry runs use them. Each runs once for all tests.
 """
@@ -20,15 +20,26 @@ from engine.predict.ledger.keep import Key
 from engine.predict.ledger.layout import LayoutLedgers
 from engine.predict.ledger.store import ledger_store
 from engine.schedule import SCHEDULES
-from engine.spec import SCHEDULE_FACTS, LayoutSpec, RequestError, RunSpec, WorkloadSpec
+from engine.spec import SCHEDULE_FACTS, LayoutSpec, ModelSpec, RequestError, RunSpec, WorkloadSpec
 
 Case = TypeVar("Case", bound=Hashable)
 
 CANDIDATES = 4_000  # enough to have every valid pair
 MOST_RANKS = 8
 
+# Parts that no family has, by a model that has them. Their ledgers are not shipped, and so there are few.
+PARTS: dict[str, dict[str, Any]] = {
+    "family's": {},
+    "gemma's": {"placement": "both", "qk_norm": "head", "inner": "geglu", "scaled_embedding": True},
+    "olmo's": {"placement": "output", "qk_norm": "full"},
+    "falcon's": {"placement": "pre", "parallel": "one_norm", "attention_bias": "qkv", "inner": "relu2"},
+    "mistral's": {"position": "rotary", "rotary_width": 8, "kv_heads": 1, "window": 9, "global_every": 3},
+    "bloom's": {"position": "alibi", "embedding_norm": True, "kv_heads": 2},
+    "opt's": {"position": "learned", "spare_positions": 2},
+}
 CHOICES: dict[str, list[Any]] = {
     "family": list(FAMILIES),
+    "parts": list(PARTS),
     "schedule": list(SCHEDULES),
     "zero": [0, 1, 2, 3],
     "pp": [1, 2, 3, 4],
@@ -57,7 +68,8 @@ def spec_of(choice: Mapping[str, Any]) -> RunSpec:
     """The spec of some choices. Raises `RequestError` if they are not a valid combination."""
     name, pp = choice["schedule"], choice["pp"]
     tiny = catalog.model(f"{choice['family']}-tiny")
-    model = tiny.model_copy(update={"layers": LAYERS[pp], "seq": 32, "vocab": tiny.vocab + choice["odd_vocabulary"]})
+    sizes = {"layers": LAYERS[pp], "seq": 32, "vocab": tiny.vocab + choice["odd_vocabulary"]}
+    model = ModelSpec.model_validate(tiny.model_dump() | sizes | PARTS[choice["parts"]])
     layout = LayoutSpec(
         **{field: choice[field] for field in ("dp", "tp", "pp", "zero", "recompute", "sequence_parallel", "schedule")},
         split=() if choice["split"] == "even" else SPLITS[pp][choice["split"]],
@@ -144,4 +156,5 @@ def title(spec: RunSpec) -> str:
     split = "".join(f"-{n}" for n in layout.split)
     batch = f"{workload.microbatches}x{workload.microbatch_size}" + (f"-c{workload.loss_chunk}" if workload.loss_chunk else "")
     optimizer = f"{workload.optimizer}{workload.momentum:g}"
-    return f"{spec.model.family}-{layout.code}{split}-{layout.schedule}-{levers}-{numbers}-{optimizer}-{batch}"
+    parts = "".join(f"-{value}" for _, value in spec.model.chosen_parts)
+    return f"{spec.model.family}{parts}-{layout.code}{split}-{layout.schedule}-{levers}-{numbers}-{optimizer}-{batch}"

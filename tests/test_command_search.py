@@ -90,7 +90,18 @@ def test_for_inference_it_counts_sequences(capsys: pytest.CaptureFixture[str]) -
     )
 
 
-@pytest.mark.parametrize("flag", ["--optimizer lion", "--accounting zero2020", "--only megatron", "--tokens 1e12"])
+@pytest.mark.parametrize(
+    "flag",
+    [
+        "--optimizer lion",
+        "--attention written",
+        "--accumulate bf16",
+        "--bf16-optimizer",
+        "--accounting zero2020",
+        "--only megatron",
+        "--tokens 1e12",
+    ],
+)
 def test_for_inference_what_is_for_training_is_refused(capsys: pytest.CaptureFixture[str], flag: str) -> None:
     asked = ["search", "--inference", "--model", "llama3-8b", "--ranks", "4", "--device", "h100-80gb", *flag.split()]
     assert main(asked) == 2
@@ -162,3 +173,14 @@ def test_a_plan_keeps_free_what_the_allocator_does_not_see_and_says_so(capsys: p
     assert fitting[0] > fitting[-1]
     assert main([*SMALL, "--reserve", "-1"]) == 2
     assert capsys.readouterr().err == "--reserve -1 is not from 0 to 1,000,000 GiB\n"
+
+
+def test_a_search_takes_the_precision_of_gradients_and_of_the_optimizers_states(capsys: pytest.CaptureFixture[str]) -> None:
+    """Gradients in bf16 are turned into fp32 for the update of an fp32 copy; without the copy they are not."""
+    smallest = []
+    for flags in ([], ["--accumulate", "bf16"], ["--accumulate", "bf16", "--bf16-optimizer"]):
+        assert main([*SMALL, "--json", "--top", "1000", *flags]) == 0
+        rows = json.loads(capsys.readouterr().out)["layouts"]
+        smallest.append(min(row["memory_bytes"] for row in rows if row["zero"] == 0))
+    assert len(set(smallest)) == 3
+    assert min(smallest) == smallest[2] < 0.7 * smallest[0]

@@ -84,19 +84,21 @@ def _gemma(layers: int, hidden: int, ffn: int, heads: int, key_heads: int, vocab
 
 
 def _gemma2(layers: int, hidden: int, ffn: int, heads: int, key_heads: int, width: int) -> ModelSpec:
-    more = {"head_dim": width, "rotary_base": 10_000}
+    more = {"head_dim": width, "rotary_base": 10_000, "window": 4096, "global_every": 2}
     return _gemma(layers, hidden, ffn, heads, key_heads, 256000, 8192, **more)
 
 
-def _gemma3(layers: int, hidden: int, ffn: int, heads: int, key_heads: int, width: int = 256, vocab: int = 262208) -> ModelSpec:
-    more = {"head_dim": width, "rotary_base": 1_000_000, "qk_norm": "head"}
+def _gemma3(
+    layers: int, hidden: int, ffn: int, heads: int, key_heads: int, width: int = 256, vocab: int = 262208, window: int = 1024
+) -> ModelSpec:
+    more = {"head_dim": width, "rotary_base": 1_000_000, "window": window, "global_every": 6, "qk_norm": "head"}
     return _gemma(layers, hidden, ffn, heads, key_heads, vocab, 32768, **more)
 
 
 GOOGLE: dict[str, ModelSpec] = {
     # Gemma team 2025, Gemma 3 technical report, tables 1 and 2, section 2.1: the models of text. 262,144 tokens; those that see
     # images too have 64 rows more.
-    "gemma3-1b": _gemma3(26, 1152, 6912, 4, 1, vocab=262144),
+    "gemma3-1b": _gemma3(26, 1152, 6912, 4, 1, vocab=262144, window=512),
     "gemma3-4b": _gemma3(34, 2560, 10240, 8, 4),
     "gemma3-12b": _gemma3(48, 3840, 15360, 16, 8),
     "gemma3-27b": _gemma3(62, 5376, 21504, 32, 16, width=128),
@@ -108,16 +110,16 @@ GOOGLE: dict[str, ModelSpec] = {
 
 MISTRAL: dict[str, ModelSpec] = {
     # Jiang et al. 2023, Mistral 7B, table 1. Version 0.3 has 768 more tokens, and no window.
-    "mistral-7b": _decoder(32, 4096, 14336, 32, 8, 32000, 8192, rotary_base=10_000),
+    "mistral-7b": _decoder(32, 4096, 14336, 32, 8, 32000, 8192, rotary_base=10_000, window=4096),
     "mistral-7b-v0.3": _decoder(32, 4096, 14336, 32, 8, 32768, 8192, rotary_base=1_000_000),
 }
 
 MICROSOFT: dict[str, ModelSpec] = {
     # Abdin et al. 2024, Phi-4 technical report, section 3.
     "phi4": _decoder(40, 5120, 17920, 40, 10, 100352, 4096, rotary_base=250_000),
-    # Abdin et al. 2024, Phi-3 technical report, section 2.
-    "phi3-mini": _decoder(32, 3072, 8192, 32, 32, 32064, 4096, rotary_base=10_000),
-    "phi3-medium": _decoder(40, 5120, 17920, 40, 10, 32064, 4096, rotary_base=10_000),
+    # Abdin et al. 2024, Phi-3 technical report, section 2; windows as in the checkpoints for 4,096 tokens.
+    "phi3-mini": _decoder(32, 3072, 8192, 32, 32, 32064, 4096, rotary_base=10_000, window=2047),
+    "phi3-medium": _decoder(40, 5120, 17920, 40, 10, 32064, 4096, rotary_base=10_000, window=2047),
     # Javaheripi et al. 2023, Phi-2.
     "phi2": ModelSpec(
         layers=32, hidden=2560, heads=32, vocab=51200, seq=2048, position="rotary", rotary_width=32, rotary_base=10_000,
@@ -164,6 +166,10 @@ def _opt(layers: int, hidden: int, heads: int) -> ModelSpec:
     return ModelSpec(layers=layers, hidden=hidden, heads=heads, vocab=50272, seq=2048, inner="relu", spare_positions=2)
 
 
+def _bloom(layers: int, hidden: int, heads: int) -> ModelSpec:
+    return ModelSpec(layers=layers, hidden=hidden, heads=heads, vocab=250880, seq=2048, position="alibi", embedding_norm=True)
+
+
 OTHERS: dict[str, ModelSpec] = {
     # Almazrouei et al. 2023, The Falcon Series, table 15. 7B has one head of keys, and one norm for attention and MLP.
     "falcon-7b": _falcon(32, 4544, 71, 1, "one_norm"),
@@ -178,6 +184,8 @@ OTHERS: dict[str, ModelSpec] = {
     "opt-30b": _opt(48, 7168, 56),
     "opt-66b": _opt(64, 9216, 72),
     "opt-175b": _opt(96, 12288, 96),
-    # Le Scao et al. 2022, BLOOM, table 3; ALiBi, and a norm behind the embedding.
-    "bloom-176b": ModelSpec(layers=70, hidden=14336, heads=112, vocab=250880, seq=2048, position="alibi", embedding_norm=True),
+    # Scao et al. 2022, BLOOM, table 3.
+    "bloom-560m": _bloom(24, 1024, 16),
+    "bloom-7b": _bloom(30, 4096, 32),
+    "bloom-176b": _bloom(70, 14336, 112),
 }

@@ -38,7 +38,16 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seq", type=int, metavar="N", help="sequence length (default: the model's)")
     parser.add_argument("--precision", default=MIXED.precision, metavar="{fp32,bf16}", help="default bf16")
     attentions = f"{{{','.join(get_args(AttentionName))}}}"
-    parser.add_argument("--attention", default=MIXED.attention, metavar=attentions, help=f"default {MIXED.attention}")
+    parser.add_argument("--attention", metavar=attentions, help=f"default {MIXED.attention}")
+    parser.add_argument(
+        "--accumulate", metavar="{fp32,bf16}", help=f"precision of gradients under bf16 (default {MIXED.accumulate})"
+    )
+    parser.add_argument(
+        "--bf16-optimizer",
+        action="store_true",
+        default=None,
+        help="under bf16, no fp32 copy, and states of the optimizer in bf16",
+    )
     optimizers = f"{{{','.join(OPTIMIZERS)}}}"
     parser.add_argument("--optimizer", metavar=optimizers, help=f"default {MIXED.optimizer}")
     parser.add_argument(
@@ -130,9 +139,9 @@ def _serve(arguments: argparse.Namespace, free: int | None) -> int:
     """Print the layouts for inference, and how fast they are."""
     if arguments.global_batch is not None:
         raise RequestError("--global-batch is for training; --sequences says how many are generated at a time")
-    for name in ("optimizer", "accounting", "only", "tokens", "price", "watts"):
+    for name in ("optimizer", "attention", "accumulate", "bf16_optimizer", "accounting", "only", "tokens", "price", "watts"):
         if getattr(arguments, name) is not None:
-            raise RequestError(f"--{name} is for training; leave it out, or --inference")
+            raise RequestError(f"--{name.replace('_', '-')} is for training; leave it out, or --inference")
     model, gpu = models.model(arguments.model), device(arguments.device)
     workload = WorkloadSpec.model_validate({"precision": arguments.precision})
     length = arguments.length or arguments.seq or model.seq
@@ -179,12 +188,10 @@ def _plan(arguments: argparse.Namespace, free: int | None) -> Plan:
     model = models.model(arguments.model)
     if arguments.seq is not None:
         model = ModelSpec.model_validate(model.model_dump() | {"seq": arguments.seq})
-    optimizer = arguments.optimizer or MIXED.optimizer
-    chosen = {"precision": arguments.precision, "optimizer": optimizer, "attention": arguments.attention}
-    workload = WorkloadSpec.model_validate(
-        MIXED.model_dump() | chosen
-        | ({"accumulate": "fp32"} if arguments.precision == "fp32" else {})
-    )  # fmt: skip
+    given = {name: getattr(arguments, name) for name in ("optimizer", "attention", "accumulate", "bf16_optimizer")}
+    chosen = {"precision": arguments.precision} | {name: value for name, value in given.items() if value is not None}
+    whole = {"accumulate": "fp32"} if arguments.precision == "fp32" and arguments.accumulate is None else {}
+    workload = WorkloadSpec.model_validate(MIXED.model_dump() | whole | chosen)
     account: AccountingName = arguments.accounting or "engine"
     assumed = assumptions(arguments.assume)
     asked = model, arguments.ranks, arguments.device, arguments.global_batch, workload, assumed, account, arguments.only, free

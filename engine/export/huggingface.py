@@ -1,7 +1,8 @@
 """Hugging Face: the model as a `config.json`, for transformers 5.24 and programs that read its files.
 
 Of the model types that `engine.imports.huggingface` reads, the first that is read as the same model is written. If there is none,
-it is the one with the fewest differences, and the file lists them.
+it is the one with the fewest differences, and the file lists them. Models that transformers 5.24 made of the files of the catalog's
+decoders had as many parameters as here, to the last one.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ _CLASSES = {
     "gpt_neox": "GPTNeoXForCausalLM",
     "falcon": "FalconForCausalLM",
     "opt": "OPTForCausalLM",
+    "bloom": "BloomForCausalLM",
     "bert": "BertForMaskedLM",
     "roberta": "RobertaForMaskedLM",
     "xlnet": "XLNetLMHeadModel",

@@ -26,6 +26,7 @@ from engine.spec.numbers import evenly
 
 VERSION = "0.2.2"
 
+_SAID = ("position=", "rotary_width=", "window=")  # parts that `_position_differences` tells of
 _NAMES = {sizes[:-1]: name for name, sizes in FLAVORS.items()}  # of flavors, by their sizes
 
 
@@ -69,7 +70,7 @@ def _differences(spec: RunSpec) -> Iterator[str]:
     model, layout = spec.model, spec.layout
     if model.family != "llama":
         yield f"torchtitan has no {model.family}; a Llama of this size stands in its place"
-    elif lacked := parts_lacked("torchtitan", model):
+    elif lacked := [part for part in parts_lacked("torchtitan", model) if not part.startswith(_SAID)]:
         yield f"its Llama has no {', '.join(lacked)}; the parts of a Llama stand there"
     if model.head_dim and model.head_dim * model.heads != model.hidden:
         yield f"its heads are hidden ÷ heads wide, not {model.head_dim}"

@@ -55,7 +55,6 @@ _LEFT_OUT = {
     "rope_local_base_freq": sentence("rope_local_base_freq is left out: all layers have one base of rotary positions"),
     "attn_logit_softcapping": sentence("attn_logit_softcapping is left out: scores of attention are not capped"),
     "final_logit_softcapping": sentence("final_logit_softcapping is left out: logits are not capped"),
-    "sliding_window": sentence("sliding_window is left out: every layer sees all tokens"),
     "quantization_config": sentence("quantization_config is left out: the precision is chosen for the run"),
     "mem_len": sentence("mem_len is left out: there is no memory of the text before"),
 }

@@ -6,11 +6,12 @@ inverse.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
 from engine.families import ROTARY_BASE
-from engine.imports.fields import Fields, Imported, brief
+from engine.imports.fields import Fields, Imported, brief, unsupported
 from engine.imports.parts import Values
 from engine.imports.words import arguments, number_or_text
 from engine.spec import LayoutSpec, ModelSpec, RequestError, Sentence, WorkloadSpec, sentence
@@ -87,7 +88,7 @@ def _model(fields: Fields, text: str) -> Values:
     squared, biased, qkv = (_is_set(fields, name) for name in ("squared_relu", "disable_bias_linear", "add_qkv_bias"))
     model["mlp_bias"] = not biased
     model["attention_bias"] = "all" if not biased else "qkv" if qkv else "none"
-    model |= _positions(fields, width or hidden // heads)
+    model |= _positions(fields, width or hidden // heads) | _window(fields)
     if "pretrain_t5" in text or "encoder_num_layers" in fields:
         return model | _stacks(fields, "swiglu" if gated else None)
     seq = fields.whole("seq_length")
@@ -124,6 +125,17 @@ def _positions(fields: Fields, width: int) -> Values:
     return {
         "position": kind, "rotary_width": 0 if turned == width else turned, "rotary_base": 0 if base == ROTARY_BASE else base,
     }  # fmt: skip
+
+
+def _window(fields: Fields) -> Values:
+    """--window-size has the tokens before this one, and behind it."""
+    text, every = fields.get("window_size"), fields.get("window_attn_skip_freq")
+    if text is None:
+        return {}
+    before = re.fullmatch(r"\(?(\d{1,7}), ?0\)?", str(text))
+    if before is None:
+        raise unsupported("window_size", text, ["127,0"])
+    return {"window": int(before[1]) + 1, "global_every": 0 if every is None else fields.whole("window_attn_skip_freq")}
 
 
 def _usual_ffn(hidden: int, gated: bool) -> int:

@@ -61,10 +61,10 @@ class _Falcon:
             parallel = "two_norms" if new and norms in (None, 2) else "one_norm"
         fields.get("parallel_attn"), fields.get("multi_query")
         bias = fields.flag("bias")
-        fields.demand("alibi", False)
+        positions = {"position": "alibi"} if fields.flag("alibi") else Rotary().read(fields, model)
         return {
             "kv_heads": key_heads, "parallel": parallel, "attention_bias": "all" if bias else "none", "mlp_bias": bias,
-            **Rotary().read(fields, model),
+            **positions,
         }  # fmt: skip
 
     def write(self, model: ModelSpec) -> Mapping[str, Any]:
@@ -76,11 +76,11 @@ class _Falcon:
             "num_kv_heads": model.key_heads,
             "parallel_attn": parts.parallel != "none",
             "bias": parts.mlp_bias,
-            "alibi": False,
+            "alibi": parts.position == "alibi",
         }
         if new:
             entries["num_ln_in_parallel_attn"] = 2 if parts.parallel == "two_norms" else 1
-        return entries | dict(Rotary().write(model))
+        return entries | (dict(Rotary().write(model)) if parts.position == "rotary" else {})
 
 
 @dataclass(frozen=True)
@@ -169,7 +169,7 @@ MODEL_TYPES: dict[str, ModelType] = {
     "gemma2": ModelType(
         "llama",
         _GROUPED,
-        (TIED, _GEMMA_GELU, Rotary(), _BIASED, Always({"scaled_embedding": True, "placement": "both"}), Window()),
+        (TIED, _GEMMA_GELU, Rotary(), _BIASED, Always({"scaled_embedding": True, "placement": "both"}), Window(pattern=2)),
         _GEMMA | {"head_dim": 256},
         _NO_SHAPE,
     ),
@@ -182,12 +182,12 @@ MODEL_TYPES: dict[str, ModelType] = {
             Rotary(),
             _BIASED,
             Always({"scaled_embedding": True, "placement": "both", "qk_norm": "head"}),
-            Window(),
+            Window(pattern=6),
         ),
         # Files of models that see images too leave out what is usual.
         _GEMMA
         | {"head_dim": 256, "num_attention_heads": 8, "num_key_value_heads": 4, "num_hidden_layers": 26, "vocab_size": 262208}
-        | {"max_position_embeddings": 131072, "rope_theta": 1e6},
+        | {"max_position_embeddings": 131072, "rope_theta": 1e6, "sliding_window": 4096},
         _NO_SHAPE,
     ),
     "phi": ModelType(
@@ -256,6 +256,18 @@ MODEL_TYPES: dict[str, ModelType] = {
         ),
         {"tie_word_embeddings": True, "activation_function": "relu", "do_layer_norm_before": True}
         | {"_remove_final_layer_norm": False, "enable_bias": True},
+    ),
+    "bloom": ModelType(
+        "gpt",
+        {"layers": "n_layer|num_hidden_layers", "hidden": "hidden_size|n_embed", "heads": "n_head|num_attention_heads"}
+        | {"vocab": "vocab_size", "seq": "seq_length"},
+        (
+            TIED,
+            Always({"position": "alibi", "embedding_norm": True}),
+            Demanded({"apply_residual_connection_post_layernorm": False}),
+        ),
+        {"tie_word_embeddings": True},
+        seq=2048,  # Scao et al. 2022, table 3
     ),
     "bert": ModelType("bert", _sizes(), (_GELU, _MASKED, Demanded({"type_vocab_size": 2})), {"hidden_act": "gelu"}),
     "roberta": ModelType("roberta", _sizes(), (_GELU, _MASKED, _Roberta()), {"hidden_act": "gelu", "pad_token_id": 1}),

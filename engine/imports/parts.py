@@ -101,19 +101,43 @@ class Rotary:
 
 @dataclass(frozen=True)
 class Window:
-    """Sliding windows, which models here do not have. `switch`: an entry that must be true for them."""
+    """Sliding windows. `switch`: an entry that must be true for them. `pattern`: every so many layers one sees all tokens."""
 
     switch: str = ""
+    pattern: int = 0
 
     def read(self, fields: Fields, model: Values) -> Values:
         for name in ("layer_types", "sliding_window_pattern", "_sliding_window_pattern", "max_window_layers"):
             fields.get(name)
-        if self.switch and not fields.flag(self.switch):
-            fields.get("sliding_window")
-        return {}
+        width = fields.get("sliding_window")
+        if width is None or (self.switch and not fields.flag(self.switch)):
+            return {}
+        return {"window": fields.whole("sliding_window"), "global_every": self._every(fields, model["layers"])} if width else {}
+
+    def _every(self, fields: Fields, layers: int) -> int:
+        kinds = fields.get("layer_types")
+        if kinds is None:
+            named = next((name for name in ("sliding_window_pattern", "_sliding_window_pattern") if name in fields), None)
+            first = fields.whole("max_window_layers") if "max_window_layers" in fields and self.switch else 0
+            if first:
+                raise unsupported("max_window_layers", first, ["0"])
+            return fields.whole(named) if named else self.pattern
+        for every in range(layers + 1):
+            if kinds == _kinds(layers, every):
+                return every
+        raise RequestError(sentence("layer_types has no regular order of layers with a window and without one"))
 
     def write(self, model: ModelSpec) -> Mapping[str, Any]:
-        return {"sliding_window": None} | ({self.switch: False} if self.switch else {})
+        windowed: Values = {"sliding_window": model.window or None}
+        if self.switch:
+            windowed |= {self.switch: bool(model.window)} | ({"max_window_layers": 0} if model.window else {})
+        every = model.global_every if model.window else 1
+        return windowed | ({} if every == self.pattern and not self.switch else {"layer_types": _kinds(model.layers, every)})
+
+
+def _kinds(layers: int, every: int) -> list[str]:
+    """The kind of each layer, where every so many see all tokens; 0: none does."""
+    return ["full_attention" if every and not (layer + 1) % every else "sliding_attention" for layer in range(layers)]
 
 
 @dataclass(frozen=True)

@@ -71,7 +71,7 @@ def device_of(kind: str, name: str, found: dict[str, Any]) -> DeviceSpec:
 def _launch_us(device: DeviceSpec) -> float:
     """Microseconds of a launch, such that a step of the small run takes as long as it took."""
     with tempfile.TemporaryDirectory(prefix="shardscope-") as folder, RunQueue(Path(folder), unwatched_s=None) as queue:
-        took = fastest_step(store.load(saved_folder(follow(queue, queue.submit(_SMALL)))))
+        took = step_seconds(store.load(saved_folder(follow(queue, queue.submit(_SMALL)))))
     without, each = (
         with_ledgers(partial(simulated, _SMALL, device.model_copy(update={"launch_us": us}), Assumptions()))[0]
         for us in (0.0, 1000.0)
@@ -79,6 +79,13 @@ def _launch_us(device: DeviceSpec) -> float:
     return float(max(0.0, 1000 * (took - without) / (each - without)))
 
 
-def fastest_step(result: RunResult) -> float:
-    """Seconds of a run's fastest step: other programs on the machine make the others slower."""
+def step_seconds(result: RunResult) -> float:
+    """Seconds of a run's step. Other programs on the machine must not count.
+
+    Of one rank on a processor it is the CPU time of its actions in a steady step. Ranks that wait for each other need the clock:
+    of their steps the fastest is taken.
+    """
+    if result.spec.layout.ranks == 1 and result.environment["device"] == "cpu":
+        spans = result.tables["spans"]
+        return float(spans[spans["lane"] == "compute"]["cpu_ns"].sum()) / 1e9
     return float(result.tables["steps"]["step_ns"].min()) / 1e9

@@ -23,7 +23,7 @@ from engine.launch.record_generation import generation
 from engine.model.chunk import TransformerChunk, streams_before, to_tensors
 from engine.objective import feed
 from engine.parallel.comm import Comm
-from engine.parallel.data import DataParallel, ParameterUse, Streams
+from engine.parallel.data import Bucket, DataParallel, ParameterUse, Streams
 from engine.parallel.pipeline import Executor
 from engine.parallel.tensor import DTYPES, ShardedParameter, TensorParallel
 from engine.predict.ledger.form import (
@@ -83,12 +83,12 @@ class _Data(DataParallel):
 
     def __init__(self, *settings: Any) -> None:
         super().__init__(*settings)
-        self.numbers: dict[nn.Module, int] = {}
+        self.numbers: dict[Bucket, int] = {}
         self.before: dict[int, int] = {}  # number of the first graph node after a layer → that layer, or −1
 
     def add_chunk(self, chunk: int, layers: Sequence[nn.Module]) -> None:
         super().add_chunk(chunk, layers)
-        self.numbers = {layer: number for number, layer in enumerate(layers)}
+        self.numbers = {self.buckets[layer]: number for number, layer in enumerate(layers)}
 
     def through(self, uses: Sequence[ParameterUse], streams: Streams) -> Streams:
         self.before.setdefault(_get_sequence_nr(), -1)  # nodes after the last layer belong to none
@@ -102,21 +102,22 @@ class _Data(DataParallel):
         return out
 
     def _number(self, use: ParameterUse) -> int:
-        return self.numbers[use.layers[0]] if use.layers else -1
+        return self.numbers[self.buckets[use.layers[0]]] if use.layers else -1
 
     def _mark_layer(self, use: ParameterUse) -> None:
         mark_instant(LAYER, self._number(use))
 
-    def mark_layer_of(self, weight: nn.Parameter) -> None:
-        mark_instant(LAYER, self.numbers[self._layer_of[weight]])
+    def mark_layer_of(self, weight: Any) -> None:
+        mark_instant(LAYER, self.numbers[weight.bucket])
 
-    def _bucket_range(self, what: int, layer: nn.Module) -> Any:
-        return mark(BUCKET, what, self.numbers[layer])
+    def _bucket_range(self, what: int, bucket: Bucket) -> Any:
+        return mark(BUCKET, what, self.numbers[bucket])
 
     def _begin_backward(self, use: ParameterUse, before: ParameterUse | None) -> None:
         for layer in use.layers:
-            with self._bucket_range(EXPECTS, layer):
-                self.buckets[layer].expect(1)
+            bucket = self.buckets[layer]
+            with self._bucket_range(EXPECTS, bucket):
+                bucket.expect(1)
         if not use.lookup:
             self._gather(use, before)
 
@@ -127,17 +128,17 @@ class _Data(DataParallel):
     def _start_gather(self, use: ParameterUse) -> None:
         for layer in (*use.layers, *use.borrowed):
             if not self.buckets[layer].resident:
-                with self._bucket_range(GATHERS, layer):
+                with self._bucket_range(GATHERS, self.buckets[layer]):
                     super()._start_gather(ParameterUse((layer,), use.run))
 
     def _release(self, use: ParameterUse) -> None:
         for layer in (*use.layers, *use.borrowed):
             if self.buckets[layer].resident:
-                with self._bucket_range(RELEASES, layer):
+                with self._bucket_range(RELEASES, self.buckets[layer]):
                     super()._release(ParameterUse((layer,), use.run))
 
-    def _take_gradient(self, p: nn.Parameter) -> None:
-        with self._bucket_range(ACCUMULATES, self._layer_of[p]):
+    def _take_gradient(self, p: Any) -> None:
+        with self._bucket_range(ACCUMULATES, p.bucket):
             super()._take_gradient(p)
 
 

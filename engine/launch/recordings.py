@@ -40,7 +40,7 @@ _CHECKLIST = {("none", "none"), *itertools.product(("core_attn", "full"), ("none
 _MANY = WorkloadSpec(microbatch_size=8)
 _TOKENS = (1, 2), (2, 3)  # of a prompt, and in all
 # Models with other parts than their family, of which some ledgers are shipped. Tied llamas are Llama 3.2 and SmolLM2.
-_ASKED_FOR = ("llama3.2-1b", "qwen2.5-7b", "qwen3-8b", "gemma3-27b")
+_ASKED_FOR = ("llama3.2-1b", "qwen2.5-7b", "qwen3-8b", "gemma3-27b", "bloom-176b")
 _BATCH = 100  # recordings of a process; torch's profiler keeps about a megabyte of each
 
 

@@ -50,8 +50,8 @@ class Attention(nn.Module):
 
     def split(self, x: Tensor, *heads: int) -> list[Tensor]:
         """Concatenated features → one tensor for each number of heads. (B, R, n · D) → (B, heads, R, D) each"""
-        parts = x.split([n * self.width for n in heads], -1)
-        return [part.view(*x.shape[:2], -1, self.width).transpose(1, 2) for part in parts]
+        parts = x.view(*x.shape[:2], -1, self.width).split_with_sizes(heads, 2)
+        return [part.transpose(1, 2) for part in parts]
 
     def output(self, core_attention: Callable[..., Tensor], *tensors: Tensor) -> Tensor | RowInput:
         """The output layer after core attention, or its input. → (B, r, H)"""

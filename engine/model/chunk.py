@@ -57,6 +57,11 @@ class TransformerChunk(nn.Module):
         self.embedding = Embedding(spec, tp, first) if first or (last and spec.parts.tied) else None
         self.layers = nn.ModuleDict({str(i): Layer(spec, tp, recompute, i, attention) for i in layers})
         self.head = Head(spec, tp) if last else None
+        self._embedded = () if self.embedding is None else _with_parameters(self.embedding.token, self.embedding.places)
+        # If the chunk is first too, the gradient of the table is complete after the backward of the embedding.
+        table = self._table()
+        self._borrowed = _with_parameters(table) if first else ()
+        self._predicting = _with_parameters(self.head, None if first else table) if last else ()
 
     @property
     def loss_in_backward(self) -> bool:
@@ -84,11 +89,8 @@ class TransformerChunk(nn.Module):
     def _head_uses(self, feed: Feed | None) -> Iterator[ParameterUse]:
         if self.head is not None:
             assert feed is not None
-            table = () if self.embedding is None or not self.spec.parts.tied else (self.embedding.token,)
-            # If the chunk is first too, the gradient of the table is complete after the backward of the embedding.
-            layers, borrowed = ((self.head,), table) if self.first else ((self.head, *table), ())
             run = partial(self._loss, feed.targets)
-            yield ParameterUse(_with_parameters(*layers), run, borrowed, at_once=self.loss_in_backward)
+            yield ParameterUse(self._predicting, run, self._borrowed, at_once=self.loss_in_backward)
 
     def extend(self, streams: Streams, tokens: Tensor | None, cache: KVCache) -> Streams:
         """Forward of n more tokens, whose keys and values are added to the cache.
@@ -105,16 +107,13 @@ class TransformerChunk(nn.Module):
             embedding = self.embedding
             assert embedding is not None and embedding.places is not None
             feed = Feed(tokens, None)
-            yield ParameterUse(
-                _with_parameters(embedding.token, embedding.places), lambda _: embedding.embed(feed, cache.length), lookup=True
-            )
+            yield ParameterUse(self._embedded, lambda _: embedding.embed(feed, cache.length), lookup=True)
         attention_inputs = AttentionInputs.decoding(self.spec, cache, count, self.tp, self.attention)
         for layer in self.layers.values():
             yield ParameterUse((layer,), partial(_one_stream, layer, attention_inputs))
         if self.head is not None:
             head, table = self.head, self._table()
-            layers = _with_parameters(head, *([] if table is None else [table]))
-            yield ParameterUse(layers, lambda streams: (head.logits(streams[0][:, -1:], table),))
+            yield ParameterUse((*self._predicting, *self._borrowed), lambda streams: (head.logits(streams[0][:, -1:], table),))
 
     def _table(self) -> VocabParallelEmbedding | None:
         """The token table, if it is the output matrix too."""
@@ -123,7 +122,7 @@ class TransformerChunk(nn.Module):
     def _embedding_uses(self, feed: Feed | None) -> Iterator[ParameterUse]:
         embedding = self.embedding
         assert embedding is not None and embedding.places is not None and feed is not None
-        yield ParameterUse(_with_parameters(embedding.token, embedding.places), lambda _: embedding.embed(feed), lookup=True)
+        yield ParameterUse(self._embedded, lambda _: embedding.embed(feed), lookup=True)
         norm = embedding.norm
         if norm is not None:
             yield ParameterUse((norm,), lambda streams: tuple(norm(x) for x in streams))

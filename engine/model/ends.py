@@ -45,7 +45,7 @@ class PositionEmbedding(nn.Module):
         if self.scale is not None:
             x = x * self.scale
         if self.position is not None:
-            x = self.position(x, first) if first else self.position(x)
+            x = self.position(x, first)
         return x if self.segment is None or segments is None else self.segment(x, segments)
 
 

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from torch.autograd import Function
 from torch.nn import functional as F
 
-from engine.families import Norm
 from engine.parallel.tensor import ShardedParameter, ShardSpec, TensorParallel
 from engine.spec import ModelSpec
 
@@ -20,19 +19,15 @@ LAYER_EPSILON = RMS_EPSILON = 1e-5
 
 
 class LayerNorm(nn.Module):
-    """`of_heads`: see `_OfHeads`."""
-
-    def __init__(self, width: int, tp: TensorParallel, of_heads: bool = False) -> None:
+    def __init__(self, width: int, tp: TensorParallel) -> None:
         super().__init__()
-        self.tp, self.of_heads = tp, of_heads
         self.weight = ShardedParameter.of(ShardSpec((width,), init="ones"), tp)
         self.bias = ShardedParameter.of(ShardSpec((width,), init="zeros"), tp)
 
     def forward(self, x: Tensor) -> Tensor:
-        weight, bias = (_OfHeads.apply(p, self.tp) if self.of_heads else p for p in (self.weight, self.bias))
         if x.dtype == torch.float32:
-            return F.layer_norm(x, weight.shape, weight, bias, LAYER_EPSILON)
-        return _WideLayerNorm.apply(x, weight, bias)
+            return F.layer_norm(x, self.weight.shape, self.weight, self.bias, LAYER_EPSILON)
+        return _WideLayerNorm.apply(x, self.weight, self.bias)
 
 
 class _WideLayerNorm(Function):
@@ -132,17 +127,17 @@ class _OfHeads(Function):
 
 def make_norm(spec: ModelSpec, tp: TensorParallel) -> nn.Module:
     """The model's norm over the hidden width."""
-    return _NORMS[spec.parts.norm](spec.hidden, tp)
+    return LayerNorm(spec.hidden, tp) if spec.parts.norm == "layer" else RMSNorm(spec.hidden, tp)
 
 
 def make_qk_norm(spec: ModelSpec, keys: bool, tp: TensorParallel) -> nn.Module | None:
-    """The norm of queries or of `keys`, if the model has one. (B, R, n, D) → (B, R, n, D)"""
+    """The norm of queries or of `keys`, if the model has one. (B, R, n, D) → (B, R, n, D)
+
+    It is RMSNorm in every model: a shift of all keys changes no softmax.
+    """
     kind = spec.parts.qk_norm
     if kind == "none":
         return None
     if kind == "full":
         return ShardedRMSNorm(spec.key_heads if keys else spec.heads, spec.head_width, tp, keys)
-    return _NORMS[spec.parts.norm](spec.head_width, tp, of_heads=True)
-
-
-_NORMS: dict[Norm, type[LayerNorm] | type[RMSNorm]] = {"layer": LayerNorm, "rms": RMSNorm}
+    return RMSNorm(spec.head_width, tp, of_heads=True)

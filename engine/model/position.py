@@ -54,9 +54,10 @@ class SinusoidalPosition(nn.Module):
         super().__init__()
         self.tp, self.scale = tp, spec.hidden**0.5 if spec.parts.scaled_embedding else 1.0
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, first: int = 0) -> Tensor:
+        """`first`: position of the first row of x."""
         rows = own_rows(self.tp, x.shape[1])
-        places = torch.arange(rows.start, rows.stop, device=x.device)
+        places = torch.arange(first + rows.start, first + rows.stop, device=x.device)
         return torch.add(sinusoid(places, x.shape[2]).to(x.dtype), x, alpha=self.scale)
 
 

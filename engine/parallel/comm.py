@@ -277,7 +277,8 @@ class Comm:
 
         All is sent at once. It is received from one rank after the other, the one before this rank first, and added up in that
         order, so that a sum is the same in every run. A send is complete when it was received: so sends are waited for last. Only
-        what the first rank sends is received while the caller goes on; the rest is received in `wait`.
+        what the first rank sends is received while the caller goes on; the rest is received in `wait`. A receive of gloo does not
+        say that it is complete before it is waited for, so nobody can tell when the next one may take the buffer.
         """
         ranks, tag = to.ranks, self._next_tag(to)
         own, n = ranks.index(self.rank), len(ranks)

@@ -23,7 +23,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -181,22 +181,25 @@ class Bucket:
         flat = self.gradients if self.zero == 0 else self.comm.all_gather(self.reduced, "dp").flatten()
         return {p: flat[place].view(p.shape) for p, place in self.places.items()}
 
-    def counted(self) -> list[Tensor]:
-        """The slices of `reduced` without those that another tp rank counts.
+    def norm(self) -> Tensor:
+        """The norm of `reduced` in fp32, without what other tp ranks count.
 
         The first rank counts what tp does not shard, and the first of the ranks with the same key head counts that.
         """
-        pieces = []
-        replicated, copied = self.comm.at.tp > 0, self.comm.groups[KEY_COPIES].ranks[0] != self.comm.rank
-        elsewhere = {place.stop: place.start for place in self.copied if copied}  # from there on
-        for p, place in self.places.items():
-            stop = elsewhere.get(place.stop, place.stop)
-            if replicated and p.shard_spec.dim is None:
-                stop = place.start
-            first, last = max(place.start, self.own.start), min(stop, self.own.stop)
-            if first < last:
-                pieces.append(self.reduced[first - self.own.start : last - self.own.start])
-        return pieces
+        squared = torch.zeros((), device=self.comm.device)
+        for piece in self._counted:
+            norm = torch.linalg.vector_norm(self.reduced[piece], dtype=torch.float32)
+            squared.addcmul_(norm, norm)
+        return squared.sqrt_()
+
+    @cached_property
+    def _counted(self) -> list[slice]:
+        """Of `reduced`, what this rank counts in the norm."""
+        copied = self.copied if self.comm.groups[KEY_COPIES].ranks[0] != self.comm.rank else []
+        starts = [self.replicated_size if self.comm.at.tp else 0, *(place.stop for place in copied)]
+        stops = [*(place.start for place in copied), self.size]
+        first = self.own.start
+        return [slice(max(0, a - first), max(0, b - first)) for a, b in zip(starts, stops, strict=True)]
 
 
 class BackwardHook(Function):
@@ -228,8 +231,7 @@ class DataParallel:
         self.tp, self.comm, self.zero, self.accumulate, self.microbatches = tp, tp.comm, zero, accumulate, microbatches
         self.masters = masters
         self.buckets: dict[nn.Module, Bucket] = {}
-        self._chunk_of: dict[nn.Module, int] = {}
-        self._layer_of: dict[nn.Parameter, nn.Module] = {}
+        self._chunk_of: dict[Bucket, int] = {}
         self._reducing: dict[int, list[Pending]] = {}
         self._gathering: dict[nn.Module, Pending] = {}
         tp.gradients.added = self._take_gradient
@@ -238,11 +240,11 @@ class DataParallel:
         """Make a bucket of each layer of a chunk. The parameters must have their values already."""
         self._reducing[chunk] = []
         for layer in layers:
-            self._chunk_of[layer] = chunk
             parameters: Any = list(layer.parameters())
             self.buckets[layer] = bucket = Bucket(parameters, self.comm, self.zero, self.accumulate, self.masters)
+            self._chunk_of[bucket] = chunk
             for p in bucket.parameters:
-                self._layer_of[p] = layer
+                p.bucket = bucket
                 p.register_post_accumulate_grad_hook(self._take_gradient)
 
     # ------------------------------------------------------------------------------------------------- around each step
@@ -255,7 +257,7 @@ class DataParallel:
 
     def finish_reductions(self, chunk: int) -> None:
         """Wait until every bucket of `chunk` is reduced."""
-        assert all(b.missing == 0 for layer, b in self.buckets.items() if self._chunk_of[layer] == chunk), "a gradient is missing"
+        assert all(b.missing == 0 for b, of in self._chunk_of.items() if of == chunk), "a gradient is missing"
         self._wait_for_reductions(chunk)
 
     def all_gather_values(self) -> None:
@@ -311,19 +313,17 @@ class DataParallel:
 
     # ------------------------------------------------------------------------------------------------------- gradients
 
-    def _take_gradient(self, p: nn.Parameter) -> None:
-        """A gradient of `p` was added to `p.grad`."""
-        layer = self._layer_of[p]
-        bucket = self.buckets[layer]
-        if bucket.note_gradient(p):  # type: ignore[arg-type]  # an isinstance of it for each gradient takes time
-            self._reduce(layer, bucket)
+    def _take_gradient(self, p: Any) -> None:
+        """A gradient of the `ShardedParameter` was added to `p.grad`."""
+        if p.bucket.note_gradient(p):
+            self._reduce(p.bucket)
 
-    def _reduce(self, layer: nn.Module, bucket: Bucket) -> None:
+    def _reduce(self, bucket: Bucket) -> None:
         if self.tp.shards_sequence:
             bucket.all_reduce_replicated()
         bucket.all_reduce_copied()
         if self.comm.mesh.dp > 1:
-            chunk = self._chunk_of[layer]
+            chunk = self._chunk_of[bucket]
             if self.zero:
                 self._wait_for_reductions(chunk)  # one reduction at a time, so that only one bucket has buffers
             self._reducing[chunk].append(bucket.start_reduce())

@@ -90,7 +90,7 @@ class Executor:
         self._to_send: dict[tuple[Flow, int, int], Boundary] = {}  # waiting to be sent by the chunk of the key
         self._sent: dict[tuple[Flow, int], deque[Message]] = {}  # sends in progress, by flow and stage
         self._deferred: dict[tuple[int, int], DeferredWeightGradients] = {}  # weight gradients that I left for W
-        self._do: dict[Kind, Callable[[Action], None]] = {
+        do: dict[Kind, Callable[[Action], None]] = {
             "F": self._forward,
             "B": self._backward,
             "I": self._backward_of_inputs,
@@ -102,15 +102,16 @@ class Executor:
             "step": self._step,
             "gather": lambda action: data.all_gather_values(),
         }
+        self._prepared = [(action, str(action), _phase(action), do[action.kind]) for action in self.actions]
 
     def run(self, step: str) -> None:
         """Run one training step: every action of this stage's list. `step` names it in the status, for example "step 3"."""
         self.loss.zero_()
         self.data.begin_step()
-        for action in self.actions:
-            self.set_status(f"{step}: {action}")
-            with self.comm.recorder.action(action, _phase(action)):
-                self._do[action.kind](action)
+        for action, name, phase, do in self._prepared:
+            self.set_status(f"{step}: {name}")
+            with self.comm.recorder.action(action, phase):
+                do(action)
         left = (self._inputs, self._roots, self._received, self._to_send, self._sent, self._deferred, self._without_loss)
         assert not any(left), "a step leaves nothing behind"
 

@@ -205,6 +205,7 @@ class ShardedParameter(nn.Parameter, metaclass=_WithShardSpec):
     """A parameter that knows how it is sharded. `initialize` sets its values."""
 
     shard_spec: ShardSpec
+    bucket: Any = None  # `engine.parallel.data.Bucket`, once it has one
 
     @staticmethod
     def of(spec: ShardSpec, tp: TensorParallel) -> ShardedParameter:
@@ -254,6 +255,12 @@ class Weights(NamedTuple):
     bias: nn.Parameter | None
 
 
+def _rows(x: Tensor, first: int, tp: TensorParallel) -> Tensor:
+    """The rows of the whole sequence from `first` on. (B, s, in) → (B, S − first, in)"""
+    whole = tp.gather_from_sequence(x)
+    return whole[:, first:] if first else whole
+
+
 class ColumnLinear(Function):
     """y = x Wᵀ + b, where every shard of W reads the same x. So the gradient of x is a sum over tp."""
 
@@ -273,7 +280,7 @@ class ColumnLinear(Function):
         """
         ctx.own, ctx.tp, ctx.first, ctx.shared = own, tp, first, shared is not None
         _keep(ctx, x, again)
-        return linear(tp.gather_from_sequence(x)[:, first:], *own)
+        return linear(_rows(x, first, tp), *own)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
@@ -282,9 +289,9 @@ class ColumnLinear(Function):
         for_input = tp.reduce_from_tp(F.pad(partial, (0, 0, first, 0)) if first else partial)  # (B, s, in)
         for_weight = None
         if ctx.shared:
-            for_weight = _outer(gradient, tp.gather_from_sequence(x)[:, first:])
+            for_weight = _outer(gradient, _rows(x, first, tp))
         else:
-            tp.gradients.add_or_defer(own.weight, gradient, lambda: tp.gather_from_sequence(x)[:, first:])
+            tp.gradients.add_or_defer(own.weight, gradient, lambda: _rows(x, first, tp))
         tp.gradients.add_bias(own.bias, gradient)
         return for_input, None, None, None, for_weight, None
 

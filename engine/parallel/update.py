@@ -50,12 +50,7 @@ class DistributedOptimizer:
 
         `loss` is this replica's share of the mean loss, on the last stage; None on the others.
         """
-        pieces = self._counted_gradients()
-        squared = (
-            torch.nn.utils.get_total_norm([p.float() for p in pieces]).square()
-            if pieces
-            else torch.zeros((), device=self.comm.device)
-        )
+        squared = self._squared_norm()
         if self.data.zero:
             self.comm.all_reduce(squared, "dp")
         self.comm.all_reduce(squared, "tp")
@@ -69,10 +64,12 @@ class DistributedOptimizer:
             bucket.master.grad = None
             bucket.round_values()
 
-    def _counted_gradients(self) -> list[Tensor]:
-        """This rank's gradients without those that another rank counts.
+    def _squared_norm(self) -> Tensor:
+        """Of this rank's gradients without those that another rank counts.
 
         These are the copy of the token table at the pipeline's end, and what `Bucket.counted` leaves out.
         """
-        buckets = [bucket for layer, bucket in self.data.buckets.items() if layer not in self.counted_elsewhere]
-        return [piece for bucket in buckets for piece in bucket.counted()]
+        norms = [bucket.norm() for layer, bucket in self.data.buckets.items() if layer not in self.counted_elsewhere]
+        if not norms:  # the last chunk may have no layers, a head without parameters and a copy of the table
+            return torch.zeros((), device=self.comm.device)
+        return torch.linalg.vector_norm(torch.stack(norms)).square()

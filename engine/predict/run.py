@@ -44,11 +44,10 @@ def textbook_timeline(spec: RunSpec) -> Timeline:
 
 def _summary(spec: RunSpec, found: Memory, sent: pd.DataFrame, bubble: float) -> dict[str, Any]:
     """The numbers of a run's summary that can be predicted, with the same names; and the action of the peak."""
-    at, fullest = found.fullest
-    mesh = spec.layout.mesh
+    fullest, mesh = found.fullest, spec.layout.mesh
     return {
         "peak_bytes": fullest.total,
-        "peak_rank": mesh.rank({"pp": at.stage, "dp": at.replica, "tp": at.later}),
+        "peak_rank": mesh.rank({"pp": fullest.stage}),
         "peak_action": fullest.action,
         "wire_bytes_per_rank": sum(sent["wire_bytes"].tolist()) / len(mesh.listed),  # Python's sum: it may need more than 64 bits
         "bubble": bubble,

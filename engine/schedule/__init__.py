@@ -6,7 +6,6 @@ The worker executes the list, the checks validate it, `replay` simulates it, and
     orders      the order of F, B, I and W, which defines a schedule
     plans       the whole list, with sends, receives, gradient reduction and the optimizer's step
     checks      the rules that every plan must keep
-    short       a stage's step without most of the repetitions in its middle
     waiting     which action waits for which: the rules of every simulator
     clock       the simulation of a plan, given the duration of each action
 """

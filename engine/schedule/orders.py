@@ -37,13 +37,6 @@ def compute_order(name: ScheduleName, pp: int, microbatches: int, chunks: int = 
     return orders
 
 
-def stage_order(name: ScheduleName, pp: int, stage: int, microbatches: int, chunks: int = 1) -> list[Action]:
-    """The F, B, I and W of one stage, in order."""
-    found = passes(name, pp, np.array([stage]), np.array([microbatches]), chunks)
-    columns = (found.kinds.tolist(), found.chunks.tolist(), found.microbatches.tolist())
-    return [Action(KINDS[kind], chunk, microbatch) for kind, chunk, microbatch in zip(*columns, strict=True)]
-
-
 def kinds_of(name: ScheduleName, pp: int, microbatches: int, chunks: int = 1) -> frozenset[Kind]:
     """Which of F, B, I and W a schedule has."""
     found = passes(name, pp, np.arange(pp), np.full(pp, microbatches), chunks)
@@ -95,12 +88,6 @@ def splits(name: ScheduleName) -> bool:
 def enough_microbatches(name: ScheduleName, pp: Any, microbatches: Any) -> Any:
     """The number of microbatches, at most `microbatches`, that is enough to reach the memory peak. Arguments may be arrays."""
     return SCHEDULE_FACTS[name].enough_microbatches(pp, microbatches)
-
-
-def script(name: ScheduleName, pp: int, stage: int, microbatches: int) -> list[tuple[list[Kind], int]]:
-    """The script of a stage with one chunk: kinds of passes, and how often they repeat. A pass takes the next microbatch."""
-    found = SCHEDULE_FACTS[name].script(stage, pp, microbatches, 1)
-    return [([KINDS[kind] for kind, *_ in _entries(text)], max(0, int(times))) for text, times in found]
 
 
 def in_flight_bound(name: ScheduleName, stage: int, pp: int, microbatches: int, chunks: int = 1) -> int:

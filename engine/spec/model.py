@@ -69,7 +69,7 @@ class ModelSpec(Spec):
     )
     qk_norm: QKNorm | None = Field(
         None,
-        description="norm of queries and keys: head, over the width of each head; full (RMSNorm), over all of their features",
+        description="RMSNorm of queries and keys: head, over the width of each head; full, over all of their features",
     )
     parallel: Parallel | None = Field(
         None, description="attention and MLP both read the layer's input, through one_norm or two_norms"

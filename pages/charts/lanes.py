@@ -82,7 +82,8 @@ def _template(style: Look, tick: float, talks: bool, critical: bool, by_rank: bo
     """
     named, ranked = alt.Chart(alt.NamedData("bars")), [rank_chooser()] if by_rank else []
     thick, thin = (_Bar(17, -4), _Bar(6, 10)) if talks else (_Bar(22, 0), None)
-    axis = alt.Axis(title="$time", tickMinStep=1 if tick == 1 else alt.Undefined)
+    # Beneath long names of rows the plot can be narrower than its title, which begins under the names then.
+    axis = alt.Axis(title="$time", titleAnchor="end", tickMinStep=1 if tick == 1 else alt.Undefined)
     x, end = alt.X("start:Q", axis=axis, scale=alt.Scale(nice=False, domain=["$first", "$last"])), "end:Q"
     y = alt.Y("row:N", sort=["$keys"], title=None, scale=alt.Scale(domain=["$keys"]), axis=alt.Axis(labelExpr="$labels"))
     at: dict[str, Any] = {"height": thick.height, "yOffset": thick.below, "clip": True}

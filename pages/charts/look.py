@@ -35,7 +35,7 @@ LANES = (
 )
 # On a narrow page a legend has columns, so that it is not cut off. 0: all in one row.
 _LEGEND: dict[str, Any] = {"orient": "top", "title": None, "symbolType": "square", "symbolSize": 110, "padding": 0, "offset": 10}
-_LEGEND |= {"columns": {"expr": f"width < {NARROW} ? 2 : 0"}, "rowPadding": 4}
+_LEGEND |= {"columns": {"expr": f"width < {NARROW - 80} ? 1 : width < {NARROW} ? 2 : 0"}, "rowPadding": 4}
 MAX_BARS = 3_000  # in one view; a browser pans more too slowly
 
 

@@ -169,8 +169,7 @@ def _to_link(parameter: str, widget: str, default: str) -> None:
 def _unfold_memory(spec: RunSpec, measured: pd.DataFrame | None, mesh: Mesh, rank: int | None, key: str) -> None:
     words, style = say(), look(view())
     found = peaks(spec)
-    at, _ = found.fullest
-    shown = rank if rank is not None else mesh.rank({"pp": at.stage, "dp": at.replica, "tp": at.later})
+    shown = rank if rank is not None else mesh.rank({"pp": found.fullest.stage})
     peak = found.of(mesh.coordinate(shown))
     label = words("The formula for rank {rank}: {size}", rank=shown, size=in_bytes(peak.total))
     with unfolding(label, f"unfold-memory-{key}", icon=":material/function:", type="compact") as unfolded:

@@ -123,8 +123,9 @@ def _why(found: Found, row: int, other: int, words: Words) -> None:
 
 
 def _settings(spec: RunSpec, framework: Framework, words: Words) -> None:
+    label = words("Settings for {framework}", framework=NAMES[framework])
     st.download_button(
-        words("Settings for {framework}", framework=NAMES[framework]),
+        words("Model as config.json") if framework == "huggingface" else label,
         data=lambda: settings(spec, framework).encode(),
         file_name=f"shardscope-{framework}.{ENDINGS[framework]}",
         mime="text/plain",

@@ -21,6 +21,7 @@ from pages.charts.units import short
 from pages.charts.words import Words
 from pages.plan.request import (
     AUTOMATIC,
+    CALIBRATED,
     DEFAULT,
     FOR,
     MOST_RATE,
@@ -89,7 +90,6 @@ def draw(request: Request, serving: Serving | None) -> None:
     else:
         with right:
             _select(words("Precision"), ["bf16", "fp32"], request.precision, "precision")
-            _select(words("Attention"), list(attentions(words)), request.attention, "attention", attentions(words))
         _reserve(request, words)
         _ask_serving(serving, request, words)
     with st.expander(words("Hardware efficiency")):
@@ -275,6 +275,8 @@ def _own(request: Request, words: Words) -> None:
     _own_row(("context_bytes", "workspace_bytes"), values, labels, helps)
     _own_row(("pair_communicator_bytes", "communicator_bytes"), values, labels, helps)
     _own_row(("fragmentation",), values, labels, helps)
+    for name in CALIBRATED:
+        st.session_state[f"plan/own/{name}"] = values[name]
     st.file_uploader(
         words("Or a JSON file with these figures"), type="json", key=_UPLOAD, on_change=_uploaded, max_upload_size=1,
         help=words("The fields of engine.devices.DeviceSpec, in bytes, FLOP/s, bytes/s and seconds."),

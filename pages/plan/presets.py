@@ -6,14 +6,24 @@ from collections.abc import Mapping
 
 import streamlit as st
 
+from engine.devices import DeviceSpec
 from pages.charts.words import Words
-from pages.plan.request import OWN, Request, to_link
+from pages.plan.request import OWN, Request, figures_of, to_link
 from pages.shared import navigation
 from pages.shared.frame import say
 
 # NVIDIA V100 data sheet, SXM3 (125 TFLOP/s in fp16, which stands in the place of bf16, 15.7 in fp32, 900 GB/s, NVLink 300 GB/s
-# both ways) in nodes of 16 with 800 Gbit/s, as in section 10.1 of the ZeRO paper. The reached shares are assumed.
-_V100 = (32.0, 125.0, 15.7, 900.0, 150.0, 6.25, 4.0, 14.0, 16.0, 0.8, 0.8)
+# both ways) in nodes of 16 with 800 Gbit/s, as in section 10.1 of the ZeRO paper. Other figures are the defaults.
+_V100 = DeviceSpec(
+    name="V100-32GB",
+    memory_bytes=32_000_000_000,
+    bf16_flops=125e12,
+    fp32_flops=15.7e12,
+    memory_bandwidth=900e9,
+    intra_bandwidth=150e9,
+    inter_bandwidth=6.25e9,
+    node_size=16,
+)
 
 
 def presets(say: Words) -> Mapping[str, Request]:
@@ -26,7 +36,7 @@ def presets(say: Words) -> Mapping[str, Request]:
         say("Llama 3 70B on 64 H100"): Request("llama3-70b", "h100-80gb", 64, 128),
         say("BLOOM 176B on 384 A100"): Request("bloom-176b", "a100-80gb", 384, 2048),
         say("ZeRO's paper: 6.7B on 64 V100"): Request(
-            "gpt3-6.7b", OWN, 64, 512, accounting="zero2020", own=_V100, called="V100-32GB"
+            "gpt3-6.7b", OWN, 64, 512, accounting="zero2020", own=figures_of(_V100), called=_V100.name
         ),
     }
 

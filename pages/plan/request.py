@@ -43,7 +43,16 @@ OWN_FIELDS: Mapping[str, float] = {
     "communicator_bytes": 2**20,
     "workspace_bytes": 2**20,
     "fragmentation": 1,
+    "matmul_efficiency": 1,
+    "attention_efficiency": 1,
+    "memory_efficiency": 1,
+    "intra_efficiency": 1,
+    "launch_us": 1,
+    "launches_ahead": 1,
 }
+# What a calibration has measured, which the form does not show.
+CALIBRATED = ("matmul_efficiency", "attention_efficiency", "memory_efficiency", "intra_efficiency", "launch_us", "launches_ahead")
+_UNMEASURED = -1.0  # in links
 _OF_OLDER_LINKS = 10  # figures that links always had
 OF_RESERVE = ("context_bytes", "pair_communicator_bytes", "communicator_bytes", "workspace_bytes", "fragmentation")
 _WHOLE = ("memory_bytes", "node_size", *OF_RESERVE[:-1])
@@ -132,12 +141,19 @@ def made(called: str, own: tuple[float, ...]) -> DeviceSpec:
     """The user's own device. Raises `RequestError`, which names the invalid figure."""
     figures: dict[str, Any] = {name: value * unit for value, (name, unit) in zip(own, OWN_FIELDS.items(), strict=True)}
     figures |= {name: round(figures[name]) for name in _WHOLE if math.isfinite(figures[name])}
+    figures |= {name: None for name in CALIBRATED if figures[name] == _UNMEASURED} | {
+        "launches_ahead": figures["launches_ahead"] != 0
+    }
     return DeviceSpec(name=called or OWN, **figures)
 
 
 def figures_of(device: DeviceSpec) -> tuple[float, ...]:
     """A device's figures in the units of links and forms."""
-    return tuple(float(f"{getattr(device, name) / unit:.15g}") for name, unit in OWN_FIELDS.items())
+    return tuple(_figure(getattr(device, name), unit) for name, unit in OWN_FIELDS.items())
+
+
+def _figure(value: float | None, unit: float) -> float:
+    return _UNMEASURED if value is None else float(f"{value / unit:.15g}")
 
 
 def to_link(request: Request) -> dict[str, str]:
@@ -256,7 +272,7 @@ def _figures(text: str) -> tuple[float, ...]:
     except ValueError:
         figures = ()
     if len(figures) >= _OF_OLDER_LINKS:  # a link from before the last figures were there
-        defaults = [DeviceSpec.model_fields[name].default / unit for name, unit in list(OWN_FIELDS.items())[len(figures) :]]
+        defaults = [_figure(DeviceSpec.model_fields[name].default, OWN_FIELDS[name]) for name in list(OWN_FIELDS)[len(figures) :]]
         figures += tuple(defaults)
     if len(figures) != len(OWN_FIELDS):
         raise RequestError(

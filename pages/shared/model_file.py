@@ -20,13 +20,16 @@ def draw(page: str, take: Callable[[Imported], None], words: Words) -> None:
     with unfolding(words("From a file: config.json, …"), f"{page}-model-file") as part:
         if part.open:
             st.file_uploader(
-                words("A config.json of Hugging Face"),
+                words("config.json of Hugging Face, or a script of Megatron-LM"),
                 type=imports.ENDINGS,
                 key=_upload(page),
                 max_upload_size=1,
                 on_change=_uploaded,
                 args=(page, take),
-                help=words("What is not understood in it is listed here. At most 1 MB."),
+                help=words(
+                    "Job files of torchtitan and configurations of DeepSpeed are read too. What is not understood is listed "
+                    "here. At most 1 MB."
+                ),
             )
             if refused:
                 st.error(words("{sentence}.", sentence=inert(words.sentence(refused))), icon=":material/error:")

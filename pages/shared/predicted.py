@@ -37,7 +37,7 @@ def predicted(spec: RunSpec) -> RunResult:
 
 
 def _peaks_of(found: Memory) -> int:
-    return len(found.peaks) + len(found.others)
+    return len(found.peaks)
 
 
 @cached_by_size(2_048, _peaks_of)

@@ -115,8 +115,17 @@ def _list_queued(service: Service, states: list[RunState]) -> None:
         with st.container(horizontal=True, vertical_alignment="center", gap="small"):
             st.markdown(f"{name}  \n{doing(state, service.queue.expected_wait(state.id), say())}", width="stretch")
             if st.button(say()("Show"), key=f"run/show/{state.id}", type="tertiary"):
-                st.query_params[RUN] = state.id
+                _show(service, state.id)
                 st.rerun()
+
+
+def _show(service: Service, run: str) -> None:
+    """Put the run into the link. One that was there and still goes on takes its place in the list, so that it stays watched."""
+    linked = st.query_params.get(RUN, "")
+    before = service.queue.watch(linked)
+    if before is not None and not before.finished:
+        st.session_state[_QUEUED] = [*st.session_state[_QUEUED], linked]
+    st.query_params[RUN] = run
 
 
 def _progress(state: RunState) -> float:

@@ -145,6 +145,15 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "pad_token_id": 1,
         "prefix": "</s>", "torch_dtype": "float16", "use_cache": True, "vocab_size": 50272, "word_embed_proj_dim": 4096,
     },
+    "bloom-176b": {  # bigscience/bloom
+        "apply_residual_connection_post_layernorm": False, "architectures": ["BloomForCausalLM"], "attention_dropout": 0.0,
+        "attention_softmax_in_fp32": True, "bias_dropout_fusion": True, "bos_token_id": 1, "eos_token_id": 2,
+        "hidden_dropout": 0.0,
+        "initializer_range": 0.02, "layer_norm_epsilon": 1e-05, "masked_softmax_fusion": True, "model_type": "bloom",
+        "n_embed": 14336, "n_inner": None, "n_layer": 70, "num_attention_heads": 112, "offset_alibi": 100, "pad_token_id": 3,
+        "pretraining_tp": 4, "seq_length": 2048, "skip_bias_add": True, "skip_bias_add_qkv": False, "slow_but_exact": False,
+        "unk_token_id": 0, "use_cache": True, "vocab_size": 250880,
+    },
     "bert-base": {  # google-bert/bert-base-uncased
         "architectures": ["BertForMaskedLM"], "attention_probs_dropout_prob": 0.1, "gradient_checkpointing": False,
         "hidden_act": "gelu", "hidden_dropout_prob": 0.1, "hidden_size": 768, "initializer_range": 0.02,

@@ -1,7 +1,7 @@
 """The number of parameters of released checkpoints, each with its source.
 
-All of them were counted a second time, in October 2026, from the model classes of transformers 5.24 on torch's meta device, which
-share no code with this project. The two agree to the last parameter.
+All but BLOOM were counted a second time, in October 2026, from the model classes of transformers 5.24 on torch's meta device,
+which share no code with this project. The two agree to the last parameter.
 """
 
 from __future__ import annotations
@@ -83,6 +83,9 @@ PUBLISHED: dict[str, Published] = {
     "opt-30b": Published(29_974_540_288, COUNTED),
     "opt-66b": Published(65_719_701_504, COUNTED),
     "opt-175b": Published(174_604_468_224, COUNTED),
+    "bloom-560m": Published(559_214_592, HUB),
+    "bloom-7b": Published(7_069_016_064, COUNTED),
+    "bloom-176b": Published(176_247_271_424, HUB),
     # With the head of masked prediction, and without the pooler of the next-sentence task.
     "bert-base": Published(109_514_298, COUNTED),
     "bert-large": Published(335_174_458, COUNTED),

@@ -13,7 +13,15 @@ from tests.runs import Runs
 
 PROMPT, NEW = "The ", 12
 SHAPE = {"layers": 4, "hidden": 32, "heads": 4, "seq": 32}
-FAMILIES = {"gpt": ModelSpec(**SHAPE), "llama": ModelSpec(family="llama", kv_heads=2, **SHAPE)}
+FAMILIES = {
+    "gpt": ModelSpec(**SHAPE),
+    "llama": ModelSpec(family="llama", kv_heads=2, **SHAPE),
+    "gemma": ModelSpec(family="llama", qk_norm="head", placement="both", inner="geglu", scaled_embedding=True, **SHAPE),
+    "olmo": ModelSpec(family="llama", qk_norm="full", placement="output", **SHAPE),
+    "neox": ModelSpec(position="rotary", parallel="two_norms", tied=False, **SHAPE),
+    "mistral": ModelSpec(family="llama", kv_heads=1, window=7, global_every=3, rotary_width=4, **SHAPE),
+    "bloom": ModelSpec(position="alibi", embedding_norm=True, **SHAPE),
+}
 # Several stages and slices, both ends of the pipeline on one rank, several chunks a stage, sharded weights, replicas.
 LAYOUTS: dict[str, dict[str, Any]] = {
     "tp2.pp2": {"tp": 2, "pp": 2},
@@ -41,7 +49,12 @@ def tokens(runs: Runs, of: RunSpec) -> list[int]:
 
 
 @pytest.mark.parametrize(
-    ("family", "layout"), [*(("gpt", layout) for layout in LAYOUTS), ("llama", "tp2.pp2"), ("llama", "zero3")]
+    ("family", "layout"),
+    [
+        *(("gpt", layout) for layout in LAYOUTS),
+        *((family, "tp2.pp2") for family in FAMILIES if family != "gpt"),
+        ("llama", "zero3"),
+    ],
 )
 def test_every_layout_generates_the_tokens_of_the_unsharded_model(runs: Runs, family: str, layout: str) -> None:
     whole = tokens(runs, spec(family, {}))

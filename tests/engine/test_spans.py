@@ -76,13 +76,13 @@ def test_each_pass_runs_once_in_the_schedules_order_without_overlap(runs: Runs, 
 
 
 @pytest.mark.parametrize("spec", EVERY, ids=name)
-def test_times_are_of_the_last_step_and_from_its_start(runs: Runs, spec: RunSpec) -> None:
+def test_times_are_of_one_step_and_from_its_start(runs: Runs, spec: RunSpec) -> None:
     result = runs.result(spec)
     spans = rows_of(result, "spans")
-    assert {s.step for s in spans} == {spec.workload.steps}
+    (step,) = {s.step for s in spans}
     assert all(0 <= s.start_ns <= s.end_ns for s in spans)
     reporting = spec.layout.placement[-1] * spec.layout.dp * spec.layout.tp  # the rank whose times are in the steps table
-    assert max(s.end_ns for s in spans if s.rank == reporting) <= result.tables["steps"]["step_ns"].iloc[-1]
+    assert max(s.end_ns for s in spans if s.rank == reporting) <= result.tables["steps"]["step_ns"].iloc[step - 1]
     # One thread's CPU time is at most the wall time; the two clocks can differ slightly.
     assert all(0 <= s.cpu_ns <= (s.end_ns - s.start_ns) * 1.01 + 100_000 for s in spans if s.lane == "compute")
 

@@ -88,6 +88,34 @@ def test_norms_behind_attention_cannot_be_computed_again() -> None:
         RunSpec(model=catalog.model("bert-tiny"), layout=LayoutSpec(recompute="layernorm"))
 
 
+@pytest.mark.parametrize("kind", ["post", "output"])
+def test_norms_behind_blocks_alone_cannot_be_computed_again(kind: str) -> None:
+    with pytest.raises(RequestError, match=f"placement={kind} has its norms behind them"):
+        RunSpec(model=ModelSpec.model_validate({"placement": kind}), layout=LayoutSpec(recompute="layernorm"))
+    RunSpec(model=ModelSpec(placement="both"), layout=LayoutSpec(recompute="layernorm"))
+
+
+@pytest.mark.parametrize(
+    ("model", "told"),
+    [
+        ({"parallel": "one_norm", "placement": "both"}, "norms before attention and MLP, not placement=both; placement=pre fits"),
+        ({"parallel": "two_norms", "family": "transformer", "placement": "pre"}, "transformer has cross-attention between them"),
+        ({"qk_norm": "head", "family": "xlnet"}, "qk_norm=head is not for relative positions"),
+        ({"qk_norm": "all"}, "must be 'none', 'head' or 'full'"),
+        ({"attention_bias": "out"}, "must be 'all', 'qkv' or 'none'"),
+    ],
+)
+def test_parts_that_do_not_go_together_are_refused(model: dict[str, Any], told: str) -> None:
+    with pytest.raises(RequestError, match=re.escape(told)):
+        ModelSpec.model_validate(model)
+
+
+@pytest.mark.parametrize(("given", "parts"), [(True, "all"), (False, "none"), ("qkv", "qkv")])
+def test_biases_of_older_runs_are_read(given: object, parts: str) -> None:
+    for family in ("gpt", "llama"):
+        assert ModelSpec.model_validate({"family": family, "attention_bias": given}).parts.attention_bias == parts
+
+
 def test_two_stream_attention_is_always_written() -> None:
     for family, attention in (("gpt", "fused"), ("xlnet", "written")):
         assert RunSpec(model=catalog.model(f"{family}-tiny")).attention == attention

@@ -125,6 +125,19 @@ def test_a_fused_weight_is_sharded_block_by_block() -> None:
     assert spec.shard(qkv, 1, 2).flatten().tolist() == [11, 21, 31]
 
 
+def test_ranks_have_copies_of_a_key_head_where_there_are_fewer_heads_than_ranks() -> None:
+    """Of 4 query heads and 2 key heads of one number each: q is cut in four, k and v in two."""
+    spec = ShardSpec((8, 1), 0, (4, 2, 2), (0, 1, 1))
+    qkv = torch.tensor([[10.0], [11], [12], [13], [20], [21], [30], [31]])
+    slices = [spec.shard(qkv, index, 4) for index in range(4)]
+    assert [s.flatten().tolist() for s in slices] == [[10, 20, 30], [11, 20, 30], [12, 21, 31], [13, 21, 31]]
+    assert (spec.copies(4), spec.copied(4)) == (2, 2)
+    assert (spec.copies(2), spec.copied(2)) == (1, 0)
+    assert all(torch.equal(spec.unshard(slices, copy), qkv) for copy in range(2))
+    slices[1] = slices[1] + 1
+    assert not torch.equal(spec.unshard(slices, 1), qkv), "the second copy is read from the second rank"
+
+
 @given(spec=shard_specs(), of=st.integers(1, 8), seed=st.integers(0, 2**31 - 1))
 def test_shards_initialized_separately_equal_those_of_the_whole(spec: ShardSpec, of: int, seed: int) -> None:
     def draw(index: int, ranks: int, name: str = "layers.0.weight") -> Tensor:

@@ -29,6 +29,13 @@ def test_tp_varies_fastest_then_dp_then_pp() -> None:
     assert {axis: mesh.stride(axis) for axis in mesh} == {"tp": 1, "dp": 3, "pp": 6}
 
 
+def test_a_group_can_be_cut_into_parts_of_neighbours() -> None:
+    mesh = Mesh({"tp": 4, "dp": 2})
+    assert [mesh.neighbours("tp", rank, 2) for rank in (0, 1, 3, 6)] == [(0, 1), (0, 1), (2, 3), (6, 7)]
+    assert mesh.neighbours("tp", 5, 4) == mesh.group("tp", 5)
+    assert mesh.neighbours("tp", 5, 1) == (5,)
+
+
 def test_every_list_of_axes_has_all_of_them_once() -> None:
     assert sorted(AXES) == sorted(AXES_AS_WRITTEN) == sorted(AXES_BY_FREQUENCY)
     assert len(set(AXES)) == len(AXES)

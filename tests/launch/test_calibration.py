@@ -20,6 +20,7 @@ from engine.predict.speed.rates import Assumptions, on_device, rates
 from engine.predict.speed.step_time import simulated
 from engine.spec import RequestError, RunSpec
 from pages.plan.request import of_link
+from tests.runs import Runs, small
 
 MEASURED = {
     "fp32_flops": 1e11, "bf16_flops": 4e11, "reachable": 1.0, "fp32_reachable": 1.0, "memory_bandwidth": 5e10,
@@ -107,3 +108,11 @@ def test_a_device_that_cannot_be_measured_is_refused() -> None:
         return
     with pytest.raises(RequestError, match="cuda could not be measured"):
         calibration.measured("cuda", 0.0)
+
+
+def test_a_step_of_one_rank_takes_its_cpu_time_and_of_two_that_of_the_fastest(runs: Runs) -> None:
+    """Other programs make the clock's time longer, and not the CPU's."""
+    alone, pair = (runs.result(small(code)) for code in ("dp1.tp1.pp1", "dp2.tp1.pp1"))
+    spans = alone.tables["spans"]
+    assert calibration.step_seconds(alone) == spans[spans["lane"] == "compute"]["cpu_ns"].sum() / 1e9 > 0
+    assert calibration.step_seconds(pair) == pair.tables["steps"]["step_ns"].min() / 1e9

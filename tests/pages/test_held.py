@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
 from streamlit.testing.v1 import AppTest
 
 from pages.shared.service import Service
-from tests.engine.huggingface_configs import CONFIGS
 from tests.pages.opened import link
 from tests.pages.stand_in import service
 from tests.patience import PATIENCE_S
@@ -75,29 +73,3 @@ def test_unchanged_fields_are_not_written_while_the_user_types(app: AppTest):
     app.run()
     assert [field.label for field in app.number_input if field.proto.set_value] == ["Data (dp)"]
     assert number(app, "Data (dp)").value == 1
-
-
-def test_a_models_file_sets_its_sizes_and_parts(app: AppTest):
-    app.session_state["unfolded/form-model-file"] = True
-    app.run()
-    small = CONFIGS["qwen3-32b"] | {"num_hidden_layers": 4, "hidden_size": 64, "intermediate_size": 192, "num_attention_heads": 4}
-    small |= {"num_key_value_heads": 2, "head_dim": 16, "max_position_embeddings": 64, "vocab_size": 256}
-    app.file_uploader[0].upload("config.json", json.dumps(small).encode(), "application/json").run()
-    assert not app.exception
-    code = link(app, "spec")
-    assert code.startswith("llama.l4.h64.a4.v256.s64.f192.k2.rotary_base-1000000.qk_norm-head~dp2.tp2.pp2~")
-    assert any(e.label == "Parts: Norm of queries and keys, Rotary base" for e in app.expander)
-
-
-def test_parts_of_a_model_are_chosen_or_as_the_family_has_them(app: AppTest):
-    next(s for s in app.selectbox if s.label == "Size").set_value("custom").run()
-    app.session_state["unfolded/form-parts"] = True
-    app.run()
-    norm = next(s for s in app.selectbox if s.label == "Norm")
-    assert norm.options == ["as the family (layer)", "layer", "rms"]
-    norm.set_value("rms").run()
-    next(s for s in app.selectbox if s.label == "Tied output").set_value(False).run()
-    assert not app.exception
-    assert ".norm-rms.tied-false~" in link(app, "spec")
-    next(s for s in app.selectbox if s.label == "Norm").set_value(None).run()
-    assert ".norm-rms" not in link(app, "spec")

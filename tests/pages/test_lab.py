@@ -271,12 +271,17 @@ def test_another_run_is_queued_while_one_is_on(parts: tuple[Service, Queue]):
     click(app, "Queue a run on 4 processes")
     assert link(app, "run") == "run-0", "what is on stays in sight"
     assert "gpt-tiny · dp1.tp2.pp2 · 1F1B" in text(app)
+    click(app, "Show")
+    assert link(app, "run") == "run-1"
+    assert "gpt-tiny · dp2.tp2.pp2 · 1F1B" in text(app), "what was shown still goes on, and is listed"
+    click(app, "Show")
     parts[1].becomes("run-0", phase="done", folder=saved(parts[0].home, PAIR))
     parts[1].becomes("run-1", phase="done", folder=saved(parts[0].home, PAIR, "second"))
     app.run()
     assert link(app, "run") == "20261124-101500-run"
     click(app, "Show")
     assert link(app, "run") == "second"
+    assert "run-0" not in app.session_state["run/queued"]
     assert "gpt-tiny · dp1.tp2.pp2 · 1F1B" not in text(app)
 
 

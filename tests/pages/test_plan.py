@@ -21,7 +21,6 @@ from engine.catalog import MODELS
 from engine.devices import DEVICES, DeviceSpec
 from engine.launch.dry_run_service import DryRunState
 from engine.predict.memory import memory
-from engine.predict.planner.explain import why
 from engine.predict.planner.serving import serving as predicted
 from engine.predict.speed.rates import Assumptions
 from engine.spec import LayoutSpec, RequestError, RunSpec
@@ -35,7 +34,6 @@ from pages.plan.found import MOST_POINTS, TOP, found
 from pages.plan.published import concerns
 from pages.plan.request import DEFAULT, OWN, Request, Serving, figures_of, made, of_link, own_to_link, serving_of_link, to_link
 from pages.shared import links
-from tests.engine.huggingface_configs import CONFIGS
 from tests.pages.opened import opened, text
 from tests.pages.stand_in import service
 
@@ -51,7 +49,7 @@ def page(**link: str) -> AppTest:
 def same(one: DeviceSpec, other: DeviceSpec) -> bool:
     """Whether all figures are equal, up to rounding of a product."""
     pairs = [(getattr(one, name), getattr(other, name)) for name in DeviceSpec.model_fields if name not in ("name", "source")]
-    return all(a == pytest.approx(b, rel=1e-12) for a, b in pairs)
+    return all(a == b if b is None else a == pytest.approx(b, rel=1e-12) for a, b in pairs)
 
 
 def linked(app: AppTest) -> dict[str, str]:
@@ -85,7 +83,7 @@ def test_a_link_restores_the_request(request_: Request) -> None:
         ({"ranks": "0"}, "not a whole number from 1 to 1,000,000"),
         ({"ranks": "-3"}, "not a whole number"),
         ({"device": "own"}, "without its figures"),
-        ({"device": "own", "own": "1_2_x"}, "“1_2_x” must have 16 figures"),
+        ({"device": "own", "own": "1_2_x"}, "“1_2_x” must have 22 figures"),
         ({"device": "own", "own": "80_1_1_1_1_1_1_1_0_1"}, "node_size=0 must be greater than or equal to 1"),
         ({"device": "own", "own": "nan_1_1_1_1_1_1_1_8_0.8"}, "memory_bytes=nan must be a finite number"),
         ({"device": "own", "own": "80_1_1_1_1_1_1_1_1e999_0.8"}, "node_size=inf must be a finite number"),
@@ -106,13 +104,6 @@ def test_a_link_without_a_batch_has_that_of_the_command(monkeypatch: pytest.Monk
     for ranks in (1, 8, 1024, 1_000_000):
         api.search("gpt3-175b", ranks, "h100-80gb")
         assert of_link({"ranks": str(ranks)}).batch == searched.pop() == min(2 * ranks, 1_000_000)
-
-
-def test_an_older_link_without_the_last_figures_still_opens() -> None:
-    hardware = of_link({"device": "own", "own": "80_1_1_1_1_1_1_1_8_0.5"}).hardware
-    assert (hardware.reachable, hardware.fp32_reachable, hardware.workspace_bytes) == (0.5, 0.8, 32 * 2**20)
-    hardware = of_link({"device": "own", "own": "80_1_1_1_1_1_1_1_8_0.5_0.7"}).hardware
-    assert (hardware.fp32_reachable, hardware.fragmentation) == (0.7, 0.04)
 
 
 def test_a_known_device_can_be_changed_into_ones_own_without_losing_figures() -> None:
@@ -152,27 +143,6 @@ def test_a_layout_that_does_not_fit_names_the_stage_and_changes() -> None:
     assert "that are kept free; the device has 74.5 GiB" in app.warning[0].value
 
 
-def test_reserve_filter_and_cost_are_fields_and_in_the_link() -> None:
-    app = page()
-    assert "are kept free" in text(app)
-    assert "CUDA context: the driver, and the kernels that are loaded: 512 MiB" in text(app)
-    assert "device-hours" not in text(app)
-    app.number_input(key="plan/tokens").set_value(3e11).run()
-    app.number_input(key="plan/price").set_value(2.5).run()
-    app.number_input(key="plan/watts").set_value(1000.0).run()
-    assert "tokens with this layout take" in text(app)
-    assert "at 2.5 an hour" in text(app)
-    assert "MWh at 1000 W a device" in text(app)
-    app.number_input(key="plan/reserve").set_value(12.5).run()
-    assert "12.5 GiB are kept free" in text(app)
-    assert "NCCL: buffers" not in text(app)
-    app.selectbox(key="plan/only").set_value("torchtitan").run()
-    assert linked(app) == SMALL | {"tokens": "3e+11", "price": "2.5", "watts": "1000", "reserve": "12.5", "only": "torchtitan"}
-    app.number_input(key="plan/reserve").set_value(None).run()
-    assert not app.exception
-    assert "reserve" not in linked(app)
-
-
 def test_numbers_without_a_layout_are_refused_with_the_arithmetic() -> None:
     app = page(model="gpt3-175b", ranks="7919")
     assert app.error[0].value.startswith("No dp × tp × pp = 7919 fits")
@@ -192,34 +162,6 @@ def test_a_device_file_is_read_or_refused_with_the_reason() -> None:
     assert linked(app)["called"] == "my own card"
     assert same(of_link(linked(app)).hardware, DEVICES["l40s"])
     assert "gpt2-1.5b on 8 × my own card" in text(app)
-
-
-def with_model_file(name: str, content: bytes) -> AppTest:
-    app = page()
-    app.session_state["unfolded/plan-model-file"] = True
-    app.run()
-    app.file_uploader[0].upload(name, content, "application/json").run()
-    assert not app.exception
-    return app
-
-
-def test_a_models_file_is_planned_and_what_it_leaves_out_is_named() -> None:
-    app = with_model_file("config.json", json.dumps(CONFIGS["gpt2-124m"]).encode())
-    assert linked(app)["model"] == "gpt2-124m"
-    assert any("models here have no dropout; left out: resid_pdrop=0.1" in caption.value for caption in app.caption)
-    app.file_uploader[0].upload("mine.json", json.dumps(CONFIGS["gpt2-124m"] | {"n_layer": 6}).encode(), "application/json").run()
-    assert not app.exception
-    assert linked(app)["model"] == "gpt.l6.h768.a12.v50257.s1024.f0"
-    assert "custom model on 8 × h100-80gb: it fits" in text(app)
-    assert app.selectbox(key="plan/model").value == "gpt.l6.h768.a12.v50257.s1024.f0"
-    app.selectbox(key="plan/model").set_value("gpt3-6.7b").run()
-    assert linked(app)["model"] == "gpt3-6.7b"
-
-
-def test_a_models_file_that_is_not_understood_is_refused_with_the_reason() -> None:
-    app = with_model_file("config.json", b'{"model_type": "mamba"}')
-    assert "model_type=mamba is not known here" in app.error[0].value
-    assert linked(app)["model"] == "gpt2-1.5b"
 
 
 def test_the_page_is_in_chinese() -> None:
@@ -371,50 +313,3 @@ def test_figures_of_the_users_device_survive_the_link_exactly() -> None:
     assert of_link(to_link(Request(device=OWN, own=own))).hardware.memory_bytes == 85_899_345_920
     assumed = Request(assumed=Assumptions(matmul_efficiency=1 / 3))
     assert of_link(to_link(assumed)) == assumed
-
-
-def test_the_heading_speaks_of_the_layout_that_is_chosen() -> None:
-    asked = SMALL | {"model": "gpt3-13b"}
-    plan = found(of_link(asked))
-    assert 0 < plan.feasible < plan.count
-    assert re.search(r"gpt3-13b on 8 × h100-80gb: dp\S+ fits", text(page(**asked)))
-    misfit = text(page(**asked, row=str(plan.count - 1)))
-    assert re.search(r"gpt3-13b on 8 × h100-80gb: dp\S+ does not fit", misfit)
-    assert re.search(r"[\d,]+ other layouts fit; the best is number 1|What to change, cheapest first", misfit)
-
-
-def test_the_baseline_is_zero_3_over_all_devices_and_is_told_beside_the_best() -> None:
-    plan = found(of_link(SMALL))
-    assert plan.baseline is not None
-    row = plan.layout(plan.baseline)
-    assert (row["dp"], row["tp"], row["pp"], row["zero"]) == (8, 1, 1, 3)
-    assert row["recompute"] != "none"
-    assert "The usual first try, ZeRO 3 over all devices" in text(page())
-    odd = found(of_link(SMALL | {"batch": "12"}))
-    assert odd.baseline is None
-    assert "is not possible with this batch" in text(page(batch="12"))
-
-
-def test_a_batch_does_not_stay_when_there_are_far_fewer_devices() -> None:
-    app = page(ranks="1024", batch="1536")
-    next(n for n in app.number_input if n.label == "Number").set_value(8).run()
-    assert linked(app)["batch"] == "16"
-    app = page(ranks="64", batch="128")
-    next(n for n in app.number_input if n.label == "Number").set_value(32).run()
-    assert linked(app)["batch"] == "128", "four sequences a device are usual"
-
-
-def test_where_nothing_fits_the_number_of_devices_that_is_enough_is_a_link() -> None:
-    asked = SMALL | {"model": "gpt3-13b", "ranks": "1", "batch": "2"}
-    assert found(of_link(asked)).feasible == 0
-    app = page(**asked)
-    [enough] = [link for link in app.get("page_link") if link.proto.label.startswith("With ")]
-    count = int(re.search(r"With (\d+) devices it fits", enough.proto.label)[1])
-    assert found(replace(of_link(asked), ranks=count, batch=2 * count)).feasible
-    assert not found(replace(of_link(asked), ranks=count // 2, batch=count)).feasible
-
-
-def test_a_reason_never_says_that_a_difference_is_nothing() -> None:
-    plan = found(of_link(SMALL)).plan
-    for row in range(1, 6):
-        assert not any("0.000 s less" in str(r) or "0.000 s more" in str(r) for r in why(plan, 0, row))

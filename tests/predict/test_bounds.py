@@ -10,20 +10,16 @@ import pandas as pd
 import pytest
 
 from engine import catalog
-from engine.predict.memory import memory, peak_table
-from engine.predict.memory.peaks import opened_stages, peak_of
-from engine.predict.memory.shortened import stage_actions
-from engine.predict.memory.stages import Place
+from engine.predict.memory import memory
+from engine.predict.memory.shortened import shortened
 from engine.predict.run import predict
 from engine.predict.traffic import traffic
 from engine.schedule import SCHEDULES, entries
 from engine.schedule.orders import enough_microbatches
-from engine.schedule.short import SHORT
-from engine.spec import LayoutSpec, ModelSpec, RequestError, RunSpec, ScheduleName, WorkloadSpec
+from engine.spec import SCHEDULE_FACTS, LayoutSpec, ModelSpec, RequestError, RunSpec, ScheduleName, WorkloadSpec
 from engine.tables import members
 from engine.topology import MOST_MEMBERS, Mesh
 from tests.predict.random_specs import random_specs
-from tests.runs import small
 
 
 def asked(code: str, microbatches: int = 4, model: ModelSpec | None = None, **layout: Any) -> RunSpec:
@@ -35,6 +31,7 @@ def asked(code: str, microbatches: int = 4, model: ModelSpec | None = None, **la
 
 
 DEEP = ModelSpec(layers=1024, hidden=64, heads=4)
+PLAIN = [name for name, facts in SCHEDULE_FACTS.items() if facts.plain]
 
 
 def with_many_microbatches(spec: RunSpec) -> RunSpec:
@@ -53,18 +50,18 @@ def test_what_repeats_brings_no_other_peak() -> None:
         fewest = entries(spec.layout, int(enough_microbatches(name, spec.layout.pp, m)) + 2)
         for one, other in zip(memory(spec).peaks, memory(spec, all_of=0, most=fewest).peaks, strict=True):
             assert (one.bytes, one.action) == (other.bytes, other.action), spec
-            if name in SHORT:
+            if name in PLAIN:
                 assert one.terms == other.terms, spec
         seen.add(name)
     assert seen == set(SCHEDULES)
 
 
-@pytest.mark.parametrize("schedule", SHORT)
+@pytest.mark.parametrize("schedule", PLAIN)
 def test_a_simple_schedule_is_as_quickly_gone_through_whatever_its_length(schedule: ScheduleName) -> None:
     """Told by what is gone through, not by the clock."""
-    lengths = {len(stage_actions(asked("pp8", m, DEEP, schedule=schedule)).of(3)[0].stages[3]) for m in (10_000, 65_536)}
-    assert len(lengths) == 1
-    assert lengths.pop() < 200
+    several = {shortened(asked("pp8", m, DEEP, schedule=schedule)).microbatches for m in (10_000, 65_536)}
+    assert len(several) == 1
+    assert several.pop() < 20
 
 
 def test_many_stages_and_microbatches_have_all_answers_but_a_timeline() -> None:
@@ -102,23 +99,6 @@ def test_any_rank_can_be_asked_for() -> None:
             pd.testing.assert_frame_equal(traffic(spec, [rank]), every[every["rank"] == rank].reset_index(drop=True))
     [group] = traffic(asked("dp4096"), [5]).query("phase == 'backward'")["group"].unique()
     assert members(group) == tuple(range(4096))
-
-
-def test_where_replicas_differ_each_has_its_own_peak() -> None:
-    """Each counts its share of the gradients in the norm; whichever rank is asked for, it is that rank's own peak."""
-    numbers: dict[str, Any] = {"precision": "bf16", "accumulate": "bf16", "microbatches": 1, "microbatch_size": 1}
-    made = small("dp6.tp2.pp1", model={"layers": 40, "hidden": 32, "heads": 4, "seq": 4}, **numbers)
-    spec = made.model_copy(update={"layout": made.layout.model_copy(update={"zero": 2})})
-    found, stages, mesh = memory(spec), opened_stages(spec, stage_actions(spec)), Mesh({"dp": 6, "tp": 2})
-    assert found.peaks[0].action == "step"
-    assert len({peak.total for peak in found.others.values()}) > 1
-    totals = peak_table(spec, found).groupby("rank")["bytes"].sum()
-    for rank in range(mesh.size):
-        at = mesh.coordinate(rank)
-        own = peak_of(stages, Place(0, at.dp, at.tp > 0))
-        assert found.of(at).bytes == own.bytes
-        assert totals[rank] == own.total
-    assert found.fullest[1].total == totals.max()
 
 
 @pytest.mark.parametrize(

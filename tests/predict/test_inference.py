@@ -36,7 +36,9 @@ def test_predicted_parameters_cache_and_traffic_equal_the_measured_ones(runs: Ru
 
 
 def test_without_sharding_a_rank_has_all_parameters() -> None:
-    for model in [*MODELS.values(), *(ModelSpec(family=family, vocab=300) for family in FAMILIES)]:
+    """Of the models whose ledgers are shipped: families as they are."""
+    families = [model for model in MODELS.values() if not model.chosen_parts and not model.sized_parts]
+    for model in [*families, *(ModelSpec(family=family, vocab=300) for family in FAMILIES)]:
         assert total(weights(model, LayoutSpec(), "bf16", 0)) == 2 * model.parameters()
 
 

@@ -11,8 +11,7 @@ from engine.predict.bulk.memory import fullest
 from engine.predict.grid import Grid
 from engine.predict.memory import SYMBOLS, curve_table, memory, peak_table
 from engine.predict.memory.peaks import opened_stages
-from engine.predict.memory.shortened import stage_actions
-from engine.predict.memory.stages import Place
+from engine.predict.memory.shortened import Shortened
 from engine.predict.terms import total
 from engine.spec import GenerateSpec, RunSpec, WorkloadSpec
 from engine.tables import COORDINATE, SCHEMAS
@@ -149,10 +148,10 @@ def test_a_block_that_a_message_uses_is_kept_until_the_message_is_sent() -> None
 def test_the_encoders_gradient_that_layers_hand_on_has_one_name_where_it_is_allocated_and_freed(layers: int) -> None:
     """The decoder's layers add it up. Two, three or six of them, three in a ledger: none frees a block that is not there."""
     case = spec("pp2", "zb-h1", model={"family": "transformer", "layers": layers}, precision="bf16")
-    stages = opened_stages(case, stage_actions(case))
-    standing, actions = stages.changes(Place(stage=1))
-    counts = Counter(standing)
-    for action in actions:
-        for change in action.changes:
-            counts.update(change.counts)
-        assert min(counts.values()) >= 0, action.action
+    walk = opened_stages(case, Shortened(case.workload.microbatches)).walk(stage=1)
+    for number in range(len(walk.of)):
+        counts = Counter(walk.before(number))
+        for _, events in walk.trace(number).parts:
+            for sign, kind in events:
+                counts[kind] += sign
+                assert counts[kind] >= 0, (number, kind)

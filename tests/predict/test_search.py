@@ -100,7 +100,7 @@ def test_candidates_are_complete() -> None:
 def test_a_request_without_any_layout_is_refused_with_the_arithmetic() -> None:
     with pytest.raises(
         RequestError,
-        match=r"no dp × tp × pp = 7 fits: tp must divide 40, .* at least 7, divide .* of 5; a global batch of 7 fits",
+        match=r"no dp × tp × pp = 7 fits: tp must be 1, .* at least 7, divide .* of 5; a global batch of 7 fits",
     ):
         candidates(catalog.model("gpt3-13b").model_copy(update={"layers": 3}), 7, 5)
     with pytest.raises(RequestError, match=r"at least 32, divide the global batch of 8; a global batch of 32 fits"):

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from engine.predict.bulk.traces import BucketUse, ChunkForm, FormTrace, FormTraces, Layouts, letter_of
 from engine.predict.ledger.keep import Ledgers
 from engine.predict.ledger.store import ledger_store
-from engine.predict.memory.reducing import STATES, ReductionBlocks, Reductions, RepeatedSegment
+from engine.predict.memory.reducing import STATES, Pending, ReductionBlocks, Reductions, RepeatedSegment
 
 Whole = NDArray[np.int64]
 _STRUCTURES = 256  # the number of structures whose traces are kept, the latest
@@ -37,7 +37,7 @@ class Actions(NamedTuple):
     letters: Whole  # of each 0, or 1 or 2 for the letter that says how often it is there
     firsts: Whole  # the first run of each action that is not the same as an earlier one
     which: Whole  # of `ACTIONS`, which of these each is
-    pending: dict[str, int]  # whose reduction each action leaves under way, as a number in `uses`, or −1
+    pending: dict[str, Pending]  # in each state, numbers in `uses`
     uses: list[BucketUse]
 
 

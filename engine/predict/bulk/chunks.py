@@ -19,23 +19,17 @@ from engine.predict.bulk.actions import ACTIONS, Actions, Whole, form_actions
 from engine.predict.bulk.arrays import joined
 from engine.predict.bulk.traces import ChunkForm, FormTrace, Layouts, figures_of
 from engine.predict.ledger.keep import Ledgers
-from engine.predict.memory.reducing import STATES
-from engine.predict.memory.update import UpdateMemory, bytes_of
+from engine.predict.memory.amounts import AMOUNTS, between_passes
+from engine.predict.memory.update import SizedBucket, UpdateMemory, bytes_of
 from engine.predict.terms import Factor
 
 Real = NDArray[np.float64]
 
-# What there is between actions: of a pass in flight what it received and what it keeps; messages; of passes whose W is deferred
-# the first and each further one; whose reduction over dp an action leaves under way; states; the optimizer's step twice; what is
-# handed on and kept as well; of it what is kept until W; and what a message holds that its chunk let go of, by the action.
-STANDS = (
-    "received", "flight", "gradient received", "sent", "gradient sent", "deferred", "deferred more", "after B", "after I edge",
-    "after I", "after I more", "after W", "after W more", "states", "norm", "step", "shared",
-    "shared until W, I", "shared until W, W", "lent B", "lent I", "lent W",
-)  # fmt: skip
+# What a stage holds all the time, and the optimizer's step twice; with that, all that a chunk has.
+UPDATE = ("states", "norm", "step")
+STANDS = (*AMOUNTS, *UPDATE)
 VALUES = (*ACTIONS, *STANDS)
-_A, _S = ({name: i for i, name in enumerate(names)} for names in (ACTIONS, STANDS))
-AFTER = ("B", "I edge", "I", "I more", "W", "W more")
+_A = {name: i for i, name in enumerate(ACTIONS)}
 
 
 @dataclass(frozen=True)
@@ -68,11 +62,9 @@ class Chunks:
         self._nets, self._tops = self.does.figures({name: of[first] for name, of in letters.items()}, len(first))
         found: dict[Any, Any] = {}
         several = self.does.bucket_sizes()
-        # Numbers of each on a rank, in one replica's share, and how many parameters begin in the first share.
-        self.buckets = np.empty((len(several), 3, len(known["tp"])))
+        self.buckets = np.empty((len(several), 2, len(known["tp"])))  # numbers of each on a rank, and in one replica's share
         for sizes, out in zip(several, self.buckets, strict=True):
-            out[0], out[1], *each = figures_of(sizes, self.known, found)
-            out[2] = _pieces(out[1], each)
+            out[0], out[1] = figures_of(sizes, self.known, found)
 
     def tables(self, forms: list[ChunkForm], here: slice) -> dict[ChunkForm, Table]:
         """`VALUES` of each form, of the layouts `here`, which all have one ZeRO stage and are all cut or not."""
@@ -94,15 +86,6 @@ class _ActionPoints(NamedTuple):
     leaves: Real
 
 
-class _AllBuckets(NamedTuple):
-    """In place of `BucketSizes`, with arrays in its factors. (buckets, n)"""
-
-    size: Factor
-    share: Factor
-    name: str = ""
-    layered: bool = False
-
-
 class _TableBuilder:
     """The tables of some forms of chunk at one ZeRO stage."""
 
@@ -112,12 +95,12 @@ class _TableBuilder:
         self.count = len(self.known["tp"])
         self.parts = 1 + (2 if self.layouts.model.parts.encoder else 1)
         self.found: dict[Any, Any] = {}
-        self.e, self.width = self.layouts.e.value, self.layouts.width.value
-        self.buckets = chunks.buckets[:, :, here]  # (buckets, 3, n)
+        self.e = self.layouts.e.value
+        self.width = self.layouts.width.value if zero == 1 else self.e  # bytes of a number that a reduction receives
+        self.buckets = chunks.buckets[:, :, here]  # (buckets, 2, n)
         spans, highest = chunks.spans(here)
-        whole, share, _ = self.buckets.swapaxes(0, 1)
-        width = self.width if zero == 1 else self.e
-        blocks = np.stack([share * width, -share * width, whole * self.e, -whole * self.e], axis=1)
+        whole, share = self.buckets.swapaxes(0, 1)
+        blocks = np.stack([share * self.width, -share * self.width, whole * self.e, -whole * self.e], axis=1)
         blocks = blocks.reshape(-1, self.count)
         nothing = np.zeros((1, self.count))
         self.leaves = np.concatenate([nothing, spans, blocks[::-1]])  # blocks are counted from the end
@@ -164,32 +147,12 @@ class _TableBuilder:
 
     def table(self, trace: FormTrace, actions: Actions, points: Table, leaves: Real) -> Table:
         """With what stands between actions."""
-        ends = np.zeros((self.parts, len(STANDS), self.count))
-        nets = {name: leaves[:, _A[name]] for name in STATES}
-        if self.zero < 2:
-            ends[:, _S["after I edge"]] = nets["I edge"] - nets["I"]
-        else:  # a reduction is counted for as long as it lasts, not as what an action leaves
-            left = {name: self._under_way(actions, n) for name, n in actions.pending.items()}
-            for name in AFTER:
-                ends[0, _S[f"after {name}"]] = left[name]
-            for name, before in (("I", "W edge"), ("I more", "I")):
-                nets[name][0] += left[before] - left[name]
-        messages = {
-            "received": trace.received, "gradient received": trace.gradient_received, "sent": trace.sent,
-            "gradient sent": trace.gradient_sent, "shared": trace.shared,
-            **{f"shared until W, {kind}": size for kind, size in trace.shared_until_w.items()},
-            **{f"lent {kind}": size for kind, size in trace.lent.items()},
-        }  # fmt: skip
-        received, gradient, sent, back, *_ = sizes = figures_of(messages.values(), self.known, self.found)
-        for name, size in zip(messages, sizes, strict=True):
-            ends[0, _S[name]] = size
-        flight, deferred, more = (ends[:, _S[name]] for name in ("flight", "deferred", "deferred more"))
-        flight[:] = nets["F"]
-        deferred[:], more[:] = nets["F"] + nets["I"], nets["F"] + nets["I more"]
-        flight[0] -= sent
-        for of in (deferred, more):
-            of[0] += received - sent + gradient - back
-        self._standing(actions, ends)
+        figures = figures_of(trace.amounts.values(), self.known, self.found)
+        messages = {name: self._once(size) for name, size in zip(trace.amounts, figures, strict=True)}
+        found = between_passes(
+            lambda state: leaves[:, _A[state]], messages, actions.pending, lambda bucket: self._under_way(actions, bucket)
+        )
+        ends = np.stack([*(found[name] for name in AMOUNTS), *self._standing(actions)], axis=1)
         return Table(
             np.concatenate([points.parts, ends], axis=1),
             np.concatenate([points.starts, points.parts.shape[1] + np.arange(len(STANDS))]),
@@ -197,25 +160,34 @@ class _TableBuilder:
             points.inner,
         )
 
-    def _under_way(self, actions: Actions, bucket: int) -> Any:
-        return self.buckets[actions.uses[bucket].number, :2].sum(0) * self.e if bucket >= 0 else 0.0
+    def _once(self, size: Any) -> Real:
+        """A size that does not depend on the number of layers, (parts, n)."""
+        found = np.zeros((self.parts, self.count))
+        found[0] = size
+        return found
 
-    def _standing(self, actions: Actions, ends: Real) -> None:
-        """Parameters, gradients and the optimizer's, and what its step takes."""
-        places = [ends[:, _S[name]] for name in ("states", "norm", "step")]
+    def _under_way(self, actions: Actions, bucket: int) -> Real:
+        if bucket < 0:
+            return self._once(0.0)
+        whole, share = self.buckets[actions.uses[bucket].number]
+        return self._once(share * self.width + (whole * self.e if self.zero >= 2 else 0.0))
+
+    def _standing(self, actions: Actions) -> Real:
+        """Parameters, gradients and the optimizer's, and what its step takes: (3, parts, n)."""
+        places = np.zeros((len(UPDATE), self.parts, self.count))
         for number, part, counted in actions.uses:
             for which, (place, each) in enumerate(zip(places, self._updated, strict=True)):
                 if counted or which != 1:
                     place[part] += each[number]
+        return places
 
     @cached_property
     def _updated(self) -> tuple[Real, Real, Real]:
-        """Of each bucket what stands, what its norm takes, with two numbers for each piece, and its update. (buckets, n) each"""
-        whole, share, pieces = self.buckets.swapaxes(0, 1)
+        """Of each bucket what stands, what its norm takes, which is two numbers, and its update. (buckets, n) each"""
+        whole, share = self.buckets.swapaxes(0, 1)
         memory = UpdateMemory(self.layouts.workload, self.zero, self.layouts.e, self.layouts.width)
-        every, nothing = _AllBuckets(Factor("Ψ", whole), Factor("Ψ/dp", share)), np.zeros_like(share)
-        norm = bytes_of(memory.norm(every, every.share)) + 8 * pieces
-        return nothing + bytes_of(memory.standing(every)), norm, nothing + bytes_of(memory.update(every))
+        every, nothing = SizedBucket(Factor("Ψ", whole), Factor("Ψ/dp", share)), np.zeros_like(share)
+        return nothing + bytes_of(memory.standing(every)), nothing + 8, nothing + bytes_of(memory.update(every))
 
 
 def _apart(several: list[Actions], parts: Real, letters: Whole, starts: list[int]) -> list[_ActionPoints]:
@@ -228,12 +200,3 @@ def _apart(several: list[Actions], parts: Real, letters: Whole, starts: list[int
         table = Table(parts[:, here], np.array(starts[start:stop]) - here.start, one.which, inside)
         out.append(_ActionPoints(table, parts[:, len(letters) + start + one.which]))
     return out
-
-
-def _pieces(share: Real, sizes: list[Real]) -> Any:
-    """Of parameters that lie one behind the other, how many begin in the first share."""
-    offset: Any = 0
-    found: Any = 0
-    for size in sizes:
-        found, offset = found + (offset < share), offset + size
-    return found

@@ -18,8 +18,9 @@ from engine.predict.ledger.dimensions import dimensions, structure, value
 from engine.predict.ledger.form import Part, Product, Slicing
 from engine.predict.ledger.keep import Key, Ledgers
 from engine.predict.ledger.store import LedgerStore
+from engine.predict.memory.amounts import trace_amounts
 from engine.predict.memory.buckets import BucketSizes
-from engine.predict.memory.reading import Amounts, LedgerReading, LentBlock
+from engine.predict.memory.reading import Amounts, ChunkTrace, LedgerReading, LentBlock
 from engine.predict.memory.reducing import Buckets, Events, RepeatedSegment
 from engine.predict.symbolic import Size, as_size, letter, sized
 from engine.predict.symbolic import value as value_of
@@ -93,14 +94,8 @@ class FormTrace(NamedTuple):
     late: dict[str, list[RepeatedSegment]]
     buckets: Buckets
     uses: list[BucketUse]  # the same
-    received: Size
-    sent: Size
-    gradient_received: Size
-    gradient_sent: Size
-    shared: Size
-    shared_until_w: dict[str, Size]  # of it, what the chunk behind holds until its W; by the action in which this one frees it
-    ends: tuple[str, ...]  # in which half of backward each input is freed
-    lent: dict[str, Size]  # what it lends a message and frees in a B, in an I or in a W: see `engine.predict.memory.reading.Lent`
+    does: ChunkTrace
+    amounts: dict[str, Size]  # those of `trace_amounts`
 
 
 class FormTraces:
@@ -130,34 +125,26 @@ class FormTraces:
         key = form, hooked, cut
         with self.one_at_a_time:
             if key not in self._found:
-                ends_behind = self.of(form.behind, hooked, cut).ends if form.behind else ()
-                self._found[key] = self._trace(form, hooked, cut, ends_behind)
+                behind = self.of(form.behind, hooked, cut).does if form.behind else None
+                self._found[key] = self._trace(form, hooked, cut, behind)
             return self._found[key]
 
-    def _trace(self, form: ChunkForm, hooked: bool, cut: bool, ends_behind: tuple[str, ...]) -> FormTrace:
-        """`ends_behind`: in which half of backward the chunk behind frees each of its inputs."""
+    def _trace(self, form: ChunkForm, hooked: bool, cut: bool, behind: ChunkTrace | None) -> FormTrace:
+        """`behind`: the chunk behind, where it is on the same stage."""
         ledger, known = self._ledgers(self.structures[cut].of(form.part), form.part), self.dimensions[cut]
         numbers = [self.number_of(as_size(self._value(block.bytes, known))) for block in ledger.blocks]
         reading = LedgerReading(ledger, form.part, form.times, known, numbers)
         does, buckets = reading.trace(hooked), reading.buckets(letter("dp"))
-        stream = next((self._size_of(one) for one in (*does.received, *does.sent)), sized(0))
-        ends, lent = does.input_ends["I"], does.lent
-        deferred = sum(i < len(ends_behind) and ends_behind[i] == "W" for i in does.shared)
-        until, lent_ends = (lent.ends["I"], set(lent.ends.values())) if lent else ("W", set())
         as_recorded = {action: self._in_spans(segments, False) for action, segments in does.segments.items()}
         return FormTrace(
             segments=as_recorded,
-            late={action: self._in_spans(segments, True) for action, segments in does.segments.items()} if lent else as_recorded,
+            late={action: self._in_spans(segments, True) for action, segments in does.segments.items()}
+            if does.lent
+            else as_recorded,
             buckets=buckets,
             uses=[self.use(bucket, times) for bucket, times in buckets],
-            received=self._total(does.received),
-            sent=self._total(does.sent),
-            gradient_received=self._total(does.gradient_received["I"]),
-            gradient_sent=self._total(does.gradient_sent["I"]),
-            shared=stream * len(does.shared),
-            shared_until_w={kind: stream * deferred if kind == until else sized(0) for kind in "IW"},
-            ends=ends,
-            lent={kind: self._size_of(lent.block) if lent and kind in lent_ends else sized(0) for kind in "BIW"},
+            does=does,
+            amounts={name: self._total(blocks) for name, blocks in trace_amounts(does, behind).items()},
         )
 
     def _value(self, size: Product, known: dict[str, Any]) -> Any:
@@ -170,14 +157,12 @@ class FormTraces:
                 times *= self.layouts.model.rows
         return value(Product(times, tuple(left)), known)
 
-    def _size_of(self, number: int) -> Size:
-        return self._sizes[number - 1]
-
     def _total(self, amounts: Amounts) -> Size:
         found: Size = sized(0)
         for number, amount in amounts.items():
-            size = self._size_of(number) * amount
-            found = size + found if found.coefficient else size
+            if amount:
+                size = self._sizes[number - 1] * amount
+                found = size + found if found.coefficient else size
         return found
 
     def _in_spans(self, segments: list[RepeatedSegment], late: bool) -> list[RepeatedSegment]:
@@ -223,11 +208,11 @@ class FormTraces:
 
     def use(self, bucket: BucketSizes, times: Any) -> BucketUse:
         """A bucket in numbers."""
-        key = bucket.size.value, bucket.share.value, *(size for _, size in bucket.parameters)
+        key = bucket.size.value, bucket.share.value
         return BucketUse(self._buckets.setdefault(key, len(self._buckets)), letter_of(times), bucket.counted)
 
     def bucket_sizes(self) -> list[tuple[Any, ...]]:
-        """Of all buckets that are not alike: numbers on a rank, in one replica's share, and of each parameter."""
+        """Of all buckets that are not alike: numbers on a rank, and in one replica's share."""
         with self.one_at_a_time:
             return list(self._buckets)
 

@@ -251,10 +251,8 @@ class _Costs:
     def _add(self, number: int, here: Whole, setting: Setting, found: Iterable[PredictedCall]) -> None:
         ranks = {"tp": setting.tp, "dp": setting.dp, "pp": self.grid.pp[here]}
         for call in found:
-            n = 2 if call.between else ranks[call.axis] if call.members is None else call.members
-            # In a group of one rank no calls are made, except ZeRO's all-gathers over dp.
-            made = np.asarray(n) > (0 if call.axis == "dp" and call.collective == "all_gather" else 1)
-            calls = call.calls * made
+            n = call.ranks(ranks[call.axis])
+            calls = call.calls * call.made(n)
             amounts = calls * wire_bytes(call.collective, call.payload_bytes, n), calls
             late = call.axis == "dp" and call.phase in _LATE
             into = self.reduced if call.reduced else self._sums

@@ -9,6 +9,7 @@ represents all layers between the first and the last.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -32,6 +33,9 @@ operation in the ledger's table."""
 LOSS_CHUNK = -2
 """The layer of events of one chunk of the loss. Each chunk has such events, with its own number of tokens for the dimension C.
 Nothing that they allocate outlives them. So memory counts them once, for a whole chunk."""
+
+
+_LONGEST = 96  # characters of the parts of a model in a name
 
 
 class Structure(NamedTuple):
@@ -68,9 +72,11 @@ class Structure(NamedTuple):
 
     @property
     def archive(self) -> str:
-        """The name of the archive in which its ledgers are shipped. It can be a file name."""
-        parts = (*(f"{name}-{value}" for name, value in self.chosen_parts), *self.sized_parts)
-        return "_".join([self.family, *parts, self.precision])
+        """The name of the archive in which its ledgers are shipped. It can be a file name, which has 255 characters at most."""
+        chosen = "_".join((*(f"{name}-{value}" for name, value in self.chosen_parts), *self.sized_parts))
+        if len(chosen) > _LONGEST:
+            chosen = hashlib.sha256(chosen.encode()).hexdigest()[:16]
+        return "_".join([self.family, *[chosen] * bool(chosen), self.precision])
 
     @property
     def name(self) -> str:

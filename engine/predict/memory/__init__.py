@@ -4,10 +4,12 @@ blocks      blocks that are alike, and changes of how many there are
 buckets     sizes of flat buffers of parameters, and of the shares that ZeRO makes of them
 reducing    what ZeRO's reductions add to a pass
 passes      what the actions of a chunk do
-stages      what stands on a stage, and its step
+amounts     what stands on a stage between its passes
 stage_passes  what follows from the order of a stage's passes alone
-walk        a stage's step, action by action
-shortened   which actions of a long step are gone through
+walk        how many of each amount stand before each pass, for one layout and for very many
+layout_walk the walk through a stage of one layout, in blocks with names
+stages      what stands on a stage, and its step
+shortened   which microbatches of a long step are gone through
 generation  generating without training
 peaks       the peak of every rank, with its terms
 tables      peaks and curves as tables

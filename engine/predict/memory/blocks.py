@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import cached_property
+from collections import defaultdict
 from typing import Any, NamedTuple
 
 from engine.predict.terms import Factor
@@ -41,10 +41,18 @@ class Change:
     def __init__(self, counts: Counts) -> None:
         self.counts = counts
 
-    @cached_property
-    def total(self) -> Any:
-        """In bytes."""
-        return total_of(self.counts)
+    def bytes(self, category: str = "") -> Any:
+        """Of all of them, or of those of a category."""
+        return total_of({kind: count for kind, count in self.counts.items() if category in ("", kind.category)})
 
-    def __neg__(self) -> Change:
-        return Change({kind: -count for kind, count in self.counts.items()})
+    def __add__(self, other: Change) -> Change:
+        counts: Counts = defaultdict(int, self.counts)
+        for kind, count in other.counts.items():
+            counts[kind] += count
+        return Change({kind: count for kind, count in counts.items() if count})
+
+    def __sub__(self, other: Change) -> Change:
+        return self + other * -1
+
+    def __mul__(self, times: int) -> Change:
+        return Change({kind: times * count for kind, count in self.counts.items()})

@@ -45,22 +45,6 @@ class BucketSizes:
         cut = not isinstance(self._parts, int) or self._parts > 1
         return Factor("Ψ/dp", size.value // self._parts) if cut else size
 
-    def counted_on(self, replica: int, later: bool, copies: bool = False) -> tuple[int, int]:
-        """What a rank has of what counts in the norm of the gradients: of how many parameters, and how many numbers in all.
-
-        `replica`: whose share it is, 0 where nothing is cut. `later`: whether the rank is not the first of its tp group: such
-        ranks leave out what tp does not cut. `copies`: whether another rank counts its key heads.
-        """
-        share = self.share.value
-        begin, offset = replica * share, 0
-        pieces = found = 0
-        for (whole, size), keys in zip(self.parameters, self.keys, strict=True) if self.counted else ():
-            here = min(offset + size - (keys if copies else 0), begin + share) - max(offset, begin)
-            if here > 0 and not (later and whole):
-                pieces, found = pieces + 1, found + here
-            offset += size
-        return pieces, found
-
 
 def _numbers(shape: Sequence[Any], sizes: Mapping[str, Any]) -> Any:
     count: Any = 1

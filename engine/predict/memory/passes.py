@@ -13,7 +13,7 @@ from engine.predict.ledger.layout import Chunk
 from engine.predict.ledger.words import in_words
 from engine.predict.memory.blocks import BlockKind, Change, Counts, Factors, size_of
 from engine.predict.memory.reading import ChunkTrace, LedgerReading, LentBlock
-from engine.predict.memory.reducing import Buckets, Events, Reductions, Segments, reduction_blocks
+from engine.predict.memory.reducing import Buckets, Events, Pending, Reductions, Segments, reduction_blocks
 from engine.predict.terms import Factor
 
 
@@ -77,8 +77,13 @@ class ChunkPasses:
     _known: dict[tuple[str, bool], ActionTrace] = field(default_factory=dict)
 
     @cached_property
-    def _by_state(self) -> tuple[Segments, dict[str, int]]:
+    def _by_state(self) -> tuple[Segments, dict[str, Pending]]:
         return self.reductions.by_state(self.does.segments)
+
+    @property
+    def pending(self) -> dict[str, Pending]:
+        """Of each of `STATES`."""
+        return self._by_state[1]
 
     def trace(self, state: str, late: bool) -> ActionTrace:
         """What a pass does that finds the chunk in one of `STATES`.
@@ -89,11 +94,6 @@ class ChunkPasses:
             segments, _ = self._by_state
             self._known[state, late] = ActionTrace([(times, list(_blocks(events, late))) for _, times, events in segments[state]])
         return self._known[state, late]
-
-    def reduce(self, state: str) -> ActionTrace:
-        """The end of the reduction that a pass leaves under way, which found the chunk in that state."""
-        _, pending = self._by_state
-        return ActionTrace([(1, events) for _, _, events in self.reductions.finished(pending[state])])
 
 
 def held_by_message(lent: BlockKind) -> BlockKind:

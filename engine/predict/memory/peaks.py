@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from engine.predict.ledger.keep import Ledgers
 from engine.predict.ledger.layout import LayoutLedgers
-from engine.predict.memory.blocks import Change, Counts
+from engine.predict.memory.blocks import Counts, total_of
 from engine.predict.memory.generation import Generation
-from engine.predict.memory.shortened import ALL_OF, MOST, StageActions, highest, in_flight, stage_actions
-from engine.predict.memory.stages import Place, Stages, alike
+from engine.predict.memory.shortened import ALL_OF, MOST, Shortened, shortened
+from engine.predict.memory.stages import Stages
 from engine.predict.terms import Factor, Term, total
 from engine.schedule import Action
+from engine.schedule.orders import KINDS
 from engine.spec import RequestError, RunSpec, sentence
 from engine.tables import CATEGORIES, KV_CACHE, LARGEST
 from engine.topology import Coordinate
@@ -37,45 +38,35 @@ class Peak:
 
 @dataclass(frozen=True)
 class Memory:
-    """The peaks of all ranks, each peak once.
+    """The peaks of all ranks. Those of a stage hold the same."""
 
-    `others` has the stages whose ranks have several peaks. There, the ranks of a tp group that count unlike are listed apart.
-    Neighbouring replicas with the same peak have one entry, under the first of them. Entries are in the order of replicas.
-    """
-
-    peaks: tuple[Peak, ...]  # one a stage, of its first rank
-    others: dict[Place, Peak] = field(default_factory=dict)
-    copies: int = 1  # see `ModelSpec.key_copies`
+    peaks: tuple[Peak, ...]  # one a stage
 
     def of(self, at: Coordinate) -> Peak:
         """A rank's."""
-        of = at.pp, alike(at.tp, self.copies)
-        here = [place for place in self.others if (place.stage, place.later) == of and place.replica <= at.dp]
-        return self.others[max(here)] if here else self.peaks[at.pp]
+        return self.peaks[at.pp]
 
     @property
-    def fullest(self) -> tuple[Place, Peak]:
-        """The first of those ranks that need most."""
-        every = {Place(peak.stage): peak for peak in self.peaks} | self.others
-        return max(sorted(every.items()), key=lambda found: found[1].total)
+    def fullest(self) -> Peak:
+        """That of the first stage whose ranks need most."""
+        return max(self.peaks, key=lambda peak: peak.total)
 
 
 def memory(spec: RunSpec, all_of: int = ALL_OF, most: int = MOST, ledgers: Ledgers | None = None) -> Memory:
     """The peak of every rank. Raises `RequestError` where the schedule is too long to be gone through, or the bytes too many.
 
-    A schedule of up to `all_of` passes and messages is gone through whole, of a longer one what brings something new, and that is
-    at most `most`. `ledgers`: those to read, in place of `ledger_store()`. Raises `NotRecordedError` where one is not in that.
+    `all_of`, `most`: how much is gone through, see `shortened`. `ledgers`: those to read, in place of `ledger_store()`. Raises
+    `NotRecordedError` where one is not in that.
     """
     if spec.generate.skip_training:
         return _generating(spec, ledgers)
-    stages = opened_stages(spec, stage_actions(spec, all_of, most), ledgers)
-    peaks = tuple(peak_of(stages, Place(stage)) for stage in range(spec.layout.pp))
-    return Memory(peaks, _others(stages, peaks), stages.copies)
+    stages = opened_stages(spec, shortened(spec, all_of, most), ledgers)
+    return Memory(tuple(peak_of(stages, stage) for stage in range(spec.layout.pp)))
 
 
-def opened_stages(spec: RunSpec, actions: StageActions, ledgers: Ledgers | None = None) -> Stages:
+def opened_stages(spec: RunSpec, step: Shortened, ledgers: Ledgers | None = None) -> Stages:
     """Raises `NotRecordedError`."""
-    return Stages(spec, LayoutLedgers(spec.model, spec.layout, spec.workload, None, ledgers), actions)
+    return Stages(spec, LayoutLedgers(spec.model, spec.layout, spec.workload, None, ledgers), step)
 
 
 def opened_generation(spec: RunSpec, ledgers: Ledgers | None = None) -> Generation:
@@ -93,44 +84,27 @@ def _generating(spec: RunSpec, ledgers: Ledgers | None) -> Memory:
     return Memory(tuple(peaks))
 
 
-def peak_of(stages: Stages, at: Place) -> Peak:
-    """The peak of some ranks of a stage."""
-    standing, actions = stages.changes(at)
-    best_at = highest(actions)
-    highest_one = actions[best_at]
-    changes: dict[Change, int] = defaultdict(int)
-    for earlier in actions[:best_at]:
-        for change in earlier.changes:
-            changes[change] += 1
-    for change in (*highest_one.before, *(highest_one.after if highest_one.trace is None else ())):
-        changes[change] += 1
-    counts: Counts = defaultdict(int, standing)
-    for change, times in changes.items():
-        for kind, count in change.counts.items():
-            counts[kind] += times * count
-    trace = highest_one.trace
-    within = {} if trace is None else trace.counts_at(trace.highest[1])
-    action = stages.actions.named(highest_one.action, actions[best_at:])
-    return _peak(stages.spec, at.stage, action, counts, within, in_flight(actions[: best_at + 1]))
+def peak_of(stages: Stages, stage: int) -> Peak:
+    """The peak of the ranks of a stage: that of its passes, or the optimizer's step if that takes more."""
+    of_passes = _peak_of_passes(stages, stage)
+    trace, standing = stages.step(stage), stages.standing(stage)
+    most, where = trace.highest
+    if total_of(standing) + most <= of_passes.total:
+        return of_passes
+    return _peak(stages.spec, stage, "step", standing, trace.counts_at(where))
 
 
-def _others(stages: Stages, peaks: tuple[Peak, ...]) -> dict[Place, Peak]:
-    """Of ranks that have another peak than their stage's first. They peak in the step, or would if they held as much."""
-    layout, found = stages.spec.layout, dict[Place, Peak]()
-    for peak in (peak for peak in peaks if peak.action == "step"):
-        known, runs = {stages.counted(Place(peak.stage)): peak}, dict[Place, Peak]()
-        for later in sorted({alike(tp, stages.copies) for tp in range(layout.tp)}):
-            last = None
-            for replica in stages.where_shares_differ(peak.stage) if layout.zero else [0]:
-                at = Place(peak.stage, replica, later)
-                counted = stages.counted(at)
-                if counted not in known:
-                    known[counted] = peak_of(stages, at)
-                if known[counted] is not last:
-                    runs[at] = last = known[counted]
-        if len(known) > 1:
-            found |= runs
-    return found
+def _peak_of_passes(stages: Stages, stage: int) -> Peak:
+    """The peak of a stage before the optimizer's step."""
+    walk = stages.walk(stage)
+    best = walk.highest
+    trace, counts = walk.trace(best), stages.standing(stage)
+    for kind, count in walk.before(best).items():
+        counts[kind] += count
+    name, microbatch = KINDS[walk.kinds[best]], int(walk.microbatch[best])
+    microbatch = stages.shortened.named(name, microbatch, bool(walk.is_f[best:].any()))
+    action = Action(name, int(walk.chunk[best]), microbatch)
+    return _peak(stages.spec, stage, action, counts, trace.counts_at(trace.highest[1]), walk.in_flight(best))
 
 
 def _peak(spec: RunSpec, stage: int, action: Action | str, before: Counts, within: Counts, in_flight: int = 0) -> Peak:

@@ -62,6 +62,13 @@ STATES = ("F", "B", "B edge", "I", "I edge", "I more", "I after B", "W", "W edge
 Segments = dict[str, list[RepeatedSegment]]  # by action, or by state
 
 
+class Pending(NamedTuple):
+    """Which bucket's reduction is under way before an action and after it; −1: none."""
+
+    before: int
+    after: int
+
+
 class ReductionBlocks(NamedTuple):
     """Of each bucket a block: what a reduction receives into, the gradients that backward writes, the gathered values."""
 
@@ -100,17 +107,14 @@ class Reductions:
             return []
         return [self.blocks.received[pending], *([self.blocks.incoming[pending]] if self.zero >= 2 else [])]
 
-    def finished(self, pending: int) -> list[RepeatedSegment]:
-        """The end of that bucket's reduction."""
-        return [RepeatedSegment(-1, 1, [(-1, one) for one in self.under_way(pending)])]
-
-    def by_state(self, segments: Segments) -> tuple[Segments, dict[str, int]]:
-        """What a chunk does in each of `STATES`, and which bucket's reduction it leaves under way, or −1."""
-        found, pending = Segments(), dict[str, int]()
+    def by_state(self, segments: Segments) -> tuple[Segments, dict[str, Pending]]:
+        """What a chunk does in each of `STATES`, and which bucket's reduction is under way before and after it."""
+        found, pending = Segments(), dict[str, Pending]()
 
         def put(name: str, state: State) -> int:
-            found[name], pending[name] = self._applied(segments.get(name[0], []), state)
-            return pending[name]
+            found[name], after = self._applied(segments.get(name[0], []), state)
+            pending[name] = Pending(state.pending, after)
+            return after
 
         put("F", _FRESH)
         if self.zero < 2:

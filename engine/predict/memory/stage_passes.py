@@ -65,7 +65,7 @@ class StagePasses:
         self.is_f, self.is_b, self.is_i, self.is_w = (self.kinds == kind for kind in range(len(KINDS)))
         self.begins_backward: Mask = self.is_b | self.is_i
         self.by_chunk = Groups(self.of * len(place) + self.chunk)
-        self.times: Any = 1  # how many passes each stands for
+        self.times = np.ones(len(self.of), np.int64)  # how many passes each stands for
         self.deferred = self.by_chunk.before(self.is_i * 1 - self.is_w)  # passes of the chunk that have had I and not W
         same = place[1:] == place[:-1]
         self._lender = np.arange(len(place)) - np.append(False, same) if lender is None else lender
@@ -121,21 +121,26 @@ class StagePasses:
         """Which pass that is, of a chunk and with the microbatch of each pass `here`; n where there is none."""
         return self._places[kind][self._keys(self.of[here], chunk, self.microbatch[here])]
 
+    def gone(self, here: Any, step: int) -> Any:
+        """At which pass the message that each of the passes `here` sends is gone: when as many more were sent the same way as may
+        wait. n where it waits until the step's end. (k,)
+        """
+        route = self.route(here, step)
+        order = np.argsort(route, kind="stable")
+        sorted_, route = here[order], route[order]
+        later = np.arange(len(here)) + self.held[self.of[sorted_]]
+        which = np.minimum(later, len(here) - 1)
+        found = np.empty(len(here), np.int64)
+        found[order] = np.where((later < len(here)) & (route[which] == route), sorted_[which], len(self.of))
+        return found
+
     @cached_property
     def message_gone(self) -> Any:
-        """At which pass the message that a forward sends is gone: when as many more were sent the same way as may wait.
-
-        n where it waits until the step's end, and −1 where nothing is sent.
-        """
+        """At which pass the message that a forward sends is gone, as in `gone`; −1 where nothing is sent. (n,)"""
         here = np.flatnonzero(self.sends)
-        route = self.route(here, 1)
-        order = np.argsort(route, kind="stable")
-        here, route = here[order], route[order]
-        later = np.arange(len(here)) + self.held[self.of[here]]
-        which = np.minimum(later, len(here) - 1)
-        gone = np.full(len(self.of), -1)
-        gone[here] = np.where((later < len(here)) & (route[which] == route), here[which], len(self.of))
-        return gone
+        found = np.full(len(self.of), -1)
+        found[here] = self.gone(here, 1)
+        return found
 
     def outlived(self, kind: str) -> tuple[Any, Any]:
         """Passes of a kind in which a chunk lets go of the block that it lends (if that is the kind) while a message holds it;

@@ -10,13 +10,13 @@ import pandas as pd
 
 from engine.predict.durations import UNIT_NS, textbook
 from engine.predict.memory.blocks import Counts, size_of
+from engine.predict.memory.passes import ActionTrace
 from engine.predict.memory.peaks import Memory, memory, opened_generation, opened_stages
-from engine.predict.memory.shortened import stage_actions
-from engine.predict.memory.stages import Place, alike
+from engine.predict.memory.shortened import Shortened
 from engine.schedule import Action, Schedule, plan, replay
+from engine.schedule.orders import KINDS
 from engine.spec import RunSpec
 from engine.tables import CATEGORIES, KV_CACHE, SCHEMAS, table
-from engine.topology import Mesh
 
 
 def peak_table(spec: RunSpec, found: Memory | None = None) -> pd.DataFrame:
@@ -29,11 +29,9 @@ def peak_table(spec: RunSpec, found: Memory | None = None) -> pd.DataFrame:
     categories = list(found.peaks[0].bytes)
     ranks = np.array(mesh.listed)
     if len(ranks) < mesh.size:
-        at, _ = found.fullest
-        ranks = np.union1d(ranks, mesh.rank({"pp": at.stage, "dp": at.replica, "tp": at.later}))
-        bytes_ = np.array([[found.of(mesh.coordinate(int(rank))).bytes[c] for c in categories] for rank in ranks], np.int64)
-    else:
-        bytes_ = _bytes_of_all(mesh, found, categories)
+        ranks = np.union1d(ranks, mesh.rank({"pp": found.fullest.stage}))
+    by_stage = np.array([[peak.bytes[c] for c in categories] for peak in found.peaks], np.int64)
+    bytes_ = by_stage[mesh.index("pp", ranks)]
     columns: dict[str, Any] = {
         "source": "formula",
         "rank": np.repeat(ranks, len(categories)),
@@ -49,48 +47,38 @@ def peak_table(spec: RunSpec, found: Memory | None = None) -> pd.DataFrame:
     )
 
 
-def _bytes_of_all(mesh: Mesh, found: Memory, categories: list[str]) -> Any:
-    """Of every rank, (ranks, categories)."""
-    by_stage = np.array([[peak.bytes[c] for c in categories] for peak in found.peaks], np.int64)
-    bytes_ = by_stage.repeat(mesh.stride("pp"), axis=0).reshape(mesh.pp, mesh.dp, mesh.tp, len(categories))
-    for at, peak in sorted(found.others.items()):  # each goes on until the next of its stage and kind
-        slices = [tp for tp in range(mesh.tp) if alike(tp, found.copies) == at.later]
-        bytes_[at.stage, at.replica :, slices] = [peak.bytes[c] for c in categories]
-    return bytes_.reshape(mesh.size, len(categories))
-
-
 def curve_table(spec: RunSpec, rank: int, times: Sequence[tuple[int, int]] | None = None) -> pd.DataFrame:
     """The composition over one step, as `memory_curve` has it: at the start and at the highest point of each action.
 
     `times`: start and end of each action of the rank's stage, in nanoseconds. None: those of the textbook, where F takes 1 ms
     on a stage, B 2 ms, I and W 1 ms each, shared by its chunks, and the optimizer's step none.
     """
-    at = spec.layout.mesh.coordinate(rank)
-    stages = opened_stages(spec, stage_actions(spec))
-    schedule = plan(spec.layout, spec.workload.microbatches, spec.model.parts.tied)
-    standing, walk = stages.walk(Place(at.pp, at.dp, alike(at.tp, stages.copies)), schedule)
+    at, m = spec.layout.mesh.coordinate(rank), spec.workload.microbatches
+    stages, schedule = opened_stages(spec, Shortened(m)), plan(spec.layout, m, spec.model.parts.tied)
+    actions = schedule.stages[at.pp]
+    walk, step = stages.walk(at.pp, actions), stages.step(at.pp)
     if times is None:
         timed = [t for t in replay(schedule, textbook(spec.layout)) if t.stage == at.pp]
         times = [(round(t.start * UNIT_NS), round(t.end * UNIT_NS)) for t in timed]
-    now = _by_category(standing)
-    rows: list[dict[str, Any]] = []
+    standing, rows = _by_category(stages.standing(at.pp)), list[dict[str, Any]]()
+    before = {category: walk.bytes_before(category).tolist() for category in CATEGORIES}
+    passes, stepped = iter(range(len(walk.of))), False
 
     def put(time: int, action: Action, composition: dict[str, int]) -> None:
         rows.extend(
             {"rank": rank, "t_ns": time, "action": str(action), "category": c, "bytes": n} for c, n in composition.items()
         )
 
-    for one, (start, end) in zip(walk.actions(), times, strict=True):
-        put(start, one.action, now)
-        for change in one.before:
-            now = _plus(now, _by_category(change.counts))
-        if one.trace is not None:
-            top = _by_category(one.trace.counts_at(one.trace.highest[1]))
-            put((start + end) // 2, one.action, _plus(now, top))
-            now = _plus(now, _by_category(one.trace.net.counts))
-        for change in one.after:
-            now = _plus(now, _by_category(change.counts))
-    put(max(end for _, end in times), one.action, now)
+    for row, (action, (start, end)) in enumerate(zip(actions, times, strict=True)):
+        now = standing if stepped else _plus(standing, {category: int(of[row]) for category, of in before.items()})
+        put(start, action, now)
+        stepped = stepped or action.kind == "step"
+        if action.kind in (*KINDS, "step", "reduce"):
+            # Before the optimizer's step all messages are gone. The end of a reduction allocates nothing.
+            trace = {"step": step, "reduce": ActionTrace()}.get(action.kind) or walk.trace(next(passes))
+            top = _by_category(trace.counts_at(trace.highest[1]))
+            put((start + end) // 2, action, _plus(standing if stepped else now, top))
+    put(max(end for _, end in times), actions[-1], standing)
     return table("memory_curve", rows, "formula")
 
 

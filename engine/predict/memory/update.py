@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any, NamedTuple
 
 from engine.optimizer import optimizer_of
 from engine.predict.memory.blocks import BlockKind, size_of
+from engine.predict.memory.buckets import BucketSizes
 from engine.predict.terms import Factor
 from engine.spec import BYTES_OF, WorkloadSpec, sentence
 
 FOUR = Factor("4", 4)
 
 
-class SizedBucket(Protocol):
-    """As `engine.predict.memory.buckets.BucketSizes`."""
+class SizedBucket(NamedTuple):
+    """What of a bucket matters here. In one layout it is a `BucketSizes`; sizes may be arrays of layouts."""
 
-    @property
-    def name(self) -> str: ...
-    @property
-    def layered(self) -> bool: ...
-    @property
-    def size(self) -> Factor: ...
-    @property
-    def share(self) -> Factor: ...
+    size: Factor
+    share: Factor
+    name: str = ""
+    layered: bool = False
 
 
 class UpdateMemory:
@@ -33,7 +30,7 @@ class UpdateMemory:
         updated = BYTES_OF[workload.update_precision]
         self.updated = Factor(str(updated), updated)  # bytes of a number that the optimizer updates, and of one of its states
 
-    def standing(self, bucket: SizedBucket) -> list[BlockKind]:
+    def standing(self, bucket: SizedBucket | BucketSizes) -> list[BlockKind]:
         """Parameters, gradients, the optimizer's states."""
         name, share, optimizer = bucket.name, bucket.share, optimizer_of(self.workload)
         parameters, gradients = (share if self.zero >= stage else bucket.size for stage in (3, 2))
@@ -48,14 +45,7 @@ class UpdateMemory:
             found.append(("optimizer", sentence("count of steps of {bucket}", bucket=name), (FOUR,)))
         return [BlockKind(category, what, factors, bucket.layered) for category, what, factors in found]
 
-    def norm(self, bucket: SizedBucket, counted: Factor) -> list[BlockKind]:
-        """The norm is that of fp32 copies where gradients are bf16. `counted`: how many numbers."""
-        if self.g.value != 2:
-            return []
-        name = sentence("gradients of {bucket} as fp32", bucket=bucket.name)
-        return [BlockKind("temporary", name, (counted, FOUR), bucket.layered)]
-
-    def update(self, bucket: SizedBucket) -> list[BlockKind]:
+    def update(self, bucket: SizedBucket | BucketSizes) -> list[BlockKind]:
         """The optimizer is given copies where gradients are of another type than what it updates."""
         if self.g.value == self.updated.value:
             return []

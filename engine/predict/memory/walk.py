@@ -1,178 +1,192 @@
-"""A stage's step, action by action: what stands before each, and what each adds."""
+"""A walk through the steps of some stages: how many of each of a chunk's amounts stand before each pass.
+
+It is the walk of one layout and of very many. Of one layout, each chunk has a column of its own. Of very many, chunks that are
+alike share one.
+"""
 
 from __future__ import annotations
 
-from collections import defaultdict, deque
-from collections.abc import Iterator, Mapping
-from itertools import product
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
-from engine.predict.memory.blocks import Change
-from engine.predict.memory.passes import ActionTrace, ChunkPasses, held_by_message
-from engine.predict.memory.reading import ChunkTrace
+from engine.predict.memory.amounts import AFTER, LENT, SHARED_UNTIL_W
 from engine.predict.memory.reducing import STATES
-from engine.predict.memory.stage_passes import StagePasses
-from engine.schedule import Action, Schedule
-from engine.schedule.orders import KINDS, Passes
+from engine.predict.memory.stage_passes import STATE, StagePasses
+from engine.schedule.orders import Passes
+
+Whole = NDArray[np.int64]
+Narrow = NDArray[np.int16] | NDArray[np.int32]
+Change = tuple[Any, Any, Any]  # from which rows on, of which column, by how much: (k,) each
 
 
-class ActionChanges(NamedTuple):
-    """One action: what changes at its start, what it does, what changes at its end.
+def _after(states: dict[str, str]) -> Whole:
+    """By number of a state, which of `AFTER` a pass in it leaves under way; −1: what the pass before did."""
+    return np.array([list(AFTER).index(states[name]) if name in states else -1 for name in STATES])
 
-    With `times` it stands for that number of such actions, and `after` is the sum of their changes.
+
+# With ZeRO 2 and 3, and with ZeRO 1, where a chunk's last passes alone reduce.
+_AFTER_EACH = _after({name: name for name in AFTER} | {"B edge": "B", "I after B": "I", "W edge": "W"})
+_AFTER_LAST = _after({state: name for name, state in AFTER.items() if state.endswith("edge")})
+_I_EDGE = list(AFTER).index("I edge")
+
+
+class Rows(NamedTuple):
+    """Which row of a walk is which action. Of each pass (n,): its own row; from which on the message that it receives is there;
+    from which on the message is gone that gives way to the one that it sends; from which on the reduction is over that it leaves
+    under way as its chunk's last.
     """
 
-    action: Action
-    before: tuple[Change, ...]
-    trace: ActionTrace | None
-    after: tuple[Change, ...]
-    times: int = 1
-
-    @property
-    def changes(self) -> tuple[Change, ...]:
-        """All that it leaves changed."""
-        return (*self.before, *((self.trace.net,) if self.trace else ()), *self.after)
+    passes: Whole
+    received: Whole
+    sent: Whole
+    reduced: Whole
+    number: int
 
 
-class Messages:
-    """What a chunk receives and sends, as changes. What is sent is freed when the message is gone.
-
-    `received_late`: of what a chunk receives, where a message holds the block that it lends longer than the chunk.
+class StageWalk(StagePasses):
+    """`standing[amount]`: how many stand before each row, (columns, rows). Without rows of other actions, a row is a pass, and
+    before it is also the message that it receives.
     """
 
-    def __init__(self, does: ChunkTrace) -> None:
-        self.received, self.sent = Change(does.received), -Change(does.sent)
-        self.gradient_received = {kind: Change(counts) for kind, counts in does.gradient_received.items()}
-        self.gradient_sent = {kind: -Change(counts) for kind, counts in does.gradient_sent.items()}
-        self.one_received = Change({key: min(count, 1) for key, count in does.received.items()})
-        lent = does.lent
-        if lent is not None:
-            moved = {lent.block: -1, held_by_message(lent.block): 1} if lent.input >= 0 else {}
-            self.received_late = Change({k: does.received.get(k, 0) + moved.get(k, 0) for k in {**does.received, **moved}})
+    def __init__(
+        self,
+        passes: Passes,
+        place: Whole,
+        held: Whole,
+        microbatches: Whole,
+        column: Whole,
+        *,
+        alike: Whole | None = None,
+        lender: Whole | None = None,
+        lends: bool = False,
+        rows: Rows | None = None,
+    ) -> None:
+        """`column`: of each chunk of the model, in which it is counted. `alike`: see `_alike`. `lends`: whether
+        a chunk may lend a block to a message. `rows`: if other actions have rows too, of one stage. The rest as `StagePasses`.
+        """
+        super().__init__(passes, place, held, microbatches, lender)
+        self.column, self.columns = column, int(column.max()) + 1
+        if alike is not None:
+            self.times = self._alike(alike)
+        most = int(microbatches.max()) * len(place)  # of anything on a stage; GPipe may hold very many microbatches
+        self.narrow = np.int16 if most < 2**15 else np.int32
+        # Behind each stage's rows is one more, from which on there is what its last pass leaves.
+        lengths = np.bincount(self.of) if rows is None else np.array([rows.number])
+        own = np.arange(len(self.of)) + self.of
+        self.rows = Rows(own, own, own + 1, own + 1, len(own)) if rows is None else rows
+        self._lengths = lengths + 1
+        self._shown = own if rows is None else slice(None, -1)
+        self.split = bool(self.is_i.any())
+        self.late = np.zeros(len(self.of), np.bool_)  # passes that let go of the lent block while a message holds it
+        self.standing = self._standing(lends)
 
+    def _alike(self, number: Whole) -> Whole:
+        """How many passes each stands for: `number`, by stage, a chunk's first F and last B but one; others for one."""
+        forwards, backs = (self.by_chunk.before(some * 1) for some in (self.is_f, self.begins_backward))
+        stand_for_others = np.where(self.is_f, forwards == 0, backs == 2)
+        return np.where(stand_for_others, number[self.of], 1)
 
-class StageWalk:
-    """`passes[c]` are those of the stage's chunks; `step` is what the optimizer's step does."""
+    def running(self, *changes: Change) -> Any:
+        """What stands before each row, (columns, rows)."""
+        found = np.zeros((self.columns, int(self._lengths.sum())), self.narrow)
+        for rows, column, amount in changes:
+            found[column, rows] += amount
+        before = found.cumsum(1, dtype=self.narrow)
+        if len(self._lengths) > 1:
+            starts = self._lengths.cumsum()[:-1]
+            before[:, starts[0] :] -= before[:, starts - 1].repeat(self._lengths[1:], axis=1)
+        return before[:, self._shown]
 
-    def __init__(self, schedule: Schedule, stage: int, passes: Mapping[int, ChunkPasses], zero: int, step: ActionTrace) -> None:
-        self.schedule, self.stage, self.zero, self.step, self.passes = schedule, stage, zero, step, passes
-        self.does = {c: p.does for c, p in passes.items()}
-        self.messages = {c: Messages(does) for c, does in self.does.items()}
-        self._split = {(a.chunk, a.microbatch) for a in schedule.stages[stage] if a.kind == "I"}
-        order = [(KINDS.index(a.kind), a.chunk, a.microbatch, 0) for a in schedule.stages[stage] if a.kind in KINDS]
-        lenders = {c: self._lender(c) for c, does in self.does.items() if does.lent is not None}
-        lender = np.arange(len(schedule.placement))
-        for c, other in lenders.items():
-            lender[c] = other
-        self.order = StagePasses(
-            Passes(*np.array(order).T),
-            np.array(schedule.placement),
-            np.array([schedule.held]),
-            np.array([schedule.microbatches]),
-            lender,
-        )
-        self._late = self._held_late()
-        self._still_held = self._shared_and_still_held()
-        self._sent_late = {c: self._sent_with_lent(c, other) for c, other in lenders.items()}
+    def _own(self, some: Any, amount: Any, step: int = 0, rows: Any = None) -> Change:
+        """A change after some passes, a mask, or from `rows` on. `amount`, `rows`: an entry for each pass. `step`: of the chunk
+        itself, or of the one before (−1) or behind (1).
+        """
+        here = np.flatnonzero(some)
+        return (self.rows.passes + 1 if rows is None else rows)[here], self.column[self.chunk[here] + step], amount[here]
 
-    def actions(self) -> Iterator[ActionChanges]:
-        """In order."""
-        self._sent: dict[tuple[str, int], deque[Change]] = {}
-        states = iter([STATES[number] for number in self.order.states(self.zero >= 2).tolist()])
-        latest, number = dict[int, str](), 0
-        for action in self.schedule.stages[self.stage]:
-            c = action.chunk
-            if action.kind in KINDS:
-                state = next(states)
-                latest[c] = state  # at last that of a backward
-                trace = self.passes[c].trace(state, (c, action.microbatch) in self._late)
-                yield ActionChanges(action, (), trace, (*self._handed_on_here(action), *self._still_held.get(number, ())))
-                number += 1
-            elif action.kind == "send":
-                yield ActionChanges(action, self._send(action), None, ())
-            elif action.kind == "recv":
-                yield ActionChanges(action, (), None, (self._received(action),))
-            elif action.kind == "reduce":
-                yield ActionChanges(action, (), self.passes[c].reduce(latest[c]), ())
-            elif action.kind == "step":
-                waiting = tuple(change for messages in self._sent.values() for change in messages)
-                yield ActionChanges(action, waiting, self.step, ())
-            else:
-                yield ActionChanges(action, (), None, ())
-
-    def _received(self, action: Action) -> Change:
-        c, m = action.chunk, action.microbatch
-        if action.flow == "gradient":
-            return self.messages[c].gradient_received[self._backward(c, m)]
-        return self._input(c, m)
-
-    def _input(self, chunk: int, microbatch: int) -> Change:
-        messages = self.messages[chunk]
-        return messages.received_late if (chunk, microbatch) in self._late else messages.received
-
-    def _send(self, action: Action) -> tuple[Change, ...]:
-        """The oldest message to that stage is gone where no more may wait."""
-        waiting = self._sent.setdefault((action.flow, action.peer), deque())
-        before = (waiting.popleft(),) if len(waiting) == self.schedule.held else ()
-        c, m = action.chunk, action.microbatch
-        if action.flow == "gradient":
-            waiting.append(self.messages[c].gradient_sent[self._backward(c, m)])
-        else:
-            late = c in self._sent_late and (self._lender(c), m) in self._late
-            waiting.append(self._sent_late[c] if late else self.messages[c].sent)
-        return before
-
-    def _sent_with_lent(self, chunk: int, lender: int) -> Change:
-        lent, sent = self.does[lender].lent, self.messages[chunk].sent.counts
-        assert lent is not None
-        block = held_by_message(lent.block)
-        return Change({**sent, block: sent.get(block, 0) - 1})
-
-    def _handed_on_here(self, action: Action) -> tuple[Change, ...]:
-        """What another chunk of this stage gets: what is sent turns into what that one receives."""
-        placement, c, m = self.schedule.placement, action.chunk, action.microbatch
-        to = c + (1 if action.kind == "F" else -1)
-        if action.kind == "W" or not 0 <= to < len(placement) or placement[to] != self.stage:
-            return ()
-        if action.kind == "F":
-            counted_twice = [-self.messages[to].one_received] * len(self.does[c].shared)
-            return self.messages[c].sent, self._input(to, m), *counted_twice
-        return self.messages[c].gradient_sent[str(action.kind)], self.messages[to].gradient_received[self._backward(to, m)]
-
-    def _lender(self, chunk: int) -> int:
-        """The chunk of this stage that holds what `chunk` lends: itself, or the one that handed it on to it here."""
-        lent, before = self.does[chunk].lent, chunk - 1
-        handed_on = lent is not None and before in self.does and lent.input in self.does[before].shared
-        return self._lender(before) if handed_on else chunk
-
-    def _held_late(self) -> set[tuple[int, int]]:
-        """Chunks and microbatches of which what is lent is held by its message after the chunk has let go of it."""
-        late = set()
-        lending = {c: does.lent for c, does in self.does.items() if does.lent is not None}
-        for kind in KINDS[1:] if lending else ():
-            done, _ = self.order.outlived(kind)
-            for c, m in zip(self.order.chunk[done].tolist(), self.order.microbatch[done].tolist(), strict=True):
-                if c in lending and lending[c].ends[self._backward(c, m)] == kind:
-                    late.add((c, m))
-        return late
-
-    def _shared_and_still_held(self) -> dict[int, list[Change]]:
-        """By pass, blocks that it frees as one of two holders: they do not go yet. Of chunks that hand on what they hold too."""
-        order, found = self.order, defaultdict[int, list[Change]](list)
-        for c, does in self.does.items():
-            before = self.does.get(c - 1)
-            if before is None or before.lent is None:
-                continue
-            for (kind, ends), (kind_before, end) in product(does.input_ends.items(), before.lent.ends.items()):
-                here = np.flatnonzero((order.chunk == c) & (order.kinds == KINDS.index(kind)))
-                here = here[order.when(kind_before, here, order.chunk[here] - 1) < len(order.of)]
-                for which in before.shared:
-                    for number in order.one_holder_left(here, ends[which], end).tolist():
-                        found[number].append(self.messages[c].one_received)
+    def _standing(self, lends: bool) -> dict[str, Any]:
+        f, backs, times = self.is_f, self.begins_backward, self.times
+        after_another, before_another, last = self.after_another, self.before_another, len(self.place) - 1
+        ended = self._own(backs, -times)
+        back = backs & ~before_another & (self.chunk < last)
+        one = np.ones_like(times)  # gradients come one at a time
+        turned_back = self._own(backs & after_another, times, -1)
+        found = {
+            "received": self.running(
+                self._own(f & ~after_another, times, rows=self.rows.received), self._own(f & before_another, times, 1), ended
+            ),
+            "flight": self.running(self._own(f, times), ended),
+            "gradient received": self.running(
+                turned_back, self._own(backs & before_another, -times),
+                self._own(back, one, rows=self.rows.received), self._own(back, -one),
+            ),
+            "sent": self._waiting(self.sends, 1),
+            "gradient sent": self._waiting(backs & ~after_another & (self.chunk > 0), -1),
+        }  # fmt: skip
+        if lends:
+            found |= self._lent()
+            if after_another.any():
+                found["shared"] = self.running(self._own(f & before_another, -times), turned_back)
+                found |= self._shared_until_w(np.flatnonzero(self.is_i & after_another))
+        if self.split:
+            i, w, deferred = self.is_i, self.is_w, self.deferred
+            found["deferred"] = self.running(self._own(i & (deferred == 0), times), self._own(w & (deferred == 1), -times))
+            found["deferred more"] = self.running(self._own(i & (deferred > 0), times), self._own(w & (deferred > 1), -times))
         return found
 
-    def _backward(self, chunk: int, microbatch: int) -> str:
-        """What the microbatch's backward begins with."""
-        return "I" if (chunk, microbatch) in self._split else "B"
+    def _waiting(self, some: Any, step: int, only: Any = True) -> Any:
+        """Messages that wait, each in the column of the chunk that sent it. `some`: passes that send; of these, `only` those."""
+        here = np.flatnonzero(some)
+        gone, kept = self.gone(here, step), (some & only)[here]
+        here, gone = here[kept], gone[kept]
+        amount = np.minimum(self.times[here], self.held[self.of[here]])
+        column, ends = self.column[self.chunk[here]], gone < len(self.of)
+        return self.running(
+            (self.rows.passes[here] + 1, column, amount), (self.rows.sent[gone[ends]], column[ends], -amount[ends])
+        )
+
+    def _shared_until_w(self, here: Any) -> dict[str, Any]:
+        """What the chunk behind the turn holds from its I to its W and the one before holds too. `here`: those I."""
+        found, before, rows = {}, self.column[self.chunk[here] - 1], self.rows.passes + 1
+        for kind, name in SHARED_UNTIL_W.items():
+            first = self.one_holder_left(here, "W", kind)
+            ends = first < len(self.of)
+            found[name] = self.running((rows[here], before, -1), (rows[first[ends]], before[ends], 1))
+        return found
+
+    def _lent(self) -> dict[str, Any]:
+        """Blocks of which a chunk has let go and a message has not."""
+        found = {}
+        for kind, name in LENT.items():
+            done, gone = self.outlived(kind)
+            self.late[done] = True
+            column, ends = self.column[self.chunk[done]], gone < len(self.of)
+            found[name] = self.running((self.rows.passes[done] + 1, column, 1), (self.rows.sent[gone[ends]], column[ends], -1))
+        return found
+
+    def reductions(self, early: bool) -> tuple[Whole, dict[str, Any]]:
+        """The state of each pass, as `states`; and how many chunks' reductions are under way, which those passes left."""
+        states, backward = self.states(early), ~self.is_f
+        if early:
+            after = _AFTER_EACH[states]
+            more = (states == STATE["I more"]) | (states == STATE["W more"])
+            after[more & (self.complete_before == 0)] = _I_EDGE  # these leave nothing more than a first I did
+        else:
+            after = _AFTER_LAST[states]
+            last_i = (after == _I_EDGE) * 1  # whose reduction lasts beyond the W that follow
+            after[(after < 0) & backward & (self.by_chunk.before(last_i) > 0)] = _I_EDGE
+        behind = self.deferred + self.is_i - self.is_w
+        last = backward & (self.begun + self.begins_backward * self.times >= self.microbatches) & (behind == 0)
+        return states, {
+            f"after {name}": self._while(after == number, last)
+            for number, name in enumerate(AFTER)
+            if (early or number in _AFTER_LAST) and (self.split or name == "B")
+        }
+
+    def _while(self, some: Any, last: Any) -> Any:
+        """Of how many chunks the latest backward before each row is one of `some`, until the chunk's last one is reduced."""
+        now, before = some & ~self.is_f, some[self.latest] & (self.latest >= 0) & ~self.is_f
+        change, ends = now * 1 - before, now & last
+        return self.running(self._own(change != 0, change), self._own(ends, -1 * ends, rows=self.rows.reduced))

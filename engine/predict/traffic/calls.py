@@ -60,6 +60,14 @@ class PredictedCall:
         """The payload of one call."""
         return _product(self.payload)
 
+    def ranks(self, degree: Any) -> Any:
+        """How many are in the group. `degree`: of the axis."""
+        return 2 if self.between else degree if self.members is None else self.members
+
+    def made(self, ranks: Any) -> Any:
+        """Whether they are made in a group of `ranks`, which may be an array. Of one rank, only ZeRO gathers values over dp."""
+        return ranks > (0 if self.axis == "dp" and self.collective == "all_gather" else 1)
+
     @property
     def term(self) -> Term:
         """The payload bytes of all calls, as a term of a sum. Factors of 1 are left out."""

@@ -69,9 +69,9 @@ class Training:
         return self._needed(_repeated(chunk, (self._reduced(chunk, call) for call in found)))
 
     def _needed(self, found: Iterable[PredictedCall]) -> list[PredictedCall]:
-        """Without calls in groups of one rank, which are not made. ZeRO's all-gathers over dp are the exception."""
+        """Without calls that are not made."""
         degrees = self.spec.layout.mesh
-        return [call for call in found if call.calls and (call.between or degrees[call.axis] > 1 or _gathers_values(call))]
+        return [call for call in found if call.calls and call.made(call.ranks(degrees[call.axis]))]
 
     def _messages(self, chunk: Chunk) -> Iterator[PredictedCall]:
         for number, between, receives in _cuts(self.spec.layout.placement, chunk.number):
@@ -94,10 +94,6 @@ def _cuts(placement: Sequence[int], chunk: int) -> Iterator[tuple[int, tuple[int
         if 0 < number < len(placement) and placement[number - 1] != placement[number]:
             low, high = sorted(placement[number - 1 : number + 1])
             yield number, (low, high), receives
-
-
-def _gathers_values(call: PredictedCall) -> bool:
-    return call.axis == "dp" and call.collective == "all_gather"
 
 
 def _repeated(chunk: Chunk, found: Iterable[PredictedCall]) -> list[PredictedCall]:

@@ -62,7 +62,7 @@ def _rows(spec: RunSpec, found: list[PredictedCall]) -> dict[Row, tuple[int, int
     for call in found:
         # If pp is 2, two stages are the whole axis.
         between = call.between if mesh.pp > 2 else None
-        n = 2 if call.between else call.members or mesh[call.axis]
+        n = call.ranks(mesh[call.axis])
         key = (call.axis, call.collective, call.phase, between, n if call.members and n < mesh[call.axis] else 0)
         times, payload = call.calls, call.payload_bytes
         before = rows.get(key, (0, 0, 0))

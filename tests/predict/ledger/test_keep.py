@@ -14,6 +14,7 @@ from engine.launch.recordings import bind
 from engine.predict.ledger.form import Part, Structure
 from engine.predict.ledger.keep import LedgerArchive, LedgerFolder, Ledgers
 from engine.predict.ledger.store import LedgerStore, NotRecordedError
+from engine.spec import ModelSpec
 
 PLAIN = Structure("gpt", "none", "fp32", "features", ("A/G",))
 KEYS = [
@@ -88,3 +89,21 @@ def test_without_a_home_ledgers_go_to_a_folder_of_the_process(tmp_path: Path) ->
     nowhere.touch()
     done = subprocess.run([sys.executable, "-c", code], env={"HOME": str(nowhere)}, capture_output=True, text=True, check=True)
     assert done.stdout == "True\n"
+
+
+def test_the_name_of_a_model_with_every_part_chosen_can_be_a_file_name(tmp_path: Path) -> None:
+    """Of 255 characters at most. Models that differ have other names."""
+    chosen = {
+        "norm": "rms", "placement": "output", "qk_norm": "full", "position": "rotary", "inner": "gelu_tanh", "head": "transform",
+        "tied": False, "output_bias": True, "mlp_bias": False, "embedding_norm": True, "scaled_embedding": False,
+    }  # fmt: skip
+    ones = ("A/G", "B", "C", "D", "F/tp", "G/tp", "S/tp")
+    names = set()
+    for inner in ("gelu_tanh", "relu2"):
+        model = ModelSpec.model_validate({"family": "transformer"} | chosen | {"inner": inner})
+        one = Structure(
+            "transformer", "core_attn+layernorm+mlp_act", "bf16", "sequence", ones, False, "fused", True, model.chosen_parts
+        )
+        (tmp_path / one.name).mkdir()
+        names.add(one.archive)
+    assert len(names) == 2

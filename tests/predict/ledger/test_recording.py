@@ -16,7 +16,7 @@ from engine.spec import AttentionName
 
 MIDDLE, WHOLE = Part(False, False, 2), Part(True, True, 2)
 PLAIN = Structure("gpt", "none", "fp32", "features", ("A/G",))
-OTHERS = (7, 5, 13, 11, 19, 43, 31, 67)  # other primes for the same dimensions
+OTHERS = (7, 5, 13, 11, 19, 43, 29, 73)  # other primes for the same dimensions
 
 
 @pytest.mark.parametrize(
@@ -26,6 +26,9 @@ OTHERS = (7, 5, 13, 11, 19, 43, 31, 67)  # other primes for the same dimensions
         (PLAIN._replace(recompute="full", precision="bf16", slicing="sequence"), WHOLE),
         (PLAIN._replace(family="llama", slicing="sequence"), WHOLE),
         (PLAIN._replace(family="bert", slicing="sequence"), WHOLE),
+        (PLAIN._replace(sized_parts=("spare_positions", "window")), WHOLE),
+        (PLAIN._replace(family="llama", slicing="sequence", sized_parts=("rotary_width",)), WHOLE),
+        (PLAIN._replace(chosen_parts=(("position", "alibi"),)), WHOLE),
     ],
     ids=lambda one: one.name,
 )
