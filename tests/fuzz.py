@@ -9,6 +9,7 @@ import random
 import time
 import zipfile
 from collections.abc import Callable, Iterator
+from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -104,12 +105,12 @@ def _changed_json(sample: bytes, draw: random.Random) -> bytes:
             case 0:
                 del node[key]
             case 1 if isinstance(node, dict):
-                node[str(draw.choice(_TOKENS))] = node[key]
+                node[str(draw.choice(_TOKENS))] = deepcopy(node[key])
             case 2:
                 other = draw.choice(nodes)
                 node[key] = json.loads(json.dumps(other))
             case _:
-                node[key] = draw.choice(_VALUES)
+                node[key] = deepcopy(draw.choice(_VALUES))
     return json.dumps(tree).encode("utf-8", "surrogatepass")
 
 
@@ -239,6 +240,6 @@ def rewritten(content: bytes, draw: random.Random) -> bytes:
     with zipfile.ZipFile(io.BytesIO(content)) as before, zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as after:
         for entry in before.infolist():
             inner = before.read(entry)
-            name = entry.filename if draw.random() < 0.9 else draw.choice(("../x", "/x", "run/run.json", entry.filename * 2))
-            after.writestr(name, changed(inner, draw) if draw.random() < 0.4 else inner)
+            name = entry.filename if draw.random() < 0.97 else draw.choice(("../x", "/x", "run/run.json", entry.filename * 2))
+            after.writestr(name, changed(inner, draw) if draw.random() < 0.15 else inner)
     return buffer.getvalue()
