@@ -9,19 +9,22 @@ import random
 import time
 import zipfile
 from collections.abc import Callable, Iterator
+from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from engine import run_archive, store
+from engine import imports, run_archive, store
 from engine.command import flags
 from engine.devices import DEVICES, read_device
+from engine.export import ENDINGS, settings
 from engine.head import read_head, written_head
 from engine.spec import FaultSpec, LayoutSpec, RequestError, RunSpec
 from engine.text import checked
 from engine.wire import WireError, pack, pack_rows, unpack, unpack_rows
 from pages.plan.request import of_link
 from pages.shared.links import LinkError, decode
+from tests.engine.huggingface_configs import CONFIGS
 from tests.pages.stand_in import PAIR, result_of
 
 _LONGEST_SENTENCE = 2_000  # letters, with what it quotes of the input
@@ -102,12 +105,12 @@ def _changed_json(sample: bytes, draw: random.Random) -> bytes:
             case 0:
                 del node[key]
             case 1 if isinstance(node, dict):
-                node[str(draw.choice(_TOKENS))] = node[key]
+                node[str(draw.choice(_TOKENS))] = deepcopy(node[key])
             case 2:
                 other = draw.choice(nodes)
                 node[key] = json.loads(json.dumps(other))
             case _:
-                node[key] = draw.choice(_VALUES)
+                node[key] = deepcopy(draw.choice(_VALUES))
     return json.dumps(tree).encode("utf-8", "surrogatepass")
 
 
@@ -161,6 +164,7 @@ def ways(folder: Path) -> list[WayIn]:
         WayIn("spec file", (spec, faulty), RunSpec.read_json),
         WayIn("device file", (device,), lambda given: read_device(_file(folder / "device.json", given))),
         WayIn("run.json", (head,), read_head, 30),
+        *imported_files(),
         WayIn("short layout", (b"dp2.tp2.pp2", b"dp64.tp8"), lambda given: LayoutSpec.degrees(_text(given))),
         WayIn("fault", (b"raise:3@2", b"hang:0@1"), lambda given: FaultSpec.read(_text(given))),
         WayIn("text", (b"It was a dark and stormy night.", "über Zeichen 字".encode()), lambda given: checked(given, "the text")),
@@ -170,6 +174,18 @@ def ways(folder: Path) -> list[WayIn]:
         WayIn("rows of a rank", (pack_rows(rows),), unpack_rows, 50),
         WayIn("zip of a run", (zipped(folder),), lambda given: _unzipped(folder, given), 2),
     ]
+
+
+def imported_files() -> Iterator[WayIn]:
+    """Configurations of other programs: those of Hugging Face, and what this program writes for the others."""
+    configs = tuple(json.dumps(entries).encode() for entries in CONFIGS.values())
+    yield WayIn("config.json", configs, lambda given: imports.read(given, "config.json"), 50)
+    for framework, ending in ENDINGS.items():
+        if ending not in imports.ENDINGS:
+            continue  # it is written, and not read
+        sample = settings(PAIR, framework).encode()
+        name = f"file.{ending}"
+        yield WayIn(f"file of {framework}", (sample,), lambda given, name=name: imports.read(given, name), 50)
 
 
 def zipped(folder: Path) -> bytes:
@@ -224,6 +240,6 @@ def rewritten(content: bytes, draw: random.Random) -> bytes:
     with zipfile.ZipFile(io.BytesIO(content)) as before, zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as after:
         for entry in before.infolist():
             inner = before.read(entry)
-            name = entry.filename if draw.random() < 0.9 else draw.choice(("../x", "/x", "run/run.json", entry.filename * 2))
-            after.writestr(name, changed(inner, draw) if draw.random() < 0.4 else inner)
+            name = entry.filename if draw.random() < 0.97 else draw.choice(("../x", "/x", "run/run.json", entry.filename * 2))
+            after.writestr(name, changed(inner, draw) if draw.random() < 0.15 else inner)
     return buffer.getvalue()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,9 @@ SETTINGS_HELP = f"a file with layout and workload: a configuration of DeepSpeed,
 def imported(named: str) -> Imported:
     """What the name or the file says. Its remarks are printed to standard error. Raises `RequestError`."""
     path = Path(named)
-    if named in catalog.MODELS or named in catalog.ALIASES or not (path.suffix[1:] in imports.ENDINGS or path.is_file()):
+    if (
+        named in catalog.MODELS or named in catalog.ALIASES or not (path.suffix[1:] in imports.ENDINGS or os.path.isfile(path))
+    ):  # of a name too long for a file too
         return Imported(catalog.model(named))
     try:
         content = files.read(path, imports.LARGEST)

@@ -11,6 +11,7 @@ from engine.spec import LayoutSpec, ModelSpec, RequestError, Sentence, WorkloadS
 
 LARGEST = 1 << 20  # bytes of a file
 _SHOWN = 40  # characters of a value in a sentence
+_LARGEST_NUMBER = 1e18  # of any entry: far beyond every model
 
 
 @dataclass(frozen=True)
@@ -46,14 +47,15 @@ class Fields:
 
     def number(self, name: str) -> float:
         value = self._given(name)
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) < math.inf:
             raise RequestError(sentence("{name}={value} must be a number", name=name, value=brief(value)))
-        return value
+        return _refused_if_large(name, value)
 
     def whole(self, name: str) -> int:
         value = self._given(name)
         if isinstance(value, bool) or not isinstance(value, int):
             raise RequestError(sentence("{name}={value} must be a whole number", name=name, value=brief(value)))
+        _refused_if_large(name, value)
         return value
 
     def flag(self, name: str) -> bool:
@@ -90,6 +92,13 @@ class Fields:
         if value is None:
             raise RequestError(sentence("{name} is missing, and there is no usual value of it", name=name))
         return value
+
+
+def _refused_if_large(name: str, value: float) -> float:
+    """`value`, if one can calculate with it: a file may have whole numbers of any length."""
+    if abs(value) > _LARGEST_NUMBER:
+        raise RequestError(sentence("{name}={value} is too large", name=name, value=brief(value)))
+    return value
 
 
 def unsupported(name: str, value: Any, fits: Any) -> RequestError:

@@ -88,7 +88,7 @@ def _model(fields: Fields, text: str) -> Values:
     squared, biased, qkv = (_is_set(fields, name) for name in ("squared_relu", "disable_bias_linear", "add_qkv_bias"))
     model["mlp_bias"] = not biased
     model["attention_bias"] = "all" if not biased else "qkv" if qkv else "none"
-    model |= _positions(fields, width or hidden // heads) | _window(fields)
+    model |= _positions(fields, width or hidden // max(1, heads)) | _window(fields)
     if "pretrain_t5" in text or "encoder_num_layers" in fields:
         return model | _stacks(fields, "swiglu" if gated else None)
     seq = fields.whole("seq_length")

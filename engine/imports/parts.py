@@ -86,7 +86,7 @@ class Rotary:
             fields.get(name)
         if base != int(base):
             raise RequestError(sentence("{name}={value} must be a whole number", name=self.base, value=base))
-        width = model.get("head_dim") or model["hidden"] // model["heads"]
+        width = model.get("head_dim") or model["hidden"] // max(1, model["heads"])  # a model without heads is refused later
         turned = int(width * share + 1e-6)  # transformers truncates; a share of decimals may be a little too small
         return {
             "position": "rotary",

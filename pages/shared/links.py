@@ -62,6 +62,7 @@ LETTERS = {
 # Always written, so that a link stays the same if defaults change. Other fields are written if they differ from the default.
 _ALWAYS = ("m", "b", "n", "r", "e")
 _RECOMPUTE = "layout.recompute"  # its plus signs are full stops in a link: in an address they would be spaces
+_LONGEST_NUMBER = 30  # letters; a float has up to 24
 _FORMS = {"layout.split": re.compile(r"\d{1,4}(\.\d{1,4})*"), "workload.text": re.compile(r"[0-9a-f]{16}")}
 
 
@@ -196,6 +197,8 @@ def _read(field: str, text: str) -> Any:
                 )
             )
         return text
+    if len(text) > _LONGEST_NUMBER:  # a whole number may have so many digits that it cannot be written as a decimal fraction
+        raise unreadable
     try:
         return _within(field, kind(text))
     except ValueError:

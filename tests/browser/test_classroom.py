@@ -10,6 +10,8 @@ from playwright.sync_api import Browser, Page, expect
 
 from tests.browser.served import LONG_MS, Server, Watched, served
 
+STEP = re.compile(r"^Step \d+ of [\d,]+, loss")
+
 
 @pytest.fixture(scope="module")
 def class_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
@@ -39,9 +41,9 @@ def test_a_class_from_the_door_to_the_end_of_a_run(class_server: Server, browser
     expect(page.get_by_text("This is not the code of this class; the teacher has it.")).to_be_visible()
     enter(page, code(class_server, "this class"), "Ada")
     page.get_by_role("button", name="Run on 2 processes").click()
-    expect(page.get_by_text(re.compile(r"Step \d+ of"))).to_be_visible(timeout=LONG_MS)
+    expect(page.get_by_text(STEP)).to_be_visible(timeout=LONG_MS)
     page.reload()  # the browser remembers who entered
-    expect(page.get_by_text(re.compile(r"Step \d+ of"))).to_be_visible()
+    expect(page.get_by_text(STEP)).to_be_visible()
     expect(page.get_by_role("button", name="Cancel")).to_be_enabled()
     assert page.get_by_role("link", name="The class").count() == 0
 

@@ -12,6 +12,7 @@ from engine import catalog, imports
 from engine.__main__ import main
 from engine.export import ENDINGS, Framework, settings
 from engine.spec import GenerateSpec, LayoutSpec, ModelSpec, RequestError, RunSpec, WorkloadSpec
+from tests.engine.huggingface_configs import CONFIGS
 
 SHAPES = {
     "gpt": catalog.model("gpt2-124m"),
@@ -277,3 +278,11 @@ def test_a_script_brings_its_layout_to_the_command_line(tmp_path: Path, capsys: 
     assert (found["layout"]["zero"], found["model"]["hidden"]) == (1, 256)
     assert main(["search", "--model", str(deepspeed), "--ranks", "8", "--device", "h100-80gb"]) == 2
     assert "does not say what the model is" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["hidden_size", "num_attention_heads", "max_position_embeddings"])
+@pytest.mark.parametrize("number", [10**400, -(10**400), 0, True, "4096"])
+def test_a_number_that_no_model_has_is_refused_with_a_sentence(name: str, number: object) -> None:
+    entries = CONFIGS["llama3-8b"] | {name: number}
+    with pytest.raises(RequestError):
+        imports.read(json.dumps(entries).encode(), "config.json")

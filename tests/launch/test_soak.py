@@ -70,6 +70,9 @@ def test_five_hundred_runs_through_one_host(tmp_path: Path, capsys: pytest.Captu
 def killed_writers(home: Path, times: int) -> int:
     """Kill processes that save runs, each at a random moment. Returns how many whole runs there are."""
     result, draw = result_of(PAIR), random.Random(0)
+    began = time.monotonic()
+    store.save(result, home / "first")
+    took = time.monotonic() - began
     for number in range(times):
         reading, writing = os.pipe()
         child = os.fork()
@@ -83,7 +86,7 @@ def killed_writers(home: Path, times: int) -> int:
                 os._exit(1)
         os.close(writing)
         assert os.read(reading, 1) == b"!"
-        select([reading], [], [], draw.uniform(0, 0.03))  # the moment is the point; the pipe ends if the child does
+        select([reading], [], [], draw.uniform(0, 4 * took))  # the moment is the point; the pipe ends if the child does
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
         os.close(reading)

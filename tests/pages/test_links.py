@@ -124,6 +124,7 @@ def test_parts_that_are_computed_again_are_written_with_full_stops():
         ("gpt-tiny~dp2~1f1b~y_w", "prompt “_w” cannot be read"),
         ("gpt-tiny~dp2~1f1b~", "“” is not known"),
         ("gpt-tiny~dp2~1f1b~mfour", "“four” is not a number"),
+        ("gpt-tiny~dp2~1f1b~m" + "9" * 400, "workload.microbatches “999999999999999999999999999999” cannot be read"),
         ("gpt-tiny~dp2~1f1b~m-1", "workload.microbatches=-1 is not between"),
         ("gpt-tiny~dp2~1f1b~rnan", "workload.learning_rate=nan is not between"),
         ("gpt-tiny~dp2~1f1b~x../../etc/passwd", "workload.text “../../etc/passwd” cannot be read"),
