@@ -12,7 +12,7 @@ from engine.spec import RequestError, RunSpec
 from pages.lab import live, preview, result, welcome
 from pages.shared import chosen, form, held, links, runbar
 from pages.shared.choice import Choice, Verdict, read
-from pages.shared.frame import inert, say
+from pages.shared.frame import inert, say, whole_sentence
 from pages.shared.saved import load
 from pages.shared.service import Service
 
@@ -159,7 +159,7 @@ def _show_run_state(run: str, found: RunState | Path | None) -> None:
         title = say()("The run failed")
         if found.failed_rank is not None:
             title = say()("Rank {rank} failed", rank=found.failed_rank)
-        st.error(_sentence(found.message), title=title, icon=":material/error:")
+        st.error(whole_sentence(found.message), title=title, icon=":material/error:")
         if found.traceback:
             with st.expander(say()("Traceback of this rank")):
                 st.code(found.traceback, language="text")
@@ -170,9 +170,4 @@ def _show_run_state(run: str, found: RunState | Path | None) -> None:
             found.spec.workload.steps,
             done=found.step,
         )
-        st.info(say().together(_sentence(found.message), done), icon=":material/stop:")
-
-
-def _sentence(text: str) -> str:
-    said = inert(say().sentence(text))
-    return say()("{sentence}.", sentence=said[:1].upper() + said[1:].removesuffix("."))
+        st.info(say().together(whole_sentence(found.message), done), icon=":material/stop:")

@@ -14,6 +14,7 @@ from pages.charts.drawing import Drawing
 from pages.charts.look import View, look
 from pages.learn.lesson_state import LessonState, note_move
 from pages.shared import drawing, runbar
+from pages.shared.frame import whole_sentence
 from pages.shared.predicted import predicted
 from pages.shared.saved import by_run, load
 
@@ -56,7 +57,9 @@ def draw(state: LessonState, spec: RunSpec) -> None:
             runbar.watch(state.service, found.id)
         return
     if isinstance(found, RunState) and found.phase == "failed":
-        st.error(state.say.sentence(found.message), icon=":material/error:")
+        st.error(say.sentence(found.message), icon=":material/error:")
+    elif isinstance(found, RunState) and found.phase == "cancelled":
+        st.info(whole_sentence(found.message), icon=":material/stop:")
     if refused := st.session_state.pop(_REFUSED, None):
         st.error(say("This run was refused: {reason}.", reason=say.sentence(refused)), icon=":material/error:")
     label = say("Run it: {count} processes on this machine", count=spec.layout.ranks)

@@ -10,8 +10,11 @@ import hashlib
 import hmac
 import json
 import secrets
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+import time
+from collections import Counter
+from collections.abc import Collection, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from threading import RLock
 from typing import Any
@@ -19,11 +22,14 @@ from typing import Any
 from engine import files, store
 from engine.launch.queue import RunState
 from engine.spec import RequestError, RunSpec, sentence
+from pages.shared import texts as uploaded
 
-# Without those that look alike. Eight of them are 40 bits: at a thousand guesses a second half of all codes take seventeen years.
+# Without those that look alike. Eight of them are nearly 40 bits: at a thousand guesses a second, half of all codes
+# take thirteen years.
 _LETTERS = "23456789ABCDEFGHJKMNPQRSTUVWXYZ"
 _FILE, _LARGEST = ".classroom.json", 4 << 20
 _LONGEST_NAME = 40
+REMEMBERED_S = 12 * 3600  # how long a browser remembers who entered, in seconds: a day of lessons
 _MB = 1_000_000
 
 
@@ -35,7 +41,7 @@ class Rules:
     seconds: float = 120.0  # of one run
     runs: int = 2  # that wait or are active
     megabytes: int = 200  # of saved runs and texts
-    people: int = 100
+    people: int = 100  # that entered within the time that a browser remembers
 
 
 @dataclass(frozen=True)
@@ -44,10 +50,11 @@ class Person:
     name: str
     teacher: bool = False
     texts: dict[str, int] = field(default_factory=dict)  # name of each uploaded text → bytes
+    entered: float = 0.0  # when, in seconds since 1970
 
 
 class Classroom:
-    """Any thread may call. Raises `OSError` where its file cannot be read or written, and `RequestError` if it is damaged."""
+    """Any thread may call. Raises `OSError` if its file cannot be read, `RequestError` if it is damaged or cannot be written."""
 
     def __init__(self, home: Path, rules: Rules) -> None:
         self.rules, self._home, self._path = rules, home, home / _FILE
@@ -63,7 +70,7 @@ class Classroom:
                 raise RequestError(why) from error
         else:
             self.code, self.teacher_code = _code(8), _code(16)
-            self._write()
+            self._write(self._people)
 
     def enter(self, code: str, name: str) -> str:
         """Let somebody in. Returns the secret by which the browser is known from now on. Raises `RequestError`."""
@@ -75,10 +82,13 @@ class Classroom:
             raise RequestError(sentence("enter a name of up to {most} letters", most=_LONGEST_NAME))
         secret = secrets.token_urlsafe(24)
         with self.one_at_a_time:
-            if not teacher and len(self._people) >= self.rules.people:
-                raise RequestError(sentence("this class is full: {count} people have entered", count=len(self._people)))
-            self._people[_id(secret)] = Person(_id(secret), named, teacher)
-            self._write()
+            now = time.time()
+            count = sum(now - person.entered < REMEMBERED_S for person in self._people.values())
+            if not teacher and count >= self.rules.people:
+                raise RequestError(sentence("this class is full: {count} people have entered", count=count))
+            people = self._people | {_id(secret): Person(_id(secret), named, teacher, entered=now)}
+            self._write(people)
+            self._people = people
         return secret
 
     def person(self, secret: str) -> Person | None:
@@ -94,15 +104,15 @@ class Classroom:
 
     # ------------------------------------------------------------------------------------------------------------- limits
 
-    def allowed(self, spec: RunSpec, person: Person, unfinished: Sequence[RunState], texts: Path) -> RunSpec:
-        """The run that this person may start: `spec`, with a time limit. Raises `RequestError` if it is too much.
+    def refuse(self, spec: RunSpec, person: Person, unfinished: Sequence[RunState], texts: Path) -> None:
+        """Raise `RequestError` if this person may not start `spec` now. Reads no file.
 
-        `unfinished`: the runs of the queue. `texts`: the folder of uploaded texts; no other file is read.
+        `unfinished`: the runs of the queue. `texts`: the folder of uploaded texts; no other file may be read by a run.
         """
         if spec.workload.text is not None and Path(spec.workload.text).parent != texts:
             raise RequestError(sentence("in a class a text is uploaded, and no file of this machine is read by its name"))
         if person.teacher:
-            return spec
+            return
         rules, layout = self.rules, spec.layout
         if layout.ranks > rules.ranks:
             raise RequestError(
@@ -120,23 +130,35 @@ class Classroom:
                     count=own, most=rules.runs,
                 )
             )  # fmt: skip
-        self.refuse_bytes(person, 0)
-        limit = min(spec.workload.time_limit, rules.seconds)
+
+    def allowed(self, spec: RunSpec, person: Person, unfinished: Sequence[RunState], texts: Path) -> RunSpec:
+        """`spec` with the time limit of the class. Raises `RequestError`: see `refuse` and `refuse_bytes`."""
+        self.refuse(spec, person, unfinished, texts)
+        if person.teacher:
+            return spec
+        self.refuse_bytes(person, 0, [spec, *(state.spec for state in unfinished)])
+        limit = min(spec.workload.time_limit, self.rules.seconds)
         return spec.model_copy(update={"workload": spec.workload.model_copy(update={"time_limit": limit})})
 
-    def refuse_bytes(self, person: Person, more: int) -> None:
+    def refuse_bytes(self, person: Person, more: int, unfinished: Collection[RunSpec]) -> None:
         """Raise `RequestError` if what this person keeps would be too much with `more` bytes.
 
-        Deleted runs count, because they can be restored; where they are too much, they are removed for good.
+        Deleted runs count, because they can be restored; if they take too much space, they are removed for good. Then this
+        person's texts are removed that neither a saved run nor one of `unfinished` uses.
         """
         if person.teacher:
             return
         most = self.rules.megabytes * _MB
-        saved, deleted = store.owned(self._home, person.id)
-        kept = sum(map(store.size, saved)) + sum(self._people[person.id].texts.values()) + more
-        if kept + sum(map(store.size, deleted)) >= most:
-            for run in deleted:
-                store.remove_deleted(run)
+        with self.one_at_a_time:
+            saved, deleted = store.owned(self._home, person.id)
+            runs = sum(map(store.size, saved)) + more
+            kept = runs + sum(self._people[person.id].texts.values())
+            if kept + sum(map(store.size, deleted)) >= most:
+                for run in deleted:
+                    store.remove_deleted(run)
+            if kept >= most:
+                self._remove_texts(self._people[person.id], unfinished)
+                kept = runs + sum(self._people[person.id].texts.values())
         if kept >= most:
             raise RequestError(
                 sentence(
@@ -146,28 +168,54 @@ class Classroom:
                 )
             )  # fmt: skip
 
-    def kept(self, person: Person) -> tuple[int, int]:
-        """How many saved runs a person has, and the bytes of them and of the texts."""
-        saved, _ = store.owned(self._home, person.id)
-        return len(saved), sum(map(store.size, saved)) + sum(person.texts.values())
+    def _remove_texts(self, person: Person, unfinished: Collection[RunSpec]) -> None:
+        """Remove a person's texts that no run uses. A file that somebody else uploaded too stays for that person."""
+        used = {spec.workload.text for spec in unfinished}
+        for run in store.listing(self._home) if person.texts else ():
+            with suppress(RequestError):  # a run that cannot be opened shows no text
+                used.add(store.head(run).spec.workload.text)
+        named = {Path(path).stem for path in used if path is not None}
+        unused = person.texts.keys() - named
+        self._keep_texts(person, {name: size for name, size in person.texts.items() if name in named})
+        for name in unused:
+            if not any(name in other.texts for other in self._people.values()):
+                (self._home / uploaded.FOLDER / f"{name}.txt").unlink(missing_ok=True)
 
-    def note_text(self, person: Person, name: str, size: int) -> None:
-        """Count a text as this person's. Raises `RequestError` if it is too much."""
+    def kept(self) -> list[tuple[Person, int, int]]:
+        """Each person, with the number of that person's saved runs and the bytes of them and of the texts."""
+        runs, sizes = Counter[str](), Counter[str]()
+        for folder in store.listing(self._home):
+            owner = store.owner(folder)
+            runs[owner] += 1
+            sizes[owner] += store.size(folder)
+        return [(each, runs[each.id], sizes[each.id] + sum(each.texts.values())) for each in self.people()]
+
+    def note_text(self, person: Person, name: str, size: int, unfinished: Collection[RunSpec]) -> None:
+        """Count a text as this person's. Raises `RequestError` if it is too much: see `refuse_bytes`."""
         with self.one_at_a_time:
             if name not in self._people[person.id].texts:
-                self.refuse_bytes(person, size)
-                self._people[person.id].texts[name] = size
-                self._write()
+                self.refuse_bytes(person, size, unfinished)
+                now = self._people[person.id]
+                self._keep_texts(now, now.texts | {name: size})
+
+    def _keep_texts(self, person: Person, texts: dict[str, int]) -> None:
+        people = self._people | {person.id: replace(person, texts=texts)}
+        self._write(people)
+        self._people = people
 
     def may_change(self, folder: Path, person: Person) -> bool:
         """Whether this person may rename or delete a saved run."""
         return person.teacher or store.owner(folder) == person.id
 
-    def _write(self) -> None:
+    def _write(self, people: dict[str, Person]) -> None:
         kept: dict[str, Any] = {"code": self.code, "teacher_code": self.teacher_code}
-        kept["people"] = [asdict(person) for person in self._people.values()]
-        self._path.touch(0o600)  # before there is anything to read in it
-        files.write(self._path, json.dumps(kept).encode())
+        kept["people"] = [asdict(person) for person in people.values()]
+        try:
+            self._path.touch(0o600)  # before there is anything to read in it
+            files.write(self._path, json.dumps(kept).encode())
+        except OSError as error:
+            why = sentence("the class could not be kept in {file}: {reason}", file=str(self._path), reason=str(error.strerror))
+            raise RequestError(why) from error
 
 
 def readable(code: str) -> str:

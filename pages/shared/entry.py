@@ -8,11 +8,11 @@ import streamlit as st
 from streamlit.components.v2.types import ComponentRenderer
 
 from engine.spec import RequestError
+from pages.shared.classroom import REMEMBERED_S
 from pages.shared.frame import inert, say
 from pages.shared.service import COOKIE, Service
 
 _CODE, _NAME, _WRONG = "entry/code", "entry/name", "entry/wrong"
-_KEPT_S = 12 * 3600  # how long a browser remembers, in seconds: a day of lessons
 
 
 def show(service: Service) -> None:
@@ -37,7 +37,7 @@ def _enter(service: Service) -> None:
 def remember(service: Service) -> None:
     """Have the browser keep the secret of this session, so that it need not enter again when the page is loaded anew."""
     if st.context.cookies.get(COOKIE) != service.secret:
-        _keeper()(key="entry-keeper", data={"name": COOKIE, "secret": service.secret, "seconds": _KEPT_S})
+        _keeper()(key="entry-keeper", data={"name": COOKIE, "secret": service.secret, "seconds": REMEMBERED_S})
 
 
 @st.cache_resource(show_spinner=False)

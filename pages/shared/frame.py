@@ -140,3 +140,9 @@ def _theme_watch() -> ComponentRenderer:
             }
         """,
     )
+
+
+def whole_sentence(text: str) -> str:
+    """A message of the program in the reader's language, with a capital letter and a full stop."""
+    said = inert(say().sentence(text))
+    return say()("{sentence}.", sentence=said[:1].upper() + said[1:].removesuffix("."))

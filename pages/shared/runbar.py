@@ -11,12 +11,12 @@ from pages.charts.names import schedule
 from pages.charts.words import Words
 from pages.shared import held
 from pages.shared.choice import Verdict, read
-from pages.shared.frame import inert, say
+from pages.shared.frame import inert, say, whole_sentence
 from pages.shared.service import Service
 
 RUN = "run"  # the link's parameter: the id of an active run, the folder's name of a saved one
 _REFUSED = "run/refused"
-_QUEUED = "run/queued"  # ids of the runs that this session queued behind another
+_QUEUED = "run/queued"  # ids of this reader's runs that are not in the link and were not shown or dismissed
 _EVERY_S = 0.5
 # Shares of the bar. The steps take most of it, the phases after them the rest.
 _SHARE = {"queued": 0.0, "starting": 0.0, "generating": 0.9, "tracing": 0.92, "parity": 0.94, "saving": 0.97}
@@ -31,6 +31,9 @@ def draw(service: Service, verdict: Verdict, state: RunState | None) -> None:
             watch(service, state.id)
         _draw_queued(service)
         ranks = verdict.runnable.layout.ranks if verdict.runnable else 0
+        reasons = [problem.sentence for problem in verdict.problems or verdict.refused]
+        if verdict.runnable and (refusal := service.refusal(verdict.runnable)):
+            reasons.append(refusal)
         label = say().plural("Run on {count} process", "Run on {count} processes", ranks) if ranks else say()("Run")
         if on and ranks:
             label = say().plural("Queue a run on {count} process", "Queue a run on {count} processes", ranks)
@@ -39,18 +42,19 @@ def draw(service: Service, verdict: Verdict, state: RunState | None) -> None:
             type="secondary" if on else "primary",
             icon=":material/playlist_add:" if on else ":material/play_arrow:",
             width="stretch",
-            disabled=not ranks,
+            disabled=bool(reasons),
             on_click=_start,
             args=(service, on),
             key="run/start",
         )
-        if problems := verdict.problems or verdict.refused:
-            text = inert(say().sentence(problems[0].sentence))
-            if more := len(problems) - 1:
+        refused = st.session_state.pop(_REFUSED, None)
+        if reasons:
+            text = inert(say().sentence(reasons[0]))
+            if more := len(reasons) - 1:
                 st.caption(say()("Cannot run yet: {sentence} (and {count} more).", sentence=text, count=more))
             else:
                 st.caption(say()("Cannot run yet: {sentence}.", sentence=text))
-        elif refused := st.session_state.pop(_REFUSED, None):
+        elif refused:
             st.error(say()("This run was refused: {error}.", error=inert(say().sentence(refused))))
 
 
@@ -83,29 +87,34 @@ def watch(service: Service, run: str) -> None:
 
 
 def _draw_queued(service: Service) -> None:
-    """The runs that this session queued behind another and has not shown yet."""
+    """This reader's other runs, each until it is shown or dismissed."""
     states = _queued(service)
-    if any(not state.finished for state in states):
-        _follow_queued(service)
+    if on := _unfinished(states):
+        _follow_queued(service, on)
     else:
         _list_queued(service, states)
 
 
 def _queued(service: Service) -> list[RunState]:
-    watched = [service.queue.watch(run) for run in st.session_state.get(_QUEUED, ())]
-    linked = st.query_params.get(RUN)
-    left = [
-        state
-        for state in watched
-        if state and state.phase != "cancelled" and linked not in (state.id, state.folder.name if state.folder else None)
-    ]
+    known = [*st.session_state.get(_QUEUED, ()), *(state.id for state in service.unfinished())]  # after a reload, these alone
+    watched = [service.queue.watch(run) for run in dict.fromkeys(known)]
+    linked = st.query_params.get(RUN, "")
+    left = [state for state in watched if state and linked not in (state.id, state.folder.name if state.folder else None)]
     st.session_state[_QUEUED] = [state.id for state in left]
     return left
 
 
 @st.fragment(run_every=_EVERY_S)
-def _follow_queued(service: Service) -> None:
-    _list_queued(service, _queued(service))
+def _follow_queued(service: Service, on: int) -> None:
+    """`on`: how many were unfinished. If another number is, the button may be allowed now, and the page is drawn again."""
+    states = _queued(service)
+    if _unfinished(states) != on:
+        st.rerun()
+    _list_queued(service, states)
+
+
+def _unfinished(states: list[RunState]) -> int:
+    return sum(not state.finished for state in states)
 
 
 def _list_queued(service: Service, states: list[RunState]) -> None:
@@ -113,10 +122,23 @@ def _list_queued(service: Service, states: list[RunState]) -> None:
         layout = state.spec.layout
         name = f"{catalog.name_of(state.spec.model)} · {layout.code} · {schedule(layout.schedule, say())}"
         with st.container(horizontal=True, vertical_alignment="center", gap="small"):
-            st.markdown(f"{name}  \n{doing(state, service.queue.expected_wait(state.id), say())}", width="stretch")
+            now = doing(state, service.queue.expected_wait(state.id), say())
+            if state.phase == "cancelled":
+                now = whole_sentence(state.message)
+            st.markdown(f"{name}  \n{now}", width="stretch")
             if st.button(say()("Show"), key=f"run/show/{state.id}", type="tertiary"):
                 _show(service, state.id)
                 st.rerun()
+            if state.finished:
+                st.button(say()("Dismiss"), key=f"run/dismiss/{state.id}", type="tertiary", on_click=_dismiss, args=(state.id,))
+            else:
+                may, key = service.may_end(state), f"run/cancel/{state.id}"
+                end, args = service.cancel, (state.id,)
+                st.button(say()("Cancel"), key=key, type="tertiary", disabled=not may, on_click=end, args=args)
+
+
+def _dismiss(run: str) -> None:
+    st.session_state[_QUEUED] = [other for other in st.session_state[_QUEUED] if other != run]
 
 
 def _show(service: Service, run: str) -> None:

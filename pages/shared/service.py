@@ -11,15 +11,16 @@ import streamlit as st
 from streamlit.runtime.scriptrunner import get_script_run_ctx
 
 from engine import store
+from engine.launch import limits
 from engine.launch.queue import RunQueue, RunState
 from engine.spec import RequestError, RunSpec, sentence
 from pages.shared import arguments
 from pages.shared.classroom import Classroom, Person
-from pages.shared.texts import Texts
+from pages.shared.texts import FOLDER, Texts
 
 _BROWSER = "_streamlit_xsrf"  # Streamlit's own cookie: all tabs of a browser have the same
 _JOURNAL = ".queue.jsonl"
-COOKIE, _SECRET = "shardscope_class", "service/secret"  # the same secret, in the browser and in this session
+COOKIE, SECRET = "shardscope_class", "service/secret"  # the same secret, in the browser and in this session
 EXAMPLE = "example"  # the name of the run that comes with the program
 _EXAMPLES = Path(__file__).parent / "examples"
 
@@ -32,14 +33,14 @@ class Service:
 
     @property
     def texts(self) -> Texts:
-        return Texts(self.home / ".texts", self._note_text)
+        return Texts(self.home / FOLDER, self._note_text)
 
     def saved(self, name: str) -> Path | None:
-        """The saved run that has this name or had it before it was renamed, or else the example that comes with the program.
+        """The example that comes with the program, or the saved run that has this name or had it before it was renamed.
 
         Only names that are listed are accepted, so no name leads out of these folders.
         """
-        listed = (folder for home in (self.home, _EXAMPLES) for folder in store.listing(home))
+        listed = (folder for home in (_EXAMPLES, self.home) for folder in store.listing(home))
         return next((folder for folder in listed if folder.name == name), None) or store.current(self.home, name)
 
     def find(self, run: str) -> RunState | Path | None:
@@ -51,12 +52,12 @@ class Service:
     def enter(self, code: str, name: str) -> None:
         """Let this session into the class. Raises `RequestError`."""
         assert self.classroom
-        st.session_state[_SECRET] = self.classroom.enter(code, name)
+        st.session_state[SECRET] = self.classroom.enter(code, name)
 
     @property
     def secret(self) -> str:
         """What this session is known by in the class; empty if by nothing."""
-        found = st.session_state.get(_SECRET) or st.context.cookies.get(COOKIE) or ""
+        found = st.session_state.get(SECRET) or st.context.cookies.get(COOKIE) or ""
         return f"{found}"
 
     def person(self) -> Person | None:
@@ -68,9 +69,27 @@ class Service:
         if self.classroom is None:
             return self.queue.submit(spec, _browser())
         person = self._entered()
+        self.classroom.refuse(spec, person, self.queue.unfinished(), self.texts.folder)
+        limits.check(spec)  # it may take seconds the first time, and the lock below holds up the whole class
         with self.classroom.one_at_a_time:
             allowed = self.classroom.allowed(spec, person, self.queue.unfinished(), self.texts.folder)
             return self.queue.submit(allowed, person.id)
+
+    def refusal(self, spec: RunSpec) -> str:
+        """Why this reader's class does not let this reader start the run now; empty if it does."""
+        person = self.person()
+        if self.classroom is not None and person is not None:
+            try:
+                self.classroom.refuse(spec, person, self.queue.unfinished(), self.texts.folder)
+            except RequestError as error:
+                return error.sentence
+        return ""
+
+    def unfinished(self) -> list[RunState]:
+        """This reader's runs that are active or wait."""
+        person = self.person()
+        by = person.id if person else _browser()
+        return [state for state in self.queue.unfinished() if state.by == by]
 
     def may_end(self, run: RunState) -> bool:
         """Whether this reader may cancel a run: in a class, one's own, and the teacher all."""
@@ -95,10 +114,15 @@ class Service:
         if not self.may_change(folders):
             raise RequestError(sentence("in a class, a run is renamed and deleted by the one who made it, or by the teacher"))
 
+    def refuse_name(self, name: str) -> None:
+        """Raise `RequestError` for the name of the run that comes with the program: a link with it opens that one."""
+        if name == EXAMPLE:
+            raise RequestError(sentence("{name} is the name of the run that comes with the program; choose another", name=name))
+
     def refuse_upload(self, size: int) -> None:
         """Raise `RequestError` if this reader would keep too much with a run of `size` bytes."""
         if self.classroom is not None:
-            self.classroom.refuse_bytes(self._entered(), size)
+            self.classroom.refuse_bytes(self._entered(), size, self._unfinished_specs())
 
     def note_uploaded(self, folder: Path) -> None:
         """A run that this reader uploaded is this reader's."""
@@ -107,7 +131,10 @@ class Service:
 
     def _note_text(self, name: str, size: int) -> None:
         if self.classroom is not None:
-            self.classroom.note_text(self._entered(), name, size)
+            self.classroom.note_text(self._entered(), name, size, self._unfinished_specs())
+
+    def _unfinished_specs(self) -> list[RunSpec]:
+        return [state.spec for state in self.queue.unfinished()]
 
     def _entered(self) -> Person:
         person = self.person()

@@ -12,6 +12,7 @@ from engine import files
 from engine.spec import RequestError, sentence
 from engine.text import checked
 
+FOLDER = ".texts"  # in the folder of runs
 _NAME = re.compile(r"[0-9a-f]{16}")
 
 

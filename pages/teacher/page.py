@@ -72,11 +72,15 @@ def _people(service: Service, classroom: Classroom) -> None:
     with st.container(horizontal=True, vertical_alignment="center", gap="small"):
         st.markdown(f"### {words('Who has entered')}", anchors=False, width="content")
         with st.popover(words("Clear"), icon=":material/delete:"):
-            st.markdown(words("Delete the saved runs of everybody but the teacher? For a day they can be restored from disk."))
+            st.markdown(
+                words(
+                    "Delete the saved runs of everybody but the teacher? "
+                    "They can be restored from disk until their space is needed, for a day at most."
+                )
+            )
             st.button(words("Delete them"), type="primary", on_click=_clear, args=(service, classroom))
     rows = []
-    for person in classroom.people():
-        runs, kept = classroom.kept(person)
+    for person, runs, kept in classroom.kept():
         named = words("{name} (teacher)", name=person.name) if person.teacher else person.name
         rows.append({words("Name"): named, words("Saved runs"): runs, words("MB"): round(kept / 1e6, 1)})
     st.dataframe(rows, hide_index=True, width="stretch")
@@ -88,12 +92,9 @@ def _end(service: Service, runs: tuple[str, ...]) -> None:
 
 
 def _clear(service: Service, classroom: Classroom) -> None:
-    deleted = 0
-    for person in classroom.people():
-        if not person.teacher:
-            saved, _ = store.owned(service.home, person.id)
-            service.refuse_change(saved)
-            for folder in saved:
-                store.delete(folder)
-                deleted += 1
-    st.session_state[_DONE] = say().plural("{count} run deleted.", "{count} runs deleted.", deleted)
+    students = {person.id for person in classroom.people() if not person.teacher}
+    folders = [folder for folder in store.listing(service.home) if store.owner(folder) in students]
+    service.refuse_change(folders)
+    for folder in folders:
+        store.delete(folder)
+    st.session_state[_DONE] = say().plural("{count} run deleted.", "{count} runs deleted.", len(folders))

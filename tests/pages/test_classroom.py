@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import errno
 import stat
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from engine import run_archive, store
+from engine import files, run_archive, store
 from engine.launch.queue import RunState
 from engine.spec import LayoutSpec, RequestError, RunSpec, WorkloadSpec
-from pages.shared.classroom import Classroom, Person, Rules, readable
-from pages.shared.service import Service
-from tests.pages.opened import button, opened, text
+from pages.shared.classroom import REMEMBERED_S, Classroom, Person, Rules, readable
+from pages.shared.service import SECRET, Service
+from pages.shared.texts import FOLDER
+from tests.pages.opened import button, click, link, opened, text
 from tests.pages.stand_in import PAIR, Queue, saved, service
 from tests.patience import PATIENCE_S
 
@@ -67,6 +70,30 @@ def test_a_class_has_so_many_people_and_the_teacher(classroom: Classroom) -> Non
     assert entered(classroom, code=classroom.teacher_code).teacher
 
 
+def test_who_entered_a_day_ago_takes_no_place(classroom: Classroom, monkeypatch: pytest.MonkeyPatch) -> None:
+    earlier = [entered(classroom) for _ in range(4)]
+    now = time.time() + REMEMBERED_S
+    monkeypatch.setattr(time, "time", lambda: now)
+    entered(classroom)
+    assert classroom.people()[:4] == earlier
+
+
+def test_what_cannot_be_written_is_told_and_not_kept(classroom: Classroom, monkeypatch: pytest.MonkeyPatch) -> None:
+    ada = entered(classroom)
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(files, "write", full)
+    for attempt in (
+        lambda: classroom.enter(classroom.code, "Eve"),
+        lambda: classroom.note_text(ada, "0123456789abcdef", 1, ()),
+    ):
+        with pytest.raises(RequestError, match=r"the class could not be kept in .*: No space left on device"):
+            attempt()
+    assert classroom.people() == [ada]
+
+
 def test_a_restarted_server_knows_its_class(classroom: Classroom, tmp_path: Path) -> None:
     secret = classroom.enter(classroom.code, "Ada")
     again = Classroom(tmp_path, Rules())
@@ -113,15 +140,40 @@ def test_runs_and_texts_of_a_person_are_bounded_in_bytes(classroom: Classroom, t
     store.set_owner(run, ada.id)
     with (run / "spans.parquet").open("r+b") as file:
         file.truncate(600_000)
-    classroom.refuse_bytes(ada, 300_000)
+    classroom.refuse_bytes(ada, 300_000, ())
     with pytest.raises(RequestError, match=r"would take 1\.1 MB, and in this class each may keep 1 MB; delete runs"):
-        classroom.refuse_bytes(ada, 450_000)
-    classroom.refuse_bytes(other, 450_000)
-    classroom.note_text(ada, "0123456789abcdef", 300_000)
-    classroom.note_text(ada, "0123456789abcdef", 300_000)  # the same text again
-    assert classroom.kept(ada)[0] == 1
+        classroom.refuse_bytes(ada, 450_000, ())
+    classroom.refuse_bytes(other, 450_000, ())
+    classroom.note_text(ada, "0123456789abcdef", 300_000, ())
+    classroom.note_text(ada, "0123456789abcdef", 300_000, ())  # the same text again
+    (_, runs, kept), (_, no_runs, nothing) = classroom.kept()
+    assert (runs, kept) == (1, store.size(run) + 300_000)
+    assert (no_runs, nothing) == (0, 0)
+
+
+def test_a_text_that_no_run_uses_makes_room(classroom: Classroom, tmp_path: Path) -> None:
+    ada, other = entered(classroom), entered(classroom)
+    names = [16 * digit for digit in "abcdef"]
+    paths = [tmp_path / FOLDER / f"{name}.txt" for name in names]
+    (tmp_path / FOLDER).mkdir()
+    for name, path in zip(names[:4], paths, strict=False):
+        classroom.note_text(ada, name, 240_000, ())
+        path.write_bytes(b"text")
+    in_saved, waiting, unused, of_both = (
+        PAIR.model_copy(update={"workload": WorkloadSpec(text=str(path))}) for path in paths[:4]
+    )
+    saved(tmp_path, in_saved, "run")
+    classroom.note_text(other, names[3], 240_000, ())
+    classroom.note_text(ada, names[4], 240_000, [waiting])
+    assert [path.exists() for path in paths[:4]] == [True, True, False, True]
+    assert list(classroom.people()[0].texts) == [names[0], names[1], names[4]]
     with pytest.raises(RequestError, match="each may keep 1 MB"):
-        classroom.note_text(ada, "fedcba9876543210", 300_000)
+        classroom.note_text(
+            ada,
+            names[5],
+            300_000,
+            [waiting, unused, of_both, in_saved.model_copy(update={"workload": WorkloadSpec(text=str(paths[4]))})],
+        )
 
 
 def test_a_deleted_run_can_be_restored_until_its_bytes_are_needed(classroom: Classroom, tmp_path: Path) -> None:
@@ -131,9 +183,9 @@ def test_a_deleted_run_can_be_restored_until_its_bytes_are_needed(classroom: Cla
     with (run / "spans.parquet").open("r+b") as file:
         file.truncate(600_000)
     deleted = store.delete(run)
-    classroom.refuse_bytes(ada, 300_000)
+    classroom.refuse_bytes(ada, 300_000, ())
     assert deleted.exists()
-    classroom.refuse_bytes(ada, 450_000)
+    classroom.refuse_bytes(ada, 450_000, ())
     assert not deleted.exists()
 
 
@@ -175,7 +227,7 @@ def test_the_door_says_what_is_wrong_and_lets_in(classroom: Classroom, tmp_path:
 def within(app: AppTest, classroom: Classroom, code: str, name: str = "Ada") -> Person:
     """Enter the class in this session."""
     secret = classroom.enter(code, name)
-    app.session_state["service/secret"] = secret
+    app.session_state[SECRET] = secret
     app.run()
     person = classroom.person(secret)
     assert person is not None
@@ -214,6 +266,41 @@ def test_only_ones_own_run_can_be_cancelled(parts: tuple[Service, Queue], classr
     within(app, classroom, classroom.teacher_code)
     button(app, "Cancel").click().run()
     assert queue.states[run].phase == "cancelled"
+
+
+def test_what_the_class_does_not_allow_is_told_before_the_press(parts: tuple[Service, Queue], classroom: Classroom) -> None:
+    service, queue = parts
+    app = opened("lab", service)
+    within(app, classroom, classroom.code)
+    assert button(app, "Run on 8 processes").disabled
+    assert "Cannot run yet: dp2.tp2.pp2 is 8 ranks, and in this class a run has at most 4." in text(app)
+    app.query_params["spec"] = "gpt-tiny~dp1.tp2.pp2~1f1b"
+    app.run()
+    button(app, "Run on 4 processes").click().run()
+    button(app, "Queue a run on 4 processes").click().run()
+    assert button(app, "Queue a run on 4 processes").disabled
+    assert "Cannot run yet: you have 2 runs that wait or are active" in text(app)
+    queue.cancel("run-1")
+    app.run()
+    assert not button(app, "Queue a run on 4 processes").disabled
+
+
+def test_after_a_reload_ones_runs_are_listed_until_shown_or_dismissed(parts: tuple[Service, Queue], classroom: Classroom) -> None:
+    service, queue = parts
+    app = opened("lab", service)
+    me = within(app, classroom, classroom.code)
+    for by in (me.id, me.id, entered(classroom).id):
+        queue.submit(PAIR, by)
+    name = "gpt-tiny · dp1.tp1.pp2 · 1F1B"
+    app.run()
+    assert text(app).count(name) == 2
+    next(b for b in app.button if b.key == "run/cancel/run-0").click().run()
+    assert f"{name}  \nCancelled." in text(app)
+    assert [queue.states[run].phase for run in ("run-0", "run-1", "run-2")] == ["cancelled", "queued", "queued"]
+    click(app, "Dismiss")
+    assert text(app).count(name) == 1
+    click(app, "Show")
+    assert link(app, "run") == "run-1"
 
 
 def test_who_has_not_entered_can_start_nothing(parts: tuple[Service, Queue]) -> None:

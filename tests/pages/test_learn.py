@@ -193,6 +193,15 @@ def test_after_the_answer_a_run_is_offered_and_judges_it(parts: tuple[Service, Q
     assert "Ranks 0–3 are fullest: 42 KiB" in text(app)
 
 
+def test_a_lesson_says_that_its_run_was_cancelled(parts: tuple[Service, Queue]):
+    app = page(parts[0], lesson="6", set="answer-stage0")
+    click(app, "Run it: 8 processes on this machine")
+    parts[1].cancel("run-0")
+    app.run()
+    assert "Cancelled." in [info.value for info in app.info]
+    assert "Run it: 8 processes on this machine" in [b.label for b in app.button]
+
+
 def test_a_run_of_another_spec_does_not_judge_the_answer(parts: tuple[Service, Queue]):
     saved(parts[0].home, RunSpec(layout=LayoutSpec(pp=2)))
     app = page(parts[0], lesson="6", set="answer-stage0", run="20261124-101500-run")
