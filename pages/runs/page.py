@@ -291,7 +291,9 @@ def _attempt(do: Callable[[], str]) -> None:
 def _rename(service: Service, folder: Path, key: str) -> None:
     def rename() -> str:
         service.refuse_change([folder])
-        named = store.rename(folder, st.session_state[key].strip())
+        name = st.session_state[key].strip()
+        service.refuse_name(name)
+        named = store.rename(folder, name)
         _pick([named.name])
         return say()("Renamed to {name}.", name=named.name) if named != folder else ""
 
@@ -328,8 +330,10 @@ def _uploaded(service: Service) -> None:
         if file is None:
             return ""
         st.session_state[_UPLOADS] = count + 1
+        stem = Path(file.name).stem
+        service.refuse_name(stem)
         service.refuse_upload(file.size)
-        folder = upload.add(file.getvalue(), service.home, Path(file.name).stem)
+        folder = upload.add(file.getvalue(), service.home, stem)
         service.note_uploaded(folder)
         _show_all()
         _pick([folder.name])

@@ -39,11 +39,11 @@ def test_who_opens_a_link_is_not_welcomed(tmp_path: Path) -> None:
     assert WELCOME not in text(opened("lab", service(tmp_path)[0], run=EXAMPLE))
 
 
-def test_a_run_of_the_reader_may_have_the_name_of_the_example(tmp_path: Path) -> None:
+def test_a_run_of_the_reader_does_not_replace_the_example(tmp_path: Path) -> None:
     shipped = service(tmp_path)[0].saved(EXAMPLE)
     assert shipped is not None
     store.save(store.load(shipped), tmp_path / EXAMPLE)
-    assert service(tmp_path)[0].saved(EXAMPLE) == tmp_path / EXAMPLE
+    assert service(tmp_path)[0].saved(EXAMPLE) == shipped
 
 
 @pytest.mark.parametrize("table", ["memory_peak", "traffic"])

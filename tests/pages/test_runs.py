@@ -21,7 +21,7 @@ from pages.runs import upload
 from pages.runs.report import report
 from pages.runs.rows import NEWEST, RunIndex, RunRow, matching, ordered
 from pages.shared.saved import by_run
-from pages.shared.service import Service
+from pages.shared.service import EXAMPLE, Service
 from pages.shared.subprocesses import run_module
 from tests.pages.opened import button, click, link, opened, text
 from tests.pages.stand_in import PAIR, saved, service
@@ -191,6 +191,14 @@ def test_a_run_is_renamed_or_the_reason_is_given(home: Path) -> None:
     click(app, "Rename")
     assert "Renamed to best." in text(app)
     assert picked(app) == "best"
+
+
+def test_a_run_does_not_get_the_name_of_the_example(home: Path) -> None:
+    app = opened("runs", service(home)[0], picked="second")
+    app.text_input(key="runs/new-name/second").set_value(EXAMPLE)
+    click(app, "Rename")
+    assert "Example is the name of the run that comes with the program; choose another" in text(app)
+    assert (home / "second").is_dir()
 
 
 def test_cached_charts_of_a_run_are_not_shown_for_another_of_its_name(home: Path) -> None:
