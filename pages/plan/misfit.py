@@ -75,27 +75,38 @@ def draw(request: Request, plan: Found, row: int, words: Words) -> None:
 
 
 def _more_devices(request: Request, words: Words) -> None:
-    """The least power of two times as many devices on which a layout fits, as a link; or that none was found."""
+    """The least power of two times as many devices on which a layout fits, as a link; or the most that were tried."""
     with st.spinner(words("Searching for how many devices are enough"), show_time=True):
-        enough = _enough(request)
-    if enough is None:
-        most = f"{request.ranks * _MOST_TIMES:,}"
-        st.markdown(words("Even {count} devices of this kind are not enough: use larger ones.", count=most))
-        return
-    text = words("With {count} devices it fits", count=f"{enough.ranks:,}")
-    navigation.link("plan", text, "add_circle", to_link(enough))
+        last, fits = _last_tried(request)
+    count, batch = f"{last.ranks:,}", f"{last.batch:,}"
+    if fits:
+        text = words("With {count} devices it fits", count=count)
+        if last.batch != request.batch:
+            text = words("With {count} devices and a batch of {batch} it fits", count=count, batch=batch)
+        navigation.link("plan", text, "add_circle", to_link(last))
+    elif last.batch != request.batch:
+        st.markdown(
+            words(
+                "Even {count} devices of this kind, with a batch of {batch}, are not enough: use larger ones.",
+                count=count,
+                batch=batch,
+            )
+        )
+    elif last != request:
+        st.markdown(words("Even {count} devices of this kind are not enough: use larger ones.", count=count))
 
 
 @cached(64)
-def _enough(request: Request) -> Request | None:
-    times = 2
+def _last_tried(request: Request) -> tuple[Request, bool]:
+    """The last request that was searched, and whether a layout of it fits. `request` if no more devices can be searched."""
+    more, times = request, 2
     while times <= _MOST_TIMES and request.ranks * times <= MOST:
         ranks = request.ranks * times
         more = replace(request, ranks=ranks, batch=usual_batch(request.batch, ranks))
         if searched(more).feasible:
-            return more
+            return more, True
         times *= 2
-    return None
+    return more, False
 
 
 @cached(64)

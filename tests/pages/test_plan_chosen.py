@@ -53,6 +53,14 @@ def test_where_nothing_fits_the_number_of_devices_that_is_enough_is_a_link() -> 
     assert not found(replace(of_link(asked), ranks=count // 2, batch=count)).feasible
 
 
+def test_a_batch_that_changes_with_the_number_of_devices_is_named() -> None:
+    asked = SMALL | {"model": "gpt3-13b", "ranks": "1", "batch": "1"}
+    [enough] = [link for link in page(**asked).get("page_link") if link.proto.label.startswith("With ")]
+    count, batch = map(int, re.search(r"With (\d+) devices and a batch of (\d+) it fits", enough.proto.label).groups())
+    assert batch != 1
+    assert found(replace(of_link(asked), ranks=count, batch=batch)).feasible
+
+
 def test_a_reason_never_says_that_a_difference_is_nothing() -> None:
     plan = found(of_link(SMALL)).plan
     for row in range(1, 6):
