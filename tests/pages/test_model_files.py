@@ -9,16 +9,14 @@ import pytest
 from streamlit.testing.v1 import AppTest
 
 from tests.engine.huggingface_configs import CONFIGS
-from tests.pages.opened import link, text
+from tests.pages.opened import link, opened, text
 from tests.pages.stand_in import service
-from tests.pages.test_held import _script
 from tests.pages.test_plan import linked, page
-from tests.patience import PATIENCE_S
 
 
 @pytest.fixture
 def app(tmp_path: Path) -> AppTest:
-    return AppTest.from_function(_script, args=(service(tmp_path / "runs")[0],), default_timeout=PATIENCE_S).run()
+    return opened("lab", service(tmp_path / "runs")[0])
 
 
 def with_model_file(name: str, content: bytes) -> AppTest:
