@@ -27,7 +27,9 @@ def parser(program: str, parents: Sequence[argparse.ArgumentParser] = ()) -> arg
     rules.add_argument(
         "--megabytes", type=_positive, default=usual.megabytes, metavar="N", help=f"of runs and texts (default {usual.megabytes})"
     )
-    rules.add_argument("--people", type=_positive, default=usual.people, metavar="N", help=f"at most (default {usual.people})")
+    rules.add_argument(
+        "--people", type=_positive, default=usual.people, metavar="N", help=f"in 12 hours (default {usual.people})"
+    )
     return found
 
 
