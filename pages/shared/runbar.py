@@ -132,9 +132,9 @@ def _list_queued(service: Service, states: list[RunState]) -> None:
             if state.finished:
                 st.button(say()("Dismiss"), key=f"run/dismiss/{state.id}", type="tertiary", on_click=_dismiss, args=(state.id,))
             else:
-                may, key = service.may_end(state), f"run/cancel/{state.id}"
+                may, key = service.may_end(state), f"run/end/{state.id}"
                 end, args = service.cancel, (state.id,)
-                st.button(say()("Cancel"), key=key, type="tertiary", disabled=not may, on_click=end, args=args)
+                st.button(say()("End"), key=key, type="tertiary", disabled=not may, on_click=end, args=args)
 
 
 def _dismiss(run: str) -> None:

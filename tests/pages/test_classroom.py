@@ -294,7 +294,7 @@ def test_after_a_reload_ones_runs_are_listed_until_shown_or_dismissed(parts: tup
     name = "gpt-tiny · dp1.tp1.pp2 · 1F1B"
     app.run()
     assert text(app).count(name) == 2
-    next(b for b in app.button if b.key == "run/cancel/run-0").click().run()
+    next(b for b in app.button if b.key == "run/end/run-0").click().run()
     assert f"{name}  \nCancelled." in text(app)
     assert [queue.states[run].phase for run in ("run-0", "run-1", "run-2")] == ["cancelled", "queued", "queued"]
     click(app, "Dismiss")
