@@ -100,7 +100,7 @@ def test_a_missing_sequence_length_is_named() -> None:
         ({"model_type": "mamba"}, "model_type=mamba is not known here; llama, mistral, "),
         ({"model_type": None}, "there is no model_type"),
         ({"model_type": ["llama"]}, "model_type=['llama'] is not known here"),
-        ({"hidden_act": "tanh"}, "hidden_act=tanh is not a part of models here; silu, "),
+        ({"hidden_act": "tanh"}, "hidden_act=tanh is not supported here; only silu, "),
         ({"hidden_size": "many"}, "hidden_size=many must be a whole number"),
         ({"hidden_size": None}, "hidden_size is missing, and there is no usual value of it"),
         ({"hidden_size": 4095}, "heads=32 does not divide hidden=4095"),
@@ -108,7 +108,7 @@ def test_a_missing_sequence_length_is_named() -> None:
         ({"num_hidden_layers": True}, "num_hidden_layers=true must be a whole number"),
         ({"tie_word_embeddings": "no"}, "tie_word_embeddings=no must be true or false"),
         ({"rope_theta": 10000.5}, "rope_theta=10000.5 must be a whole number"),
-        ({"rope_parameters": [1]}, "rope_parameters=[1] is not a part of models here"),
+        ({"rope_parameters": [1]}, "rope_parameters=[1] is not supported here"),
         ({"text_config": {"model_type": "llama"}}, "num_hidden_layers is missing"),
     ],
 )
@@ -123,10 +123,14 @@ def test_what_has_no_part_here_is_refused_in_one_sentence(changed: dict[str, Any
     ("kind", "changed", "told"),
     [
         ("opt-6.7b", {"word_embed_proj_dim": 512}, "word_embed_proj_dim=512 is not hidden_size=4096"),
-        ("opt-6.7b", {"layer_norm_elementwise_affine": False}, "layer_norm_elementwise_affine=false is not a part"),
+        ("opt-6.7b", {"layer_norm_elementwise_affine": False}, "layer_norm_elementwise_affine=false is not supported here"),
         ("bloom-176b", {"apply_residual_connection_post_layernorm": True}, "apply_residual_connection_post_layernorm=true"),
-        ("bert-base", {"position_embedding_type": "relative_key"}, "position_embedding_type=relative_key is not a part"),
-        ("phi2", {"qk_layernorm": True}, "qk_layernorm=true is not a part of models here; false is"),
+        (
+            "bert-base",
+            {"position_embedding_type": "relative_key"},
+            "position_embedding_type=relative_key is not supported here; only absolute",
+        ),
+        ("phi2", {"qk_layernorm": True}, "qk_layernorm=true is not supported here; only false"),
     ],
 )
 def test_a_variant_that_has_no_part_here_is_refused(kind: str, changed: dict[str, Any], told: str) -> None:
