@@ -79,6 +79,62 @@ def test_what_changes_no_size_is_named(changed: dict[str, Any], told: str) -> No
     assert told in remarks(LLAMA | changed)
 
 
+OF_WINDOWS = "layers with a window is left out: all layers have one base of rotary positions"
+
+
+@pytest.mark.parametrize(
+    ("name", "changed", "told"),
+    [
+        ("gemma2-9b", {"query_pre_attn_scalar": 144}, "query_pre_attn_scalar=144 is left out: scores of attention"),
+        ("gemma2-9b", {"query_pre_attn_scalar": None, "head_dim": 128}, "query_pre_attn_scalar=256 is left out"),
+        ("gemma3-1b", {}, f"the base 10000 of {OF_WINDOWS}"),
+        ("gemma3-1b", {"rope_parameters": {"sliding_attention": {"rope_theta": 20000}}}, f"the base 20000 of {OF_WINDOWS}"),
+        ("llama3-8b", {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}}, "rope_type=yarn is left out: it changes"),
+    ],
+)
+def test_what_is_computed_otherwise_is_named(name: str, changed: dict[str, Any], told: str) -> None:
+    assert told in remarks(CONFIGS[name] | changed)
+
+
+def test_a_scale_and_a_base_as_here_leave_no_remark() -> None:
+    same = {"query_pre_attn_scalar": 256, "rope_local_base_freq": 1e6, "rope_parameters": {"rope_type": "default"}}
+    told = remarks(CONFIGS["gemma3-1b"] | same)
+    assert "query_pre_attn_scalar" not in told
+    assert "rotary" not in told
+
+
+@pytest.mark.parametrize("name", ["qwen2.5-0.5b", "phi4", "phi2", "olmo2-7b"])
+def test_a_head_width_of_its_own_is_read(name: str) -> None:
+    entries = CONFIGS[name]
+    width = entries["hidden_size"] // entries["num_attention_heads"]
+    assert model(entries | {"head_dim": 2 * width}).head_width == 2 * width
+    assert model(entries | {"head_dim": width}) == model(entries)
+
+
+def test_the_usual_first_layer_with_a_window_of_a_qwen_is_not_the_first() -> None:
+    entries = {name: value for name, value in CONFIGS["qwen2.5-0.5b"].items() if name != "max_window_layers"}
+    with pytest.raises(RequestError, match="max_window_layers=28 is not supported here; only 0"):
+        model(entries | {"use_sliding_window": True, "layer_types": None, "sliding_window": 4096})
+
+
+def test_the_row_of_segments_of_a_roberta_is_understood() -> None:
+    entries = CONFIGS["bert-base"] | {"model_type": "roberta", "pad_token_id": 1}
+    assert "type_vocab_size" not in remarks(entries | {"type_vocab_size": 1})
+    with pytest.raises(RequestError, match="type_vocab_size=2 is not supported here; only 1"):
+        read(entries | {"type_vocab_size": 2})
+    assert exported(catalog.model("roberta-large"))["type_vocab_size"] == 1
+
+
+def test_a_gemma_is_written_with_what_is_computed_here() -> None:
+    spec = catalog.model("gemma2-9b").model_copy(update={"head_dim": 128})
+    entries = exported(spec)
+    assert (entries["model_type"], entries["query_pre_attn_scalar"]) == ("gemma2", 128)
+    assert [entries[name] for name in ("attn_logit_softcapping", "final_logit_softcapping")] == [None, None]
+    entries = exported(catalog.model("gemma3-1b"))
+    assert (entries["query_pre_attn_scalar"], entries["rope_local_base_freq"]) == (256, entries["rope_theta"])
+    assert not [remark for remark in read(entries).remarks if "left out" in remark]
+
+
 def test_what_is_understood_leaves_no_remark() -> None:
     assert not read(LLAMA).remarks
     assert not read(LLAMA | {"id2label": {"0": "LABEL_0"}, "attention_dropout": 0.0, "residual_multiplier": None}).remarks
@@ -192,7 +248,8 @@ def test_a_released_model_is_written_as_its_own_type(name: str, config: dict[str
 
 def test_what_no_type_has_is_told() -> None:
     assert exported(catalog.model("roberta-large"))["_comments"] == [
-        "Not the same: spare_positions is 2 in this file, and 0 here."
+        "Not the same: spare_positions is 2 in this file, and 0 here.",
+        "Not the same: the embedding has one row of segments in this file, and none here.",
     ]
     both = ModelSpec(family="llama", placement="both", qk_norm="full")
     entries = exported(both)
