@@ -45,7 +45,7 @@ def _split(text: str) -> Iterator[str]:
     """The words of a script, and those of each variable that is set to several. Raises `ValueError` if quotes do not match."""
     for word in shlex.split(text, comments=True):
         if several := _SEVERAL.fullmatch(word):
-            yield from shlex.split(several[1])
+            yield from (part.strip("\"'") for part in several[1].split())
         else:
             yield word
 

@@ -170,6 +170,7 @@ def test_a_script_with_variables_is_read() -> None:
 
 QUOTED = """#!/bin/bash
 # It's the style of older scripts
+MESSAGE="it's old"
 GPT_ARGS="
     --num-layers 24
     --hidden-size 1024 \\
