@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -328,49 +327,6 @@ def test_unknown_settings_of_a_job_file_are_named() -> None:
     assert told == [
         "debug.moe_force_load_balance=true is not understood, and left out",
         "[quantize] is not understood, and left out",
-    ]
-
-
-@pytest.mark.parametrize(
-    ("changed", "told"),
-    [
-        ({"train_batch_size": 7}, "train_batch_size=7 is not a multiple of a replica's 8 sequences"),
-        ({"optimizer": {"type": "Muon"}}, "there is no optimizer muon here; adamw"),
-        ({"bf16": {"enabled": True}, "data_types": {"grad_accum_dtype": "int8"}}, "grad_accum_dtype=int8 is not supported here"),
-        ({"zero_optimization": 3}, "zero_optimization=3 must be an object"),
-        ({"train_micro_batch_size_per_gpu": "auto"}, "train_micro_batch_size_per_gpu=auto must be a whole number"),
-    ],
-)
-def test_a_configuration_of_deepspeed_that_is_not_understood_is_refused(changed: dict[str, Any], told: str) -> None:
-    entries = json.loads(settings(RunSpec(), "deepspeed"))
-    with pytest.raises(RequestError, match=told):
-        read(json.dumps(entries | changed), "deepspeed")
-
-
-@pytest.mark.parametrize(("said", "accumulate"), [(None, "bf16"), ("fp32", "fp32"), ("float32", "fp32"), ("bf16", "bf16")])
-def test_deepspeed_accumulates_in_the_models_precision_unless_told(said: str | None, accumulate: str) -> None:
-    entries = json.loads(settings(RunSpec(), "deepspeed"))
-    found = read(
-        json.dumps(entries | {"bf16": {"enabled": True}, "data_types": {"grad_accum_dtype": said}}), "deepspeed"
-    ).workload
-    assert found is not None
-    assert found.accumulate == accumulate
-
-
-def test_a_batch_of_deepspeed_without_accumulation_steps_does_not_say_how_many_ranks() -> None:
-    found = read(json.dumps({"train_batch_size": 32, "train_micro_batch_size_per_gpu": 4}), "deepspeed")
-    assert found.workload is not None
-    assert (found.layout, found.workload.microbatches) == (LayoutSpec(), 8)
-    assert [str(remark) for remark in found.remarks] == ["the number of ranks is not in the file, so dp is 1"]
-
-
-def test_what_deepspeed_has_and_a_request_has_not_is_named() -> None:
-    entries = json.loads(settings(RunSpec(layout=LayoutSpec(dp=2, zero=3)), "deepspeed"))
-    entries["zero_optimization"]["offload_param"] = {"device": "cpu"}
-    remarks = read(json.dumps(entries | {"moe": {"enabled": True}}), "deepspeed").remarks
-    assert [str(remark) for remark in remarks] == [
-        "offload_param is left out: all memory here is the device's",
-        "moe={'enabled': True} is not understood, and left out",
     ]
 
 
