@@ -183,8 +183,11 @@ def owned(home: Path, by: str) -> tuple[list[Path], list[Path]]:
 
 
 def size(folder: Path) -> int:
-    """Bytes of a run's files."""
-    return sum(path.stat().st_size for path in folder.iterdir())
+    """Bytes of a run's files. 0 if it is gone: it can be moved into the trash at this moment."""
+    try:
+        return sum(path.stat().st_size for path in folder.iterdir())
+    except FileNotFoundError:
+        return 0
 
 
 # ----------------------------------------------------------------------------------------------------- names and the trash

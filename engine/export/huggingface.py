@@ -47,6 +47,8 @@ _NO_DROPOUT = {
 def config(spec: RunSpec) -> str:
     """The text of a `config.json`. JSON has no comments, so they are in an entry that transformers ignores."""
     kind, differences = _nearest(spec.model)
+    if kind == "roberta":
+        differences.append("the embedding has one row of segments in this file, and none here")
     entries: dict[str, Any] = {"architectures": [_CLASSES[kind]], "model_type": kind, **_written(kind, spec.model)}
     entries |= {"torch_dtype": _DTYPES[spec.workload.precision], **dict.fromkeys(_NO_DROPOUT.get(kind, ()), 0.0)}
     if differences:

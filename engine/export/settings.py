@@ -9,7 +9,9 @@ from typing import Literal, get_args
 
 from engine.export import deepspeed, huggingface, megatron, slurm, torchtitan
 from engine.predict.planner import frameworks
-from engine.spec import RequestError, RunSpec
+from engine.spec import RequestError, RunSpec, sentence
+from engine.spec.numbers import listed
+from engine.spec.sentence import brief
 
 Framework = Literal["megatron", "torchtitan", "deepspeed", "slurm", "huggingface"]
 FRAMEWORKS: tuple[Framework, ...] = get_args(Framework)
@@ -43,5 +45,7 @@ _WRITERS: dict[Framework, Callable[[RunSpec], str]] = {
 def settings(spec: RunSpec, to: Framework) -> str:
     """The text of a file of settings: a shell script, TOML or JSON. Raises `RequestError` for another framework."""
     if to not in _WRITERS:
-        raise RequestError(f"there are no settings for {to!r}; there are for {', '.join(FRAMEWORKS)}")
+        raise RequestError(
+            sentence("there are no settings for {to}; there are for {known}", to=brief(to), known=listed(FRAMEWORKS))
+        )
     return _WRITERS[to](spec)

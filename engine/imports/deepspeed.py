@@ -15,6 +15,8 @@ from engine.spec import LayoutSpec, RequestError, Sentence, WorkloadSpec, senten
 # Entries by which the file is known.
 KNOWN_BY = ("train_batch_size", "train_micro_batch_size_per_gpu", "zero_optimization")
 _OPTIMIZERS = {"adamw": "adamw", "adam": "adamw", "fusedadam": "adamw", "sgd": "sgd", "lion": "lion"}
+# The precision of accumulated gradients. fp16 has the size of bf16.
+_ACCUMULATED = {"fp32": "fp32", "float32": "fp32"} | dict.fromkeys(("bf16", "bfloat16", "fp16", "float16"), "bf16")
 _HARMLESS = (
     "_comments", "gradient_clipping", "scheduler", "steps_per_print", "wall_clock_breakdown", "tensorboard", "wandb",
     "csv_monitor", "comet", "flops_profiler", "dump_state", "prescale_gradients", "zero_allow_untested_optimizer", "comms_logger",
@@ -24,7 +26,7 @@ _HARMLESS = (
 
 def request(entries: Mapping[str, Any]) -> Imported:
     """Raises `RequestError`."""
-    fields = Fields(entries, {"gradient_accumulation_steps": 1})
+    fields = Fields(entries, {})
     remarks: list[Sentence] = []
     precision = _precision(fields, remarks)
     each, count = _batch(fields)
@@ -42,14 +44,19 @@ def _section(fields: Fields, name: str) -> Fields:
     value = fields.get(name)
     if value is not None and not isinstance(value, dict):
         raise RequestError(sentence("{name}={value} must be an object", name=name, value=brief(value)))
-    return Fields(value or {}, {"enabled": False, "stage": 0, "autotp_size": 1, "params": {}})
+    # DeepSpeed accumulates in the model's precision.
+    return Fields(value or {}, {"enabled": False, "stage": 0, "autotp_size": 1, "params": {}, "grad_accum_dtype": "bf16"})
 
 
 def _batch(fields: Fields) -> tuple[int, int]:
-    """Sequences in a microbatch, and microbatches."""
+    """Sequences in a microbatch, and microbatches. Without their number, the whole batch is one rank's."""
     if "train_micro_batch_size_per_gpu" not in fields:
         raise RequestError(sentence("train_micro_batch_size_per_gpu is missing, and there is no usual value of it"))
-    each, count = fields.whole("train_micro_batch_size_per_gpu"), fields.whole("gradient_accumulation_steps")
+    each, count = fields.whole("train_micro_batch_size_per_gpu"), 1
+    if "gradient_accumulation_steps" in fields:
+        count = fields.whole("gradient_accumulation_steps")
+    elif "train_batch_size" in fields and each > 0:
+        count = max(1, fields.whole("train_batch_size") // each)
     if each < 1 or count < 1:
         raise RequestError(sentence("train_micro_batch_size_per_gpu={each} × {count} is no batch", each=each, count=count))
     return each, count
@@ -64,7 +71,7 @@ def _layout(fields: Fields, of_a_replica: int, remarks: list[Sentence]) -> Value
             values = {"batch": batch, "part": of_a_replica}
             raise RequestError(sentence("train_batch_size={batch} is not a multiple of a replica's {part} sequences", **values))
         found["dp"] = batch // of_a_replica
-    else:
+    if "train_batch_size" not in fields or "gradient_accumulation_steps" not in fields:
         remarks.append(sentence("the number of ranks is not in the file, so dp is 1"))
     zero = _section(fields, "zero_optimization")
     found["zero"] = zero.whole("stage") if found["dp"] > 1 else 0
@@ -83,10 +90,10 @@ def _precision(fields: Fields, remarks: list[Sentence]) -> Values:
         remarks.append(sentence("fp16 is taken as bf16, which has the same size"))
     elif bf16.get("enabled") is not True:
         return {"precision": "fp32"}
-    accumulated = _section(fields, "data_types").get("grad_accum_dtype")
+    accumulated = _section(fields, "data_types").one_of("grad_accum_dtype", _ACCUMULATED)
     return {
         "precision": "bf16",
-        "accumulate": "bf16" if accumulated in ("bf16", "bfloat16") else "fp32",
+        "accumulate": accumulated,
         "bf16_optimizer": bf16.get("bf16_optimizer_states") is True,
     }
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from engine.spec import LayoutSpec, ModelSpec, RequestError, Sentence, WorkloadSpec, sentence
+from engine.spec.numbers import listed
 
 LARGEST = 1 << 20  # bytes of a file
 _SHOWN = 40  # characters of a value in a sentence
@@ -30,9 +31,9 @@ class Imported:
 class Fields:
     """The entries of an object, by name. It keeps which were read. All methods raise `RequestError`."""
 
-    def __init__(self, entries: Mapping[str, Any], usual: Mapping[str, Any]) -> None:
-        """`usual`: what stands for entries that a file may lack."""
-        self._entries, self._usual = entries, usual
+    def __init__(self, entries: Mapping[str, Any], usual: Mapping[str, Any], *, flags: bool = False) -> None:
+        """`usual`: what stands for entries that a file may lack. `flags`: sentences name entries as a command's arguments."""
+        self._entries, self._usual, self._flags = entries, usual, flags
         self._read: set[str] = set()
 
     def __contains__(self, name: str) -> bool:
@@ -48,40 +49,40 @@ class Fields:
     def number(self, name: str) -> float:
         value = self._given(name)
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) < math.inf:
-            raise RequestError(sentence("{name}={value} must be a number", name=name, value=brief(value)))
-        return _refused_if_large(name, value)
+            raise RequestError(sentence("{name}={value} must be a number", name=self._shown(name), value=brief(value)))
+        return _refused_if_large(self._shown(name), value)
 
     def whole(self, name: str) -> int:
         value = self._given(name)
         if isinstance(value, bool) or not isinstance(value, int):
-            raise RequestError(sentence("{name}={value} must be a whole number", name=name, value=brief(value)))
-        _refused_if_large(name, value)
+            raise RequestError(sentence("{name}={value} must be a whole number", name=self._shown(name), value=brief(value)))
+        _refused_if_large(self._shown(name), value)
         return value
 
     def flag(self, name: str) -> bool:
         value = self._given(name)
         if not isinstance(value, bool):
-            raise RequestError(sentence("{name}={value} must be true or false", name=name, value=brief(value)))
+            raise RequestError(sentence("{name}={value} must be true or false", name=self._shown(name), value=brief(value)))
         return value
 
     def text(self, name: str) -> str:
         value = self._given(name)
         if not isinstance(value, str):
-            raise RequestError(sentence("{name}={value} must be text", name=name, value=brief(value)))
+            raise RequestError(sentence("{name}={value} must be text", name=self._shown(name), value=brief(value)))
         return value
 
     def one_of(self, name: str, meanings: Mapping[str, Any]) -> Any:
         """What the text of an entry means."""
         text = self.text(name)
         if text not in meanings:
-            raise unsupported(name, text, meanings)
+            raise unsupported(self._shown(name), text, meanings)
         return meanings[text]
 
     def demand(self, name: str, wanted: Any) -> None:
         """Refuse every value but one. An entry that the file lacks is as wanted."""
         value = self.get(name)
         if value is not None and value != wanted:
-            raise unsupported(name, value, [str(wanted).lower() if isinstance(wanted, bool) else str(wanted)])
+            raise unsupported(self._shown(name), value, [str(wanted).lower() if isinstance(wanted, bool) else str(wanted)])
 
     def unread(self) -> dict[str, Any]:
         """The entries that were not read and are not null."""
@@ -90,8 +91,11 @@ class Fields:
     def _given(self, name: str) -> Any:
         value = self.get(name)
         if value is None:
-            raise RequestError(sentence("{name} is missing, and there is no usual value of it", name=name))
+            raise RequestError(sentence("{name} is missing, and there is no usual value of it", name=self._shown(name)))
         return value
+
+    def _shown(self, name: str) -> str:
+        return f"--{name.replace('_', '-')}" if self._flags else name
 
 
 def _refused_if_large(name: str, value: float) -> float:
@@ -102,9 +106,9 @@ def _refused_if_large(name: str, value: float) -> float:
 
 
 def unsupported(name: str, value: Any, fits: Any) -> RequestError:
-    """The error for a value that no part here has. `fits`: the values that there are."""
-    shown, known = brief(value), ", ".join(fits)
-    return RequestError(sentence("{name}={value} is not a part of models here; {fits} is", name=name, value=shown, fits=known))
+    """The error for a value that nothing here has. `fits`: the values that there are."""
+    text = sentence("{name}={value} is not supported here; only {fits}", name=name, value=brief(value), fits=listed(fits))
+    return RequestError(text)
 
 
 def brief(value: Any) -> str:

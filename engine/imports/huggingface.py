@@ -20,7 +20,7 @@ architectures model_type transformers_version torch_dtype dtype auto_map _name_o
 bos_token_id eos_token_id pad_token_id sep_token_id cls_token_id unk_token_id mask_token_id decoder_start_token_id
 forced_bos_token_id forced_eos_token_id prefix tokenizer_class language_model license
 initializer_range initializer_factor init_std embedding_initializer_range rms_norm_eps layer_norm_eps layer_norm_epsilon
-layernorm_epsilon norm_epsilon norm_eps query_pre_attn_scalar scale_attn_weights scale_decoder_outputs
+layernorm_epsilon norm_epsilon norm_eps scale_attn_weights scale_decoder_outputs
 attn_implementation _attn_implementation _attn_implementation_autoset _flash_attn_2_enabled attention_softmax_in_fp32
 masked_softmax_fusion bias_dropout_fusion skip_bias_add skip_bias_add_qkv slow_but_exact offset_alibi pretraining_tp
 cache_implementation gradient_checkpointing torchscript tf_legacy_loss use_bfloat16 pruned_heads is_encoder_decoder
@@ -51,8 +51,7 @@ _OTHER_LAYERS = {
 }
 # Entries that change what is computed, and no size.
 _LEFT_OUT = {
-    "rope_scaling": sentence("rope_scaling is left out: it changes the angles of rotary positions, and no size"),
-    "rope_local_base_freq": sentence("rope_local_base_freq is left out: all layers have one base of rotary positions"),
+    "rope_scaling": sentence("{name} is left out: it changes the angles of rotary positions, and no size", name="rope_scaling"),
     "attn_logit_softcapping": sentence("attn_logit_softcapping is left out: scores of attention are not capped"),
     "final_logit_softcapping": sentence("final_logit_softcapping is left out: logits are not capped"),
     "quantization_config": sentence("quantization_config is left out: the precision is chosen for the run"),
@@ -111,6 +110,8 @@ def _plain(values: Values) -> ModelSpec:
 
 def _remarks(fields: Fields, found: ModelSpec) -> Iterator[Sentence]:
     """What the file says and is not in the model."""
+    yield from _scale_of_scores(fields, found)
+    yield from _angles(fields, found)
     unread = {name: value for name, value in fields.unread().items() if value not in (False, 0, [], {})}
     if dropped := [name for name in _DROPOUTS if name in unread]:
         values = ", ".join(f"{name}={brief(unread[name])}" for name in dropped)
@@ -123,4 +124,33 @@ def _remarks(fields: Fields, found: ModelSpec) -> Iterator[Sentence]:
     if found.seq > _LONG:
         yield sentence(
             "sequences have {seq} tokens, the most that the model takes; training often has shorter ones", seq=found.seq
+        )
+
+
+def _scale_of_scores(fields: Fields, found: ModelSpec) -> Iterator[Sentence]:
+    scale = fields.get("query_pre_attn_scalar")
+    if scale not in (None, found.head_width):
+        yield sentence(
+            "query_pre_attn_scalar={scale} is left out: scores of attention are divided by the root of a head's width, {width}",
+            scale=brief(scale),
+            width=found.head_width,
+        )
+
+
+def _angles(fields: Fields, found: ModelSpec) -> Iterator[Sentence]:
+    """Of rotary positions: files of version 5 of transformers have them in one entry, or in one for each kind of layer."""
+    entries = fields.get("rope_parameters")
+    given = entries if isinstance(entries, dict) else {}
+    for part in (given, given.get("full_attention"), given.get("sliding_attention")):
+        kind = part.get("rope_type") if isinstance(part, dict) else None
+        if kind not in (None, "default"):
+            name = f"rope_type={brief(kind)}"
+            yield sentence("{name} is left out: it changes the angles of rotary positions, and no size", name=name)
+    windowed = given.get("sliding_attention")
+    local = windowed.get("rope_theta") if isinstance(windowed, dict) else None
+    if local is None:
+        local = fields.get("rope_local_base_freq")
+    if found.parts.position == "rotary" and local not in (None, found.angle_base):
+        yield sentence(
+            "the base {base} of layers with a window is left out: all layers have one base of rotary positions", base=brief(local)
         )

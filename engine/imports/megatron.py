@@ -22,7 +22,8 @@ _FLAGS = frozenset(
         "group_query_attention", "swiglu", "squared_relu", "qk_layernorm", "add_qkv_bias", "disable_bias_linear",
         "untie_embeddings_and_output_weights", "use_rotary_position_embeddings", "sequence_parallel", "use_distributed_optimizer",
         "use_megatron_fsdp", "bf16", "fp16", "grad_reduce_in_bf16", "accumulate_allreduce_grads_in_fp32",
-        "use_precision_aware_optimizer", "recompute_activations", "no_position_embedding",
+        "use_precision_aware_optimizer", "recompute_activations", "no_position_embedding", "quick_geglu",
+        "multi_latent_attention", "attention_output_gate",
     )
 )  # fmt: skip
 _LISTS = ("recompute_modules",)
@@ -37,6 +38,7 @@ _OPTIMIZERS = {"adam": "adamw", "sgd": "sgd", "lion": "lion"}
 _NORMS = {"LayerNorm": "layer", "RMSNorm": "rms"}
 _ZERO = {"no_shard": 0, "optim": 1, "optim_grads": 2, "optim_grads_params": 3}
 _RECOMPUTED = ("core_attn", "layernorm")
+_OTHER_LAYERS = ("quick_geglu", "multi_latent_attention", "mtp_num_layers", "attention_output_gate")  # sizes depend on them
 # Arguments of data, logging, checkpoints, launching, learning rates and kernels: they change no size.
 _HARMLESS_PREFIXES = (
     "adam_", "lion_", "lr", "min_lr", "weight_decay", "clip_grad", "init_", "log_", "load", "eval_", "tensorboard", "wandb",
@@ -60,7 +62,7 @@ def request(text: str, name: str) -> Imported:
             entries[key] = True
         else:
             entries[key] = values if key in _LISTS else number_or_text(values[0])
-    fields = Fields(entries, _USUAL)
+    fields = Fields(entries, _USUAL, flags=True)
     model = ModelSpec.model_validate(_model(fields, text))
     layout, remarks = _layout(fields, model)
     workload, more = _workload(fields, layout)
@@ -73,6 +75,9 @@ def request(text: str, name: str) -> Imported:
 
 
 def _model(fields: Fields, text: str) -> Values:
+    for name in _OTHER_LAYERS:
+        if fields.get(name):
+            raise RequestError(sentence("--{name} has no part here", name=name.replace("_", "-")))
     hidden, heads = fields.whole("hidden_size"), fields.whole("num_attention_heads")
     gated = _is_set(fields, "swiglu")
     ffn = fields.whole("ffn_hidden_size") if "ffn_hidden_size" in fields else _usual_ffn(hidden, gated)
@@ -134,7 +139,7 @@ def _window(fields: Fields) -> Values:
         return {}
     before = re.fullmatch(r"\(?(\d{1,7}), ?0\)?", str(text))
     if before is None:
-        raise unsupported("window_size", text, ["127,0"])
+        raise unsupported("--window-size", text, ["127,0"])
     return {"window": int(before[1]) + 1, "global_every": 0 if every is None else fields.whole("window_attn_skip_freq")}
 
 
@@ -165,7 +170,8 @@ def _layout(fields: Fields, model: ModelSpec) -> tuple[LayoutSpec, list[Sentence
         text = sentence("tp={tp} × pp={pp} does not divide the {ranks} ranks of torchrun", tp=tp, pp=pp, ranks=ranks)
         raise RequestError(text)
     values: Values = {"dp": ranks // (tp * pp) if ranks else 1, "tp": tp, "pp": pp}
-    values |= {"sequence_parallel": _is_set(fields, "sequence_parallel"), "recompute": _recompute(fields)}
+    parallel = _is_set(fields, "sequence_parallel") and tp > 1  # Megatron-LM turns it off without tp
+    values |= {"sequence_parallel": parallel, "recompute": _recompute(fields, remarks)}
     sharded = fields.one_of("data_parallel_sharding_strategy", _ZERO)
     states = _is_set(fields, "use_distributed_optimizer")
     values["zero"] = (sharded if _is_set(fields, "use_megatron_fsdp") else int(states)) if values["dp"] > 1 else 0
@@ -207,11 +213,17 @@ def _chunks(fields: Fields, layers: int, pp: int) -> tuple[int, ...]:
     return (1,) * max(chunks, pp, 1)
 
 
-def _recompute(fields: Fields) -> str:
+def _recompute(fields: Fields, remarks: list[Sentence]) -> str:
     granularity, modules = fields.get("recompute_granularity"), fields.get("recompute_modules") or ["core_attn"]
-    for name in ("recompute_method", "recompute_num_layers"):
-        fields.get(name)
+    method, count = fields.get("recompute_method"), fields.get("recompute_num_layers")
     if granularity == "full":
+        if method != "uniform" or count not in (None, 1):
+            text = sentence(
+                "--recompute-method {method} of {count} layers is left out: every layer is recomputed here, each on its own",
+                method=brief(method),
+                count=1 if count is None else brief(count),
+            )
+            remarks.append(text)
         return "full"
     if granularity is None and not _is_set(fields, "recompute_activations"):
         return "none"
@@ -226,7 +238,7 @@ def _recompute(fields: Fields) -> str:
 
 def _workload(fields: Fields, layout: LayoutSpec) -> tuple[WorkloadSpec, list[Sentence]]:
     each = fields.whole("micro_batch_size")
-    values: Values = {"microbatch_size": each}
+    values: Values = {"microbatch_size": each, "microbatches": 1}  # Megatron-LM's usual global batch: micro batch × dp
     remarks: list[Sentence] = []
     if "global_batch_size" in fields:
         batch = fields.whole("global_batch_size")
@@ -249,13 +261,20 @@ def _workload(fields: Fields, layout: LayoutSpec) -> tuple[WorkloadSpec, list[Se
     fields.get("sgd_momentum")
     if _is_set(fields, "fp16"):
         remarks.append(sentence("--fp16 is taken as bf16, which has the same size"))
-    for name in ("accumulate_allreduce_grads_in_fp32",):
-        fields.get(name)
+    in_fp32 = _is_set(fields, "accumulate_allreduce_grads_in_fp32")
     if _is_set(fields, "bf16") or _is_set(fields, "fp16"):
-        reduced = _is_set(fields, "grad_reduce_in_bf16")
+        # Megatron-LM turns accumulation in fp32 on under --bf16 alone.
+        reduced = _is_set(fields, "grad_reduce_in_bf16") or (_is_set(fields, "fp16") and not in_fp32)
         values |= {"precision": "bf16", "accumulate": "bf16" if reduced else "fp32"}
         aware = _is_set(fields, "use_precision_aware_optimizer")
         values["bf16_optimizer"] = aware and fields.get("exp_avg_dtype") == "bf16"
+        if values["bf16_optimizer"]:
+            remarks.append(sentence("Megatron-LM keeps an fp32 copy of the parameters beside states in bf16; here there is none"))
+    if "fp8_format" in fields:
+        value, precision = brief(fields.get("fp8_format")), values.get("precision", "fp32")
+        remarks.append(
+            sentence("--fp8-format {value} is left out: the precision is {precision}", value=value, precision=precision)
+        )
     values["attention"] = "written" if fields.get("attention_backend") in ("unfused", "local") else "fused"
     values["seed"] = fields.whole("seed")
     remarks += _dropout(fields)

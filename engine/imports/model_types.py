@@ -127,6 +127,21 @@ class _Roberta:
         return {"max_position_embeddings": model.seq + spare, "pad_token_id": spare - 1}
 
 
+@dataclass(frozen=True)
+class _Gemma:
+    """What transformers computes in a Gemma 2 or 3 unless a file says otherwise, and is not computed here."""
+
+    entries: tuple[str, ...]  # that are null here
+    local_base: bool = False  # whether layers with a window have a base of rotary positions of their own
+
+    def read(self, fields: Fields, model: Values) -> Values:
+        return {}
+
+    def write(self, model: ModelSpec) -> Mapping[str, Any]:
+        base = {"rope_local_base_freq": float(model.angle_base)} if self.local_base else {}
+        return {"query_pre_attn_scalar": model.head_width, **dict.fromkeys(self.entries), **base}
+
+
 def _sizes(**others: str) -> dict[str, str]:
     usual = {"layers": "num_hidden_layers", "hidden": "hidden_size", "heads": "num_attention_heads", "vocab": "vocab_size"}
     return usual | {"seq": "max_position_embeddings", "ffn": "intermediate_size"} | others
@@ -138,6 +153,7 @@ _SILU = Activation(("hidden_act",), gated=True)
 _GELU = Activation(("hidden_act",), gated=False)
 _GEMMA_GELU = Activation(("hidden_activation", "hidden_act"), gated=True)
 _BIASED = Switch("attention_bias", "attention_bias", "all", "none")
+_QWEN = {"use_sliding_window": False, "max_window_layers": 28}
 _LLAMA = {"tie_word_embeddings": False, "attention_bias": False, "mlp_bias": False, "hidden_act": "silu"}
 _GEMMA = {"tie_word_embeddings": True, "attention_bias": False, "hidden_activation": "gelu_pytorch_tanh"}
 _MASKED = Demanded({"is_decoder": False, "add_cross_attention": False, "position_embedding_type": "absolute"})
@@ -147,16 +163,16 @@ MODEL_TYPES: dict[str, ModelType] = {
     "mistral": ModelType("llama", _GROUPED, (TIED, _SILU, Rotary(), Window()), _LLAMA, _NO_SHAPE),
     "qwen2": ModelType(
         "llama",
-        _sizes(kv_heads="num_key_value_heads"),
+        _GROUPED,
         (TIED, _SILU, Rotary(), Always({"attention_bias": "qkv"}), Window("use_sliding_window")),
-        _LLAMA | {"use_sliding_window": False},
+        _LLAMA | _QWEN,
         _NO_SHAPE,
     ),
     "qwen3": ModelType(
         "llama",
         _GROUPED,
         (TIED, _SILU, Rotary(), _BIASED, Always({"qk_norm": "head"}), Window("use_sliding_window")),
-        _LLAMA | {"use_sliding_window": False, "head_dim": 128},
+        _LLAMA | _QWEN | {"head_dim": 128},
         _NO_SHAPE,
     ),
     "gemma": ModelType(
@@ -169,8 +185,16 @@ MODEL_TYPES: dict[str, ModelType] = {
     "gemma2": ModelType(
         "llama",
         _GROUPED,
-        (TIED, _GEMMA_GELU, Rotary(), _BIASED, Always({"scaled_embedding": True, "placement": "both"}), Window(pattern=2)),
-        _GEMMA | {"head_dim": 256},
+        (
+            TIED,
+            _GEMMA_GELU,
+            Rotary(),
+            _BIASED,
+            Always({"scaled_embedding": True, "placement": "both"}),
+            Window(pattern=2),
+            _Gemma(("attn_logit_softcapping", "final_logit_softcapping")),
+        ),
+        _GEMMA | {"head_dim": 256, "query_pre_attn_scalar": 256},
         _NO_SHAPE,
     ),
     "gemma3_text": ModelType(
@@ -183,16 +207,18 @@ MODEL_TYPES: dict[str, ModelType] = {
             _BIASED,
             Always({"scaled_embedding": True, "placement": "both", "qk_norm": "head"}),
             Window(pattern=6),
+            _Gemma((), local_base=True),
         ),
         # Files of models that see images too leave out what is usual.
         _GEMMA
         | {"head_dim": 256, "num_attention_heads": 8, "num_key_value_heads": 4, "num_hidden_layers": 26, "vocab_size": 262208}
-        | {"max_position_embeddings": 131072, "rope_theta": 1e6, "sliding_window": 4096},
+        | {"max_position_embeddings": 131072, "rope_theta": 1e6, "sliding_window": 4096}
+        | {"query_pre_attn_scalar": 256, "rope_local_base_freq": 10_000},
         _NO_SHAPE,
     ),
     "phi": ModelType(
         "gpt",
-        _sizes(kv_heads="num_key_value_heads"),
+        _GROUPED,
         (
             TIED,
             _GELU,
@@ -203,10 +229,10 @@ MODEL_TYPES: dict[str, ModelType] = {
         {"tie_word_embeddings": False, "hidden_act": "gelu_new"},
         _NO_SHAPE,
     ),
-    "phi3": ModelType("llama", _sizes(kv_heads="num_key_value_heads"), (TIED, _SILU, Rotary(), Window()), _LLAMA, _NO_SHAPE),
+    "phi3": ModelType("llama", _GROUPED, (TIED, _SILU, Rotary(), Window()), _LLAMA, _NO_SHAPE),
     "olmo2": ModelType(
         "llama",
-        _sizes(kv_heads="num_key_value_heads"),
+        _GROUPED,
         (TIED, _SILU, Rotary(), _BIASED, Always({"placement": "output", "qk_norm": "full"})),
         _LLAMA,
         _NO_SHAPE,
@@ -270,7 +296,12 @@ MODEL_TYPES: dict[str, ModelType] = {
         seq=2048,  # Scao et al. 2022, table 3
     ),
     "bert": ModelType("bert", _sizes(), (_GELU, _MASKED, Demanded({"type_vocab_size": 2})), {"hidden_act": "gelu"}),
-    "roberta": ModelType("roberta", _sizes(), (_GELU, _MASKED, _Roberta()), {"hidden_act": "gelu", "pad_token_id": 1}),
+    "roberta": ModelType(
+        "roberta",
+        _sizes(),
+        (_GELU, _MASKED, _Roberta(), Demanded({"type_vocab_size": 1})),
+        {"hidden_act": "gelu", "pad_token_id": 1},
+    ),
     "xlnet": ModelType(
         "xlnet",
         {

@@ -118,7 +118,7 @@ class Window:
         kinds = fields.get("layer_types")
         if kinds is None:
             named = next((name for name in ("sliding_window_pattern", "_sliding_window_pattern") if name in fields), None)
-            first = fields.whole("max_window_layers") if "max_window_layers" in fields and self.switch else 0
+            first = fields.whole("max_window_layers") if self.switch else 0
             if first:
                 raise unsupported("max_window_layers", first, ["0"])
             return fields.whole(named) if named else self.pattern

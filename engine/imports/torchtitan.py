@@ -10,6 +10,7 @@ from typing import Any
 from engine.imports.fields import Fields, Imported, brief
 from engine.imports.parts import Values
 from engine.spec import SCHEDULE_FACTS, LayoutSpec, ModelSpec, RequestError, Sentence, WorkloadSpec, sentence
+from engine.spec.numbers import evenly
 
 # The flavors of its llama3: layers, hidden size, heads, key heads, width of the MLP, vocabulary and base of rotary positions.
 # torchtitan 0.2.2, `torchtitan/models/llama3/__init__.py`.
@@ -21,13 +22,24 @@ FLAVORS: Mapping[str, tuple[int, ...]] = {
 _SIZES = ("layers", "hidden", "heads", "kv_heads", "ffn", "vocab", "rotary_base")
 _ENTRY = re.compile(r'"(?P<flavor>[^"]+)": TransformerModelArgs\((?P<sizes>[^)]*)\)')
 _REST = -1  # of a degree: as many ranks as are left
+# What stands for entries that a file lacks. torchtitan 0.2.2, `torchtitan/config/job_config.py`.
+_USUAL: Mapping[str, Mapping[str, Any]] = {
+    "training": {"seq_len": 2048, "local_batch_size": 8, "global_batch_size": -1},
+    "optimizer": {"lr": 8e-4},
+    "parallelism": {
+        "data_parallel_replicate_degree": 1, "data_parallel_shard_degree": _REST, "tensor_parallel_degree": 1,
+        "pipeline_parallel_degree": 1, "pipeline_parallel_schedule": "1F1B", "pipeline_parallel_microbatch_size": 1,
+        "pipeline_parallel_first_stage_less_layers": 1, "pipeline_parallel_last_stage_less_layers": 1,
+    },
+    "activation_checkpoint": {"mode": "selective"},
+}  # fmt: skip
 _SECTIONS = ("model", "training", "optimizer", "lr_scheduler", "parallelism", "activation_checkpoint", "debug")
 _HARMLESS = ("job", "profiling", "metrics", "checkpoint", "comm", "validation", "compile", "experimental", "memory_estimation")
 _ALSO_HARMLESS = (
     "tokenizer_path", "hf_assets_path", "converters", "dataset", "dataset_path", "max_norm", "gc_freq", "beta1", "beta2",
     "weight_decay", "eps", "implementation", "early_step_in_backward", "warmup_steps", "decay_ratio", "decay_type",
     "min_lr_factor", "deterministic", "selective_ac_option", "mixed_precision_reduce", "enable_async_tensor_parallel",
-    "pipeline_parallel_first_stage_less_layers", "pipeline_parallel_last_stage_less_layers",
+    "pipeline_parallel_first_stage_less_layers", "pipeline_parallel_last_stage_less_layers", "pipeline_parallel_microbatch_size",
 )  # fmt: skip
 
 
@@ -37,7 +49,7 @@ def request(text: str, name: str) -> Imported:
         entries = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise RequestError(sentence("{name} is not TOML: {error}", name=name, error=str(error))) from error
-    parts = {section: Fields(_table(entries, section), {}) for section in _SECTIONS}
+    parts = {section: Fields(_table(entries, section), _USUAL.get(section, {})) for section in _SECTIONS}
     remarks: list[Sentence] = []
     model = _model(parts["model"], parts["training"], text)
     layout = _layout(parts, model, remarks)
@@ -85,7 +97,7 @@ def _own_flavor(flavor: str, text: str) -> Values:
 
 def _layout(parts: Mapping[str, Fields], model: ModelSpec, remarks: list[Sentence]) -> LayoutSpec:
     fields = parts["parallelism"]
-    shard, replicas = _degree(fields, "data_parallel_shard_degree"), _degree(fields, "data_parallel_replicate_degree")
+    shard, replicas = fields.whole("data_parallel_shard_degree"), fields.whole("data_parallel_replicate_degree")
     if shard == _REST:
         shard = 1
         remarks.append(
@@ -95,10 +107,10 @@ def _layout(parts: Mapping[str, Fields], model: ModelSpec, remarks: list[Sentenc
         raise RequestError(sentence("replicas of shards are not supported here: data_parallel_replicate_degree must be 1"))
     for name in ("context_parallel_degree", "expert_parallel_degree"):
         fields.demand(name, 1)
-    tp, pp = _degree(fields, "tensor_parallel_degree"), _degree(fields, "pipeline_parallel_degree")
+    tp, pp = fields.whole("tensor_parallel_degree"), fields.whole("pipeline_parallel_degree")
     always = fields.get("fsdp_reshard_after_forward")
     zero = 0 if shard == 1 else 2 if always == "never" or (always in (None, "default") and pp > 1) else 3
-    mode = parts["activation_checkpoint"].get("mode") or "none"
+    mode = parts["activation_checkpoint"].get("mode")
     if mode not in ("none", "full"):
         remarks.append(sentence("activation_checkpoint.mode={mode} is left out: nothing is computed again", mode=brief(mode)))
         mode = "none"
@@ -106,12 +118,8 @@ def _layout(parts: Mapping[str, Fields], model: ModelSpec, remarks: list[Sentenc
     return LayoutSpec.model_validate(values | _pipeline(fields, model, pp))
 
 
-def _degree(fields: Fields, name: str) -> int:
-    return fields.whole(name) if name in fields else 1
-
-
 def _pipeline(fields: Fields, model: ModelSpec, pp: int) -> Values:
-    named = fields.get("pipeline_parallel_schedule") or "1F1B"
+    named = fields.get("pipeline_parallel_schedule")
     modules = fields.get("module_fqns_per_model_part")
     if pp == 1:
         return {}
@@ -123,20 +131,37 @@ def _pipeline(fields: Fields, model: ModelSpec, pp: int) -> Values:
     if isinstance(modules, list) and all(isinstance(part, list) for part in modules):
         counts = tuple(sum(str(module).startswith("layers.") for module in part) for part in modules)
         found["chunks"] = max(1, len(counts) // pp)
-        even = LayoutSpec(pp=pp, chunks=found["chunks"]).chunk_layers(model.layers)
-        found["split"] = () if counts == even else counts
+    else:
+        counts = _counts(fields, model.layers, pp * found["chunks"])
+    even = LayoutSpec(pp=pp, chunks=found["chunks"]).chunk_layers(model.layers)
+    found["split"] = () if counts == even else counts
     return found
+
+
+def _counts(fields: Fields, layers: int, chunks: int) -> tuple[int, ...]:
+    """Layers of each chunk: even, with embedding and head counted as so many layers."""
+    names = ("pipeline_parallel_first_stage_less_layers", "pipeline_parallel_last_stage_less_layers")
+    first, last = (fields.whole(name) for name in names)
+    if min(first, last) < 0 or max(first, last) > (layers + first + last) // chunks:
+        text = sentence(
+            "torchtitan cannot cut {layers} layers into {chunks} chunks of which the first has {first} less and the last {last}",
+            layers=layers,
+            chunks=chunks,
+            first=first,
+            last=last,
+        )
+        raise RequestError(text)
+    middle = evenly(layers + first + last, chunks)
+    return (middle[0] - first, *middle[1:-1], middle[-1] - last)
 
 
 def _workload(parts: Mapping[str, Fields], layout: LayoutSpec, remarks: list[Sentence]) -> WorkloadSpec:
     training, optimizer, fields = parts["training"], parts["optimizer"], parts["parallelism"]
     local = training.whole("local_batch_size")
-    whole = training.whole("global_batch_size") if "global_batch_size" in training else local * layout.dp
-    if layout.pp > 1:
-        key = "pipeline_parallel_microbatch_size"
-        each = fields.whole(key) if key in fields else 1
-    else:
-        each = local
+    whole = training.whole("global_batch_size")
+    if whole < 0:  # unset
+        whole = local * layout.dp
+    each = fields.whole("pipeline_parallel_microbatch_size") if layout.pp > 1 else local
     if each < 1 or whole % (each * layout.dp):
         text = sentence("global_batch_size={batch} is not a multiple of {each} × dp={dp}", batch=whole, each=each, dp=layout.dp)
         raise RequestError(text)

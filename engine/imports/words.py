@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+from collections.abc import Iterator
 
 from engine.spec import RequestError, sentence
 
@@ -11,6 +12,7 @@ _ASSIGNMENT = re.compile(r"\s*(?:export\s+)?([A-Za-z_]\w*)=([^\s()]*)\s*(?:#.*)?
 _VARIABLE = re.compile(r"\$\{?(\w+)(?::-([^}]*))?\}?")
 _DEEPEST = 5  # variables in values of variables
 _BRACKETS = "()\\"
+_SEVERAL = re.compile(r"[A-Za-z_]\w*=(.*\s.*)", re.DOTALL)  # words that a variable is set to
 
 
 def arguments(text: str, name: str) -> dict[str, list[str]]:
@@ -19,12 +21,12 @@ def arguments(text: str, name: str) -> dict[str, list[str]]:
     Variables that the script sets, or that have a default, are replaced by their values. Raises `RequestError` if its quotes do
     not match, or if it has no arguments. `name`: of the file.
     """
-    lines = text.replace("\\\n", " ").split("\n")
-    variables = {match[1]: match[2].strip("\"'") for line in lines if (match := _ASSIGNMENT.fullmatch(line))}
+    whole = text.replace("\\\n", " ")
+    variables = {match[1]: match[2].strip("\"'") for line in whole.split("\n") if (match := _ASSIGNMENT.fullmatch(line))}
     found: dict[str, list[str]] = {}
     latest = ""
     try:
-        for word in (word for line in lines for word in shlex.split(line, comments=True)):
+        for word in _split(whole):
             bare = word.strip(_BRACKETS)
             if bare.startswith("--"):
                 latest, equals, value = bare[2:].replace("-", "_").partition("=")
@@ -37,6 +39,15 @@ def arguments(text: str, name: str) -> dict[str, list[str]]:
     if not found:
         raise RequestError(sentence("{name} has no arguments that begin with two dashes", name=name))
     return found
+
+
+def _split(text: str) -> Iterator[str]:
+    """The words of a script, and those of each variable that is set to several. Raises `ValueError` if quotes do not match."""
+    for word in shlex.split(text, comments=True):
+        if several := _SEVERAL.fullmatch(word):
+            yield from (part.strip("\"'") for part in several[1].split())
+        else:
+            yield word
 
 
 def _replaced(text: str, variables: dict[str, str]) -> str:

@@ -12,13 +12,8 @@ from engine.launch.free_memory import free_memory
 from engine.spec import Sentence, sentence
 
 EVERY_S = 0.1  # how often memory is looked at while a run is active; it takes 0.1 ms. In that time a core fills about 0.1 GB
-_SHARE, _LEAST, _MOST = 20, 256 << 20, 1 << 30  # by default a twentieth of the memory is kept free, within these bounds
+_FREED_S = 2.0  # for a run that was killed to give its memory back; the kernel needs less
 _LAST = 4  # at this part of what is kept free, the largest run is ended, though all are within their shares
-
-
-def usual_reserve() -> int:
-    """Bytes that are kept free by default."""
-    return min(max(psutil.virtual_memory().total // _SHARE, _LEAST), _MOST)
 
 
 @dataclass(frozen=True)
@@ -27,6 +22,7 @@ class Share:
 
     bytes: int
     pids: Collection[int]
+    killed: float | None = None  # when it was killed, by the monotonic clock
 
 
 @dataclass(frozen=True)
@@ -37,10 +33,16 @@ class Ended:
     why: Sentence
 
 
-def run_to_end(shares: Mapping[str, Share], reserve: int) -> Ended | None:
-    """The run to end now, so that `reserve` bytes stay free. None as long as they are."""
+def run_to_end(runs: Mapping[str, Share], reserve: int, now: float) -> Ended | None:
+    """The run to end now, so that `reserve` bytes stay free. None as long as they are, or if they are about to be.
+
+    The memory of a process that was killed reads 0 while the kernel still frees it. No other run is ended for that.
+    """
     free = free_memory()
-    if free >= reserve or not shares:
+    present = {run: share for run, share in runs.items() if share.pids}
+    shares = {run: share for run, share in present.items() if share.killed is None}
+    leaving = [share.killed for share in present.values() if share.killed is not None]
+    if free >= reserve or not shares or any(now - killed < _FREED_S for killed in leaving):
         return None
     own = _private(os.getpid())  # ranks were forked from this process, and share these pages until they write to them
     used = {run: sum(max(0, _private(pid) - own) for pid in share.pids) for run, share in shares.items()}
@@ -50,11 +52,17 @@ def run_to_end(shares: Mapping[str, Share], reserve: int) -> Ended | None:
 def chosen(runs: Mapping[str, tuple[int, int]], free: int, reserve: int) -> Ended | None:
     """`runs`: what each uses, and its share. The one most above its share; or the largest, where hardly any memory is left."""
     name = max(runs, key=lambda run: runs[run][0] - runs[run][1])
-    if runs[name][0] <= runs[name][1]:
+    used, share = runs[name]
+    if used <= share:
         if free >= reserve // _LAST:
             return None
         name = max(runs, key=lambda run: runs[run][0])
-    used, share = runs[name]
+        why = sentence(
+            "this run was ended before the system would have done it: other programs took the memory, {free} is left on this "
+            "machine, and this run was the largest; its processes use {used} of memory together",
+            free=_gb(free), used=_gb(runs[name][0]),
+        )  # fmt: skip
+        return Ended(name, why)
     why = sentence(
         "this run was ended before the system would have done it: its processes use {used} of memory together, {share} was "
         "expected, and {free} is left on this machine",

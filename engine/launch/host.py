@@ -42,6 +42,7 @@ class LocalRun:
         self._deadline = time.monotonic() + spec.workload.time_limit  # in the last stage: when the ranks left are killed
         self._stage = "working"
         self._late = self._cancelled = self._saved = False
+        self.killed: float | None = None  # when, by the monotonic clock
         self._ended_for: Sentence | None = None  # why it was ended, if not by the user, a rank or the time limit
         self._exits: list[root_cause.RankExit] = []
         self._at_limit: list[root_cause.RankAtLimit] = []
@@ -91,6 +92,7 @@ class LocalRun:
     def kill(self) -> None:
         """Kill all ranks. The run is finished a moment later, when their pipes are at end-of-file."""
         self._stage = "killed"
+        self.killed = self.killed or time.monotonic()
         for rank in self._ranks:
             rank.kill()
 
@@ -220,8 +222,8 @@ class Host:
                     run.close()
 
     def _guard_memory(self) -> None:
-        shares = {name: guard.Share(self._shares[name], run.pids) for name, run in self._runs.items()}
-        if found := guard.run_to_end({name: share for name, share in shares.items() if share.pids}, self._reserve):
+        shares = {name: guard.Share(self._shares[name], run.pids, run.killed) for name, run in self._runs.items()}
+        if found := guard.run_to_end(shares, self._reserve, time.monotonic()):
             self._runs[found.run].end(found.why)
 
     def _on_requests(self) -> None:

@@ -25,10 +25,7 @@ def isolate_network() -> bool:
 
     Call it before there is a second thread. Returns whether it was done. False: nothing has changed.
     """
-    if sys.platform != "linux" or not _works():
-        return False
-    _isolate()
-    return True
+    return sys.platform == "linux" and _works() and _isolate()
 
 
 def _works() -> bool:
@@ -37,20 +34,19 @@ def _works() -> bool:
     if child == 0:
         status = 1
         try:
-            _isolate()
-            status = 0
+            status = 0 if _isolate() else 1
         finally:
             os._exit(status)  # also after an error, which is the answer
     return os.waitpid(child, 0)[1] == 0
 
 
-def _isolate() -> None:
-    """Raises `OSError`."""
-    libc = ctypes.CDLL(None, use_errno=True)
+def _isolate() -> bool:
+    """False if the system refuses it: also if it allowed it in the child, but no namespace is left since. Raises `OSError`."""
+    libc = ctypes.CDLL(None)
     user, group = os.geteuid(), os.getegid()
     # Root needs no namespace of users, and would lose its rights on files in one. Everybody else needs one to be allowed this.
     if libc.unshare(_NEW_NET if user == 0 else _NEW_NET | _NEW_USER):
-        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+        return False
     if user:
         Path("/proc/self/setgroups").write_text("deny", encoding="ascii")
         Path("/proc/self/uid_map").write_text(f"{user} {user} 1", encoding="ascii")
@@ -60,3 +56,4 @@ def _isolate() -> None:
         asked = fcntl.ioctl(control, _GET_FLAGS, _INTERFACE.pack(b"lo", 0))
         _, flags = _INTERFACE.unpack_from(asked)
         fcntl.ioctl(control, _SET_FLAGS, _INTERFACE.pack(b"lo", flags | _UP))
+    return True

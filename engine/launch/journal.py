@@ -18,7 +18,8 @@ from engine.spec.sentence import packed, unpacked
 
 _REMEMBERED = 200  # runs of earlier queues
 _LINES = 2_000  # at most, before runs that are forgotten are removed from the file
-_LARGEST = 64 << 20  # bytes
+_TRACEBACK = 4 << 10  # characters of a traceback that are kept: its end says what was raised
+_LARGEST = 64 << 20  # bytes; lines are far shorter, so such a file is not a journal of this program
 
 
 class Journal:
@@ -70,8 +71,9 @@ class Journal:
         self._lock.close()
 
     def _write_all(self) -> None:
-        files.write(self._path, b"".join(self._lines))
+        self._path.touch(0o600)  # first: the file that replaces it has its permissions
         self._path.chmod(0o600)
+        files.write(self._path, b"".join(self._lines))
 
 
 def _line(state: RunState) -> bytes:
@@ -82,7 +84,7 @@ def _line(state: RunState) -> bytes:
         "phase": state.phase,
         "step": state.step,
         "message": packed(state.message),
-        "traceback": state.traceback,
+        "traceback": state.traceback[-_TRACEBACK:],
         "failed_rank": state.failed_rank,
         "wrong": state.wrong,
         "folder": None if state.folder is None else str(state.folder),
@@ -92,6 +94,9 @@ def _line(state: RunState) -> bytes:
 
 def _read(path: Path) -> dict[str, RunState]:
     found: dict[str, RunState] = {}
+    if path.stat().st_size > _LARGEST:
+        logging.getLogger(__name__).warning("the journal of runs is begun anew: %s is larger than %d bytes", path, _LARGEST)
+        return {}
     for line in files.read(path, _LARGEST).splitlines():
         try:
             state = _state(json.loads(line))

@@ -10,7 +10,7 @@ from functools import cache
 import psutil
 
 from engine import files
-from engine.launch.free_memory import free_memory
+from engine.launch.free_memory import memory_for_runs, usual_reserve
 from engine.launch.recording import with_ledgers
 from engine.optimizer import optimizer_of
 from engine.predict import inference, traffic
@@ -41,8 +41,8 @@ def check(spec: RunSpec, active: Iterable[RunSpec] = ()) -> None:
 
 
 def check_memory(spec: RunSpec, active: Iterable[RunSpec] = ()) -> None:
-    """Raise `RequestError` if all ranks of `spec` together need more memory than is free."""
-    free = free_memory() + sum(need(other).total for other in active)
+    """Raise `RequestError` if all ranks of `spec` together need more memory than runs may take."""
+    free = memory_for_runs() + sum(need(other).total for other in active)
     if need(spec).total > free:
         raise RequestError(_too_large(spec, free))
 
@@ -184,18 +184,18 @@ def _too_large(spec: RunSpec, available: int) -> str:
     asked, ranks = need(spec), spec.layout.ranks
     processes = sentence("{ranks} processes", ranks=ranks) if ranks > 1 else sentence("1 process")
     state, activations, own = (_gb(size) for size in (asked.state, asked.activations, asked.processes))
-    total, free = _gb(asked.total), _gb(available)
+    total, free, kept = _gb(asked.total), _gb(available), _gb(usual_reserve())
     if spec.generate.skip_training:
         message = sentence(
             "this run needs about {total} (weights {state}, cache of keys and values {cache}, half as much again for the "
-            "allocator, {own} for {processes}) and {free} is free",
-            total=total, state=state, cache=activations, own=own, processes=processes, free=free,
+            "allocator, {own} for {processes}) and {free} is free beyond a reserve of {kept}",
+            total=total, state=state, cache=activations, own=own, processes=processes, free=free, kept=kept,
         )  # fmt: skip
     else:
         message = sentence(
             "this run needs about {total} (weights, gradients and optimizer {state}, activations {activations}, half as much "
-            "again for the allocator, {own} for {processes}) and {free} is free",
-            total=total, state=state, activations=activations, own=own, processes=processes, free=free,
+            "again for the allocator, {own} for {processes}) and {free} is free beyond a reserve of {kept}",
+            total=total, state=state, activations=activations, own=own, processes=processes, free=free, kept=kept,
         )  # fmt: skip
     fits = next((change for change, smaller in _smaller(spec) if need(smaller).total <= available), None)
     return joined(message, sentence("{change} would fit", change=fits)) if fits else message

@@ -31,7 +31,7 @@ from collections.abc import Sequence
 from select import select
 from typing import TYPE_CHECKING
 
-from engine.launch.guard import usual_reserve
+from engine.launch.free_memory import usual_reserve
 from engine.launch.isolation import isolate_network
 from engine.launch.parent import end_with_parent, wake_with_parents_end
 from engine.launch.warm import preload

@@ -32,6 +32,7 @@ __all__ = ["Phase", "RunQueue", "RunState"]
 _TAKEN_S = 30.0  # to begin a run
 _LATE_S = 10.0  # after the run's time limit, at which it ends the run and reports why
 _CANCELLED_S = 5.0  # to end a run that is cancelled
+_CANCELLED_BESIDE_S = 30.0  # the same while others are active, which end too if the host is killed
 
 _REMEMBERED = 200  # finished runs whose state is kept; saved runs are kept anyway
 
@@ -40,9 +41,9 @@ class RunQueue:
     """Runs specs in a warm host, which is started at once: several at a time where there is room for them. Any thread may call.
 
     Saved runs go to new folders in `home`, which is made if needed; `RequestError` if it cannot be made. A run that nobody
-    watched for `unwatched_s` seconds is cancelled; None: never. `cores`: those that ranks may use; None: all. `journal`: a file
-    that says after a restart what became of each run; None keeps none. `reserve`: bytes of memory that stay free, because a run
-    that outgrew its share is ended; None: a twentieth.
+    watched for `unwatched_s` seconds is cancelled; None: never. `cores`: those that ranks may use; None: as `Slots` says.
+    `journal`: a file that says after a restart what became of each run; None keeps none. `reserve`: runs are ended to keep so
+    many bytes of memory free; None: as many as are not given to new runs.
     """
 
     def __init__(
@@ -271,7 +272,8 @@ class RunQueue:
             self._finish(run, phase="cancelled", message=message)
         elif not run.ending:
             run.ending = True
-            self._ask({"do": "cancel", "run": run.name}, _CANCELLED_S)  # the host says when it has ended
+            within = _CANCELLED_S if len(self._active) == 1 else _CANCELLED_BESIDE_S
+            self._ask({"do": "cancel", "run": run.name}, within)  # the host says when it has ended
 
     # Starting runs
 

@@ -14,7 +14,12 @@ _USUAL = Path(__file__).parents[2] / "runs"
 def parser(program: str, parents: Sequence[argparse.ArgumentParser] = ()) -> argparse.ArgumentParser:
     found = argparse.ArgumentParser(prog=program, description="Shardscope in the browser.", parents=list(parents))
     found.add_argument("--runs", type=Path, default=_USUAL, metavar="DIR", help="where runs are saved")
-    found.add_argument("--cores", type=_positive, metavar="N", help="how many cores runs may use at once; otherwise all")
+    found.add_argument(
+        "--cores",
+        type=_positive,
+        metavar="N",
+        help="how many cores runs may use at once; otherwise all, or one run at a time on a machine with a GPU",
+    )
     rules = found.add_argument_group("a class", "what each person may take")
     usual = Rules()
     rules.add_argument("--ranks", type=_positive, default=usual.ranks, metavar="N", help=f"of one run (default {usual.ranks})")

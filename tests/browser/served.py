@@ -45,7 +45,8 @@ class Server:
         options = ["--server.port", at, "--server.headless", "true", "--server.fileWatcherType", "none"]
         command = ["streamlit", "run", "app.py", *options, "--", *app]
         if classroom:
-            command = ["pages.shared.start_classroom", "--port", at, "--address", "127.0.0.1", *app]
+            day = ["--seconds", "86400"]  # of a run: no test waits so long
+            command = ["pages.shared.start_classroom", "--port", at, "--address", "127.0.0.1", *day, *app]
         self._process = subprocess.Popen(
             [sys.executable, "-m", *command],
             cwd=ROOT,

@@ -34,7 +34,7 @@ def enter(page: Page, code: str, name: str) -> None:
 
 def test_a_class_from_the_door_to_the_end_of_a_run(class_server: Server, browser: Browser) -> None:
     student, teacher = (Watched(browser.new_context(locale="en-US")) for _ in range(2))
-    page = student.visit(class_server, "lab", spec="gpt-tiny~dp2.tp1.pp1~1f1b~m4~b2~n9999~r0.003~e0")
+    page = student.visit(class_server, "lab", spec="gpt-tiny~dp2.tp1.pp1~1f1b~m64~b2~n10000~r0.003~e0~t86400")
     expect(page.get_by_role("heading", name="Enter the class")).to_be_visible()
     assert page.get_by_role("button", name=re.compile("^Run on")).count() == 0
     enter(page, "AAAA-AAAA", "Ada")

@@ -79,6 +79,62 @@ def test_what_changes_no_size_is_named(changed: dict[str, Any], told: str) -> No
     assert told in remarks(LLAMA | changed)
 
 
+OF_WINDOWS = "layers with a window is left out: all layers have one base of rotary positions"
+
+
+@pytest.mark.parametrize(
+    ("name", "changed", "told"),
+    [
+        ("gemma2-9b", {"query_pre_attn_scalar": 144}, "query_pre_attn_scalar=144 is left out: scores of attention"),
+        ("gemma2-9b", {"query_pre_attn_scalar": None, "head_dim": 128}, "query_pre_attn_scalar=256 is left out"),
+        ("gemma3-1b", {}, f"the base 10000 of {OF_WINDOWS}"),
+        ("gemma3-1b", {"rope_parameters": {"sliding_attention": {"rope_theta": 20000}}}, f"the base 20000 of {OF_WINDOWS}"),
+        ("llama3-8b", {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}}, "rope_type=yarn is left out: it changes"),
+    ],
+)
+def test_what_is_computed_otherwise_is_named(name: str, changed: dict[str, Any], told: str) -> None:
+    assert told in remarks(CONFIGS[name] | changed)
+
+
+def test_a_scale_and_a_base_as_here_leave_no_remark() -> None:
+    same = {"query_pre_attn_scalar": 256, "rope_local_base_freq": 1e6, "rope_parameters": {"rope_type": "default"}}
+    told = remarks(CONFIGS["gemma3-1b"] | same)
+    assert "query_pre_attn_scalar" not in told
+    assert "rotary" not in told
+
+
+@pytest.mark.parametrize("name", ["qwen2.5-0.5b", "phi4", "phi2", "olmo2-7b"])
+def test_a_head_width_of_its_own_is_read(name: str) -> None:
+    entries = CONFIGS[name]
+    width = entries["hidden_size"] // entries["num_attention_heads"]
+    assert model(entries | {"head_dim": 2 * width}).head_width == 2 * width
+    assert model(entries | {"head_dim": width}) == model(entries)
+
+
+def test_the_usual_first_layer_with_a_window_of_a_qwen_is_not_the_first() -> None:
+    entries = {name: value for name, value in CONFIGS["qwen2.5-0.5b"].items() if name != "max_window_layers"}
+    with pytest.raises(RequestError, match="max_window_layers=28 is not supported here; only 0"):
+        model(entries | {"use_sliding_window": True, "layer_types": None, "sliding_window": 4096})
+
+
+def test_the_row_of_segments_of_a_roberta_is_understood() -> None:
+    entries = CONFIGS["bert-base"] | {"model_type": "roberta", "pad_token_id": 1}
+    assert "type_vocab_size" not in remarks(entries | {"type_vocab_size": 1})
+    with pytest.raises(RequestError, match="type_vocab_size=2 is not supported here; only 1"):
+        read(entries | {"type_vocab_size": 2})
+    assert exported(catalog.model("roberta-large"))["type_vocab_size"] == 1
+
+
+def test_a_gemma_is_written_with_what_is_computed_here() -> None:
+    spec = catalog.model("gemma2-9b").model_copy(update={"head_dim": 128})
+    entries = exported(spec)
+    assert (entries["model_type"], entries["query_pre_attn_scalar"]) == ("gemma2", 128)
+    assert [entries[name] for name in ("attn_logit_softcapping", "final_logit_softcapping")] == [None, None]
+    entries = exported(catalog.model("gemma3-1b"))
+    assert (entries["query_pre_attn_scalar"], entries["rope_local_base_freq"]) == (256, entries["rope_theta"])
+    assert not [remark for remark in read(entries).remarks if "left out" in remark]
+
+
 def test_what_is_understood_leaves_no_remark() -> None:
     assert not read(LLAMA).remarks
     assert not read(LLAMA | {"id2label": {"0": "LABEL_0"}, "attention_dropout": 0.0, "residual_multiplier": None}).remarks
@@ -100,7 +156,7 @@ def test_a_missing_sequence_length_is_named() -> None:
         ({"model_type": "mamba"}, "model_type=mamba is not known here; llama, mistral, "),
         ({"model_type": None}, "there is no model_type"),
         ({"model_type": ["llama"]}, "model_type=['llama'] is not known here"),
-        ({"hidden_act": "tanh"}, "hidden_act=tanh is not a part of models here; silu, "),
+        ({"hidden_act": "tanh"}, "hidden_act=tanh is not supported here; only silu, "),
         ({"hidden_size": "many"}, "hidden_size=many must be a whole number"),
         ({"hidden_size": None}, "hidden_size is missing, and there is no usual value of it"),
         ({"hidden_size": 4095}, "heads=32 does not divide hidden=4095"),
@@ -108,7 +164,7 @@ def test_a_missing_sequence_length_is_named() -> None:
         ({"num_hidden_layers": True}, "num_hidden_layers=true must be a whole number"),
         ({"tie_word_embeddings": "no"}, "tie_word_embeddings=no must be true or false"),
         ({"rope_theta": 10000.5}, "rope_theta=10000.5 must be a whole number"),
-        ({"rope_parameters": [1]}, "rope_parameters=[1] is not a part of models here"),
+        ({"rope_parameters": [1]}, "rope_parameters=[1] is not supported here"),
         ({"text_config": {"model_type": "llama"}}, "num_hidden_layers is missing"),
     ],
 )
@@ -123,10 +179,14 @@ def test_what_has_no_part_here_is_refused_in_one_sentence(changed: dict[str, Any
     ("kind", "changed", "told"),
     [
         ("opt-6.7b", {"word_embed_proj_dim": 512}, "word_embed_proj_dim=512 is not hidden_size=4096"),
-        ("opt-6.7b", {"layer_norm_elementwise_affine": False}, "layer_norm_elementwise_affine=false is not a part"),
+        ("opt-6.7b", {"layer_norm_elementwise_affine": False}, "layer_norm_elementwise_affine=false is not supported here"),
         ("bloom-176b", {"apply_residual_connection_post_layernorm": True}, "apply_residual_connection_post_layernorm=true"),
-        ("bert-base", {"position_embedding_type": "relative_key"}, "position_embedding_type=relative_key is not a part"),
-        ("phi2", {"qk_layernorm": True}, "qk_layernorm=true is not a part of models here; false is"),
+        (
+            "bert-base",
+            {"position_embedding_type": "relative_key"},
+            "position_embedding_type=relative_key is not supported here; only absolute",
+        ),
+        ("phi2", {"qk_layernorm": True}, "qk_layernorm=true is not supported here; only false"),
     ],
 )
 def test_a_variant_that_has_no_part_here_is_refused(kind: str, changed: dict[str, Any], told: str) -> None:
@@ -188,7 +248,8 @@ def test_a_released_model_is_written_as_its_own_type(name: str, config: dict[str
 
 def test_what_no_type_has_is_told() -> None:
     assert exported(catalog.model("roberta-large"))["_comments"] == [
-        "Not the same: spare_positions is 2 in this file, and 0 here."
+        "Not the same: spare_positions is 2 in this file, and 0 here.",
+        "Not the same: the embedding has one row of segments in this file, and none here.",
     ]
     both = ModelSpec(family="llama", placement="both", qk_norm="full")
     entries = exported(both)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -70,7 +69,7 @@ def test_a_script_of_megatron_is_the_spec_that_it_was_made_from(name: str, layou
 def test_a_script_of_bert_or_t5_needs_the_size_of_its_vocabulary(name: str) -> None:
     spec = RunSpec(model=catalog.model(name), layout=LayoutSpec(dp=2), workload=WorkloadSpec(precision="bf16", seed=1))
     script = settings(spec, "megatron")
-    with pytest.raises(RequestError, match="vocab_size is missing"):
+    with pytest.raises(RequestError, match="--vocab-size is missing"):
         read(script, "megatron")
     found = read(f"{script.rstrip()} --vocab-size {spec.model.vocab}", "megatron")
     assert (found.model, found.layout) == (spec.model, spec.layout)
@@ -158,7 +157,9 @@ def test_a_script_with_variables_is_read() -> None:
     assert found.model.vocab == 51200, "padded to a multiple of 128 × tp"
     assert found.model.model_copy(update={"vocab": 50257}) == catalog.model("gpt3-175b")
     assert found.layout == LayoutSpec(tp=8, pp=16, sequence_parallel=True)
-    assert found.workload == WorkloadSpec(microbatch_size=1, microbatches=1536, learning_rate=6e-5, precision="bf16", seed=1234)
+    assert found.workload == WorkloadSpec(
+        microbatch_size=1, microbatches=1536, learning_rate=6e-5, precision="bf16", accumulate="bf16", seed=1234
+    )
     assert [str(remark) for remark in found.remarks] == [
         "--train-iters is left out: runs here have at most 10000 steps",
         "--fp16 is taken as bf16, which has the same size",
@@ -166,17 +167,93 @@ def test_a_script_with_variables_is_read() -> None:
     ]
 
 
+QUOTED = """#!/bin/bash
+# It's the style of older scripts
+MESSAGE="it's old"
+GPT_ARGS="
+    --num-layers 24
+    --hidden-size 1024 \\
+    --num-attention-heads 16
+    --seq-length 1024
+    --max-position-embeddings 1024
+    --vocab-size 50257
+    --attention-dropout 0 --hidden-dropout 0
+    --bf16
+"
+TRAINING_ARGS="--micro-batch-size 4 --global-batch-size 32"
+torchrun $DISTRIBUTED_ARGS pretrain_gpt.py $GPT_ARGS $TRAINING_ARGS
+"""
+
+
+def test_arguments_in_quoted_variables_are_read() -> None:
+    found = imports.read(QUOTED.encode(), "train.sh")
+    assert found.model is not None
+    assert found.workload is not None
+    assert (found.model.layers, found.model.hidden, found.workload.microbatches) == (24, 1024, 8)
+    assert found.workload.precision == "bf16"
+
+
+def of_script(*changes: tuple[str, str]) -> imports.Imported:
+    text = SCRIPT
+    for old, new in changes:
+        assert old in text
+        text = text.replace(old, new)
+    return imports.read(text.encode(), "train.sh")
+
+
+def test_without_a_global_batch_there_is_one_microbatch() -> None:
+    found = of_script(("--global-batch-size 1536", "")).workload
+    assert found is not None
+    assert found.microbatches == 1
+
+
+def test_fp16_accumulates_in_16_bits_unless_the_script_says_otherwise() -> None:
+    accumulate = []
+    for flags in ("--fp16", "--fp16 --accumulate-allreduce-grads-in-fp32", "--bf16", "--bf16 --grad-reduce-in-bf16"):
+        found = of_script(("--fp16", flags)).workload
+        assert found is not None
+        accumulate.append(found.accumulate)
+    assert accumulate == ["bf16", "fp32", "fp32", "bf16"]
+
+
+def test_sequence_parallel_is_off_without_tp() -> None:
+    found = of_script(("TP=8", "TP=1")).layout
+    assert found == LayoutSpec(dp=8, pp=16, zero=1)
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        (
+            "--recompute-granularity full --recompute-method block --recompute-num-layers 2",
+            "--recompute-method block of 2 layers",
+        ),
+        ("--recompute-granularity full --recompute-num-layers 4", "--recompute-method uniform of 4 layers is left out: every"),
+        ("--fp8-format hybrid", "--fp8-format hybrid is left out: the precision is bf16"),
+        ("--use-precision-aware-optimizer --exp-avg-dtype bf16", "Megatron-LM keeps an fp32 copy of the parameters"),
+    ],
+)
+def test_what_a_script_has_and_a_request_has_not_is_named(flags: str, told: str) -> None:
+    assert told in "\n".join(of_script(("--fp16", f"--bf16 {flags}")).remarks)
+    assert told not in "\n".join(of_script(("--fp16", "--bf16 --recompute-granularity full --recompute-num-layers 1")).remarks)
+
+
 @pytest.mark.parametrize(
     ("old", "new", "told"),
     [
-        ("--seq-length 2048", "", "seq_length is missing"),
-        ("--num-layers 96", "--num-layers many", "num_layers=many must be a whole number"),
+        ("--seq-length 2048", "", "--seq-length is missing"),
+        ("--num-layers 96", "--num-layers many", "--num-layers=many must be a whole number"),
         ("--global-batch-size 1536", "--global-batch-size 1536 --num-experts 8", "--num-experts 8 has no part here"),
         ("GPUS_PER_NODE=8", "GPUS_PER_NODE=7", "tp=8 × pp=16 does not divide the 112 ranks of torchrun"),
         ("--micro-batch-size 1", "--micro-batch-size 7", "--global-batch-size 1536 is not a multiple of 7 × dp=1"),
         ("--fp16", "--recompute-granularity selective --recompute-modules moe", "--recompute-modules ['moe'] has parts"),
-        ("--fp16", "--window-size 8,8", "window_size=8,8 is not a part of models here; 127,0 is"),
-        ("--fp16", "--position-embedding-type yarn", "position_embedding_type=yarn is not a part of models here"),
+        ("--fp16", "--window-size 8,8", "--window-size=8,8 is not supported here; only 127,0"),
+        ("--fp16", "--position-embedding-type yarn", "--position-embedding-type=yarn is not supported here; only "),
+        ("--fp16", "--optimizer muon", "--optimizer=muon is not supported here; only adam, sgd and lion"),
+        ("--fp16", "--quick-geglu", "--quick-geglu has no part here"),
+        ("--fp16", "--multi-latent-attention", "--multi-latent-attention has no part here"),
+        ("--fp16", "--mtp-num-layers 1", "--mtp-num-layers has no part here"),
+        ("--fp16", "--attention-output-gate", "--attention-output-gate has no part here"),
         ('"$LOGS"', '"$LOGS', "train.sh is not a script: No closing quotation"),
     ],
 )
@@ -225,37 +302,31 @@ def test_what_a_job_file_leaves_to_the_machine_is_named() -> None:
     ]
 
 
+def test_what_a_job_file_lacks_has_torchtitans_usual_values() -> None:
+    found = read('[model]\nname = "llama3"\nflavor = "8B"\n[parallelism]\npipeline_parallel_degree = 4\n', "torchtitan")
+    assert found.model is not None
+    assert found.model.seq == 2048
+    assert found.layout == LayoutSpec(pp=4, split=(8, 9, 8, 7)), "embedding and head count as a layer each"
+    assert found.workload == WorkloadSpec(microbatch_size=1, microbatches=8, learning_rate=8e-4, precision="bf16")
+    assert [str(remark)[:40] for remark in found.remarks] == [
+        "data_parallel_shard_degree=-1 depends on",
+        "activation_checkpoint.mode=selective is ",
+    ]
+
+
+def test_a_split_that_torchtitan_has_not_is_refused() -> None:
+    less = "pipeline_parallel_first_stage_less_layers = 20"
+    changed = TOML.replace("pipeline_parallel_degree = 1", f"pipeline_parallel_degree = 4\n{less}")
+    with pytest.raises(RequestError, match="torchtitan cannot cut 32 layers into 4 chunks"):
+        read(changed, "torchtitan")
+
+
 def test_unknown_settings_of_a_job_file_are_named() -> None:
     changed = TOML.replace("[debug]", "[quantize]\nlinear = true\n\n[debug]\nmoe_force_load_balance = true")
     told = [str(remark) for remark in read(changed, "torchtitan").remarks]
     assert told == [
         "debug.moe_force_load_balance=true is not understood, and left out",
         "[quantize] is not understood, and left out",
-    ]
-
-
-@pytest.mark.parametrize(
-    ("changed", "told"),
-    [
-        ({"train_batch_size": 7}, "train_batch_size=7 is not a multiple of a replica's 8 sequences"),
-        ({"optimizer": {"type": "Muon"}}, "there is no optimizer muon here; adamw"),
-        ({"zero_optimization": 3}, "zero_optimization=3 must be an object"),
-        ({"train_micro_batch_size_per_gpu": "auto"}, "train_micro_batch_size_per_gpu=auto must be a whole number"),
-    ],
-)
-def test_a_configuration_of_deepspeed_that_is_not_understood_is_refused(changed: dict[str, Any], told: str) -> None:
-    entries = json.loads(settings(RunSpec(), "deepspeed"))
-    with pytest.raises(RequestError, match=told):
-        read(json.dumps(entries | changed), "deepspeed")
-
-
-def test_what_deepspeed_has_and_a_request_has_not_is_named() -> None:
-    entries = json.loads(settings(RunSpec(layout=LayoutSpec(dp=2, zero=3)), "deepspeed"))
-    entries["zero_optimization"]["offload_param"] = {"device": "cpu"}
-    remarks = read(json.dumps(entries | {"moe": {"enabled": True}}), "deepspeed").remarks
-    assert [str(remark) for remark in remarks] == [
-        "offload_param is left out: all memory here is the device's",
-        "moe={'enabled': True} is not understood, and left out",
     ]
 
 

@@ -118,6 +118,13 @@ def test_a_deleted_run_is_not_listed_and_can_be_restored_unchanged(home: Path) -
     assert store.load(home / "first").summary == before.summary
 
 
+def test_a_run_that_is_moved_away_has_no_size(home: Path) -> None:
+    folder = store.listing(home)[0]
+    assert store.size(folder) > 0
+    store.delete(folder)
+    assert store.size(folder) == 0
+
+
 def test_a_restored_run_gets_another_name_if_its_name_is_taken(home: Path) -> None:
     deleted = store.delete(home / "first")
     store.save(a_result(loss_last=1.0), home / "first")

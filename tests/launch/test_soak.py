@@ -68,7 +68,7 @@ def test_five_hundred_runs_through_one_host(tmp_path: Path, capsys: pytest.Captu
 
 
 def killed_writers(home: Path, times: int) -> int:
-    """Kill processes that save runs, each at a random moment. Returns how many whole runs there are."""
+    """Kill processes that save runs, each at a random moment after its first. Returns how many whole runs there are."""
     result, draw = result_of(PAIR), random.Random(0)
     began = time.monotonic()
     store.save(result, home / "first")
@@ -79,6 +79,7 @@ def killed_writers(home: Path, times: int) -> int:
         if child == 0:
             try:
                 os.close(reading)
+                store.save(result, home / f"run-{number}")
                 os.write(writing, b"!")
                 for turn in range(1_000):
                     store.save(result, home / f"run-{number}-{turn}")
@@ -90,13 +91,15 @@ def killed_writers(home: Path, times: int) -> int:
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
         os.close(reading)
-    for folder in store.listing(home):
+    whole = store.listing(home)
+    assert {"first", *(f"run-{number}" for number in range(times))} <= {folder.name for folder in whole}
+    for folder in whole:
         assert store.load(folder).spec == PAIR
-    return len(store.listing(home))
+    return len(whole)
 
 
 def test_every_run_that_is_listed_opens_after_its_writer_was_killed(tmp_path: Path) -> None:
-    killed_writers(tmp_path, 15)
+    assert killed_writers(tmp_path, 15) > 16  # some of them saved more than their first
 
 
 @pytest.mark.nightly

@@ -7,13 +7,15 @@ import signal
 import stat
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.launch.queue import RunQueue
+from engine.launch.journal import Journal
+from engine.launch.queue import RunQueue, RunState
 from engine.launch.slots import Slots
 from engine.launch.turns import Turns
 from engine.spec import LayoutSpec, RunSpec
@@ -74,7 +76,7 @@ def test_no_session_has_two_turns_while_another_waits(actions: list[tuple[str, s
 
 @pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("engine.launch.slots.free_memory", lambda: 1_000_000_000)
+    monkeypatch.setattr("engine.launch.slots.memory_for_runs", lambda: 1_000_000_000)
 
 
 @pytest.mark.usefixtures("machine")
@@ -89,6 +91,15 @@ def test_runs_go_on_at_once_if_each_rank_has_a_core_and_all_have_memory() -> Non
     assert wide.has_room(pair, [])
     assert wide.has_room(pair, [pair] * 6)
     assert not wide.has_room(pair, [pair] * 7)  # each takes about 0.13 GB of the 1 GB
+
+
+@pytest.mark.usefixtures("machine")
+def test_a_machine_with_a_gpu_has_one_run_at_a_time_unless_cores_are_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    one = RunSpec(layout=LayoutSpec(dp=1))
+    monkeypatch.setattr("engine.launch.slots.has_gpu", lambda: True)
+    for slots, beside in ((Slots(), False), (Slots(cores=4), True)):
+        assert slots.has_room(one, [])
+        assert slots.has_room(one, [one]) == beside
 
 
 def test_two_runs_at_once_each_with_its_own_result_and_its_own_cancel(tmp_path: Path) -> None:
@@ -125,6 +136,21 @@ def test_a_rank_that_fails_ends_its_own_run_only(tmp_path: Path) -> None:
         until(queue, other, lambda state: state.step > step)
         queue.cancel(other)
         finished(queue, other)
+
+
+def test_a_slow_cancel_does_not_end_the_runs_of_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("engine.launch.queue._CANCELLED_S", 0.0)  # alone, a run that is cancelled would end with its host
+    bench = Bench(tmp_path, cores=4)
+    with bench.queue as queue:
+        other, first = (queue.submit(small(ONE, **ENDLESS)) for _ in range(2))
+        for id in (other, first):
+            until(queue, id, lambda state: state.step > 0)
+        host = bench.host.pid
+        queue.cancel(first)
+        assert finished(queue, first).phase == "cancelled"
+        step = queue.state(other).step  # type: ignore[union-attr]
+        until(queue, other, lambda state: state.step > step)
+        assert bench.host.pid == host
 
 
 def test_a_host_that_is_killed_ends_all_its_runs_and_each_is_told(tmp_path: Path) -> None:
@@ -203,6 +229,30 @@ def test_a_restarted_server_says_what_became_of_each_run(tmp_path: Path, end: st
             assert state.message == (why if end == "SIGKILL" else "cancelled: the program that ran it was closed")
         assert queue.watch("nobody") is None
     assert stat.S_IMODE(journal.stat().st_mode) == 0o600
+
+
+def test_a_journal_keeps_the_ends_of_tracebacks_and_is_begun_anew_if_it_is_too_large(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / ".queue.jsonl"
+    for length, kept in ((10, "x" * 6 + "last"), (1 << 20, "x" * 4092 + "last")):
+        with closing(opened(path)) as journal:
+            assert stat.S_IMODE(path.stat().st_mode) == 0o600
+            journal.note(RunState("id", small(ONE), phase="failed", traceback="last".rjust(length, "x")))
+        with closing(opened(path)) as journal:
+            assert journal.earlier["id"].traceback == kept
+    with path.open("ab") as file:
+        file.truncate(65 << 20)
+    with closing(opened(path)) as journal:
+        assert journal.earlier == {}
+        assert path.stat().st_size == 0
+    assert "the journal of runs is begun anew" in caplog.text
+
+
+def opened(path: Path) -> Journal:
+    journal = Journal.open(path)
+    assert journal is not None
+    return journal
 
 
 def test_a_second_server_of_the_same_folder_leaves_the_journal_to_the_first(tmp_path: Path) -> None:
