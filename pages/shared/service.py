@@ -69,8 +69,10 @@ class Service:
         if self.classroom is None:
             return self.queue.submit(spec, _browser())
         person = self._entered()
-        self.classroom.refuse(spec, person, self.queue.unfinished(), self.texts.folder)
-        limits.check(spec)  # it may take seconds the first time, and the lock below holds up the whole class
+        unfinished = self.queue.unfinished()
+        self.classroom.refuse(spec, person, unfinished, self.texts.folder)
+        # It may take seconds the first time, and the lock below holds up the whole class.
+        limits.check(spec, [run.spec for run in unfinished if run.phase != "queued"])
         with self.classroom.one_at_a_time:
             allowed = self.classroom.allowed(spec, person, self.queue.unfinished(), self.texts.folder)
             return self.queue.submit(allowed, person.id)
