@@ -41,7 +41,7 @@ def textbook(spec: RunSpec) -> Textbook:
     if count > _MOST:
         raise RequestError(
             sentence(
-                "pp={pp} × chunks={chunks} with {passes} are {count} passes and messages, and at most {most} are gone through",
+                "pp={pp} × chunks={chunks} with {passes} are {count} passes and messages, and at most {most} are simulated",
                 pp=layout.pp,
                 chunks=layout.chunks,
                 passes=passes,
