@@ -118,9 +118,12 @@ class _Asked:
             "optimizer": workload.master_bytes + optimizer_of(workload).bytes_of_a_parameter(workload),
         }
         share = sum(np.where(grid.zero >= SHARED_FROM[name], size / grid.dp, float(size)) for name, size in sizes.items())
-        matrices = m.hidden * (2 * self.queries + 2 * self.keys) + (3 if self.gated else 2) * m.hidden * m.ffn_width
-        whole = m.parts.layer_parameters(m.hidden, m.ffn_width, self.queries, self.keys, m.head_width, False)
-        of_a_layer = matrices / grid.tp + (whole - matrices)  # norms and most biases are not sharded, and small
+        keys = m.key_heads * m.head_width
+        matrices = m.hidden * (2 * self.queries + 2 * keys) + (3 if self.gated else 2) * m.hidden * m.ffn_width
+        whole = m.parts.layer_parameters(m.hidden, m.ffn_width, self.queries, keys, m.head_width, False)
+        beside = whole - matrices  # norms and most biases are not sharded, and small
+        matrices = matrices + 2 * m.hidden * (self.keys - keys)
+        of_a_layer = matrices / grid.tp + beside
         table = m.hidden * self.words
         positions = m.hidden * m.places if m.parts.position == "learned" else 0
         output = np.where((stage == 0) & m.parts.tied, 0, table)
