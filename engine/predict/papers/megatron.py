@@ -122,13 +122,13 @@ class _Asked:
         matrices = m.hidden * (2 * self.queries + 2 * keys) + (3 if self.gated else 2) * m.hidden * m.ffn_width
         whole = m.parts.layer_parameters(m.hidden, m.ffn_width, self.queries, keys, m.head_width, False)
         beside = whole - matrices  # norms and most biases are not sharded, and small
-        matrices = matrices + 2 * m.hidden * (self.keys - keys)
-        of_a_layer = matrices / grid.tp + beside
+        sharded = matrices + 2 * m.hidden * (self.keys - keys)
+        of_a_layer = sharded / grid.tp + beside
         table = m.hidden * self.words
         positions = m.hidden * m.places if m.parts.position == "learned" else 0
         output = np.where((stage == 0) & m.parts.tied, 0, table)
         outer = np.where(stage == 0, table + positions, 0) + np.where(has_head, output, 0)
-        dummies = e * matrices / grid.tp if self.run.fused_accumulation and workload.precision == "bf16" else 0
+        dummies = e * sharded / grid.tp if self.run.fused_accumulation and workload.precision == "bf16" else 0
         gathered = np.where(grid.sequence_parallel & has_head, self.unit * m.hidden, 0)
         whole_again = np.where(grid.zero == 3, e * (2 * of_a_layer + table), 0)
         whole_again = whole_again + np.where(grid.zero >= 2, sizes["gradients"] * of_a_layer, 0)
