@@ -25,7 +25,7 @@ from pathlib import Path
 from pydantic import Field
 
 from engine import files
-from engine.spec import LARGEST_JSON, Precision, RequestError, Spec
+from engine.spec import LARGEST_JSON, Precision, RequestError, Spec, sentence
 
 _MIB = 2**20
 
@@ -57,10 +57,24 @@ class DeviceSpec(Spec):
         0.04, ge=0, le=1, description="what the allocator reserves beyond the tensors' peak, as a share of it"
     )
     # What `engine calibrate` measures, in place of assumptions (`engine.predict.speed.rates`). None: as assumed.
-    matmul_efficiency: float | None = Field(None, gt=0, le=1, description="measured on it, in place of the assumption")
-    attention_efficiency: float | None = Field(None, gt=0, le=1, description="measured on it, in place of the assumption")
-    memory_efficiency: float | None = Field(None, gt=0, le=1, description="measured on it, in place of the assumption")
-    intra_efficiency: float | None = Field(None, gt=0, le=1, description="measured on it, in place of the assumption")
+    matmul_efficiency: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description="share of the FLOP/s of its best matrix product that the products of a Transformer reach, measured on it",
+    )
+    attention_efficiency: float | None = Field(
+        None, gt=0, le=1, description="share of peak FLOP/s that the matrix products inside attention reach, measured on it"
+    )
+    memory_efficiency: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description="share of memory bandwidth that norms, softmax and other elementwise kernels reach, measured on it",
+    )
+    intra_efficiency: float | None = Field(
+        None, gt=0, le=1, description="share of the link's bandwidth inside its node that a collective reaches, measured on it"
+    )
     launch_us: float | None = Field(
         None, ge=0, le=100_000, description="microseconds of the host for a kernel, measured on it, in place of the assumption"
     )
@@ -180,7 +194,11 @@ def device(name: str) -> DeviceSpec:
     if name in (names := device_names()):
         return read_device(own_folder() / f"{name}.json")
     raise RequestError(
-        f"there is no device {name!r}; there are {', '.join(names)}, or the name of a .json file with one of yours"
+        sentence(
+            "there is no device {name!r}; there are {names}, or the name of a .json file with one of yours",
+            name=name,
+            names=", ".join(names),
+        )
     )
 
 
@@ -189,5 +207,6 @@ def read_device(file: Path) -> DeviceSpec:
     try:
         text = files.read(file, LARGEST_JSON)
     except (OSError, ValueError) as error:  # ValueError: a path with a null byte
-        raise RequestError(f"cannot read the device {file}: {getattr(error, 'strerror', None) or error}") from error
+        why = getattr(error, "strerror", None) or str(error)
+        raise RequestError(sentence("cannot read the device {file}: {why}", file=str(file), why=why)) from error
     return DeviceSpec.read_json(text)

@@ -11,7 +11,7 @@ from engine import files
 from engine.command.output import complain, print_json
 from engine.devices import DEVICES, DeviceSpec, own_folder
 from engine.launch.calibration import calibrate
-from engine.spec import RequestError
+from engine.spec import Precision, RequestError
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,39}")
 
@@ -40,7 +40,7 @@ def _calibrate(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print_json(device.model_dump())
     else:
-        print(_text(device))
+        print(_text(device, "fp32" if arguments.device == "cpu" else "bf16"))
         print(f"  saved    {file}")
     return 0
 
@@ -50,11 +50,13 @@ def _default_name(kind: str) -> str:
     return f"{machine or 'this'}-{kind}"
 
 
-def _text(device: DeviceSpec) -> str:
+def _text(device: DeviceSpec, precision: Precision) -> str:
+    """`precision`: the one in which shares of the best product were measured."""
     lines = {
-        "fp32": f"{device.fp32_flops / 1e9:,.1f} GFLOP/s of the best product; others reach {device.matmul_efficiency:.0%} of it",
-        "bf16": f"{device.bf16_flops / 1e9:,.1f} GFLOP/s",
-        "attention": f"{device.attention_efficiency:.0%} of that",
+        "fp32": f"{device.fp32_flops / 1e9:,.1f} GFLOP/s of the best product",
+        "bf16": f"{device.bf16_flops / 1e9:,.1f} GFLOP/s of the best product",
+        "products": f"{device.matmul_efficiency:.0%} of the best product in {precision}, the median by size",
+        "attention": f"{device.attention_efficiency:.0%} of the best product in {precision}",
         "memory": f"{device.memory_bandwidth / 1e9:,.1f} GB/s; norms and GELU reach {device.memory_efficiency:.0%} of it",
         "link": f"{device.intra_latency * 1e6:,.0f} µs, then {device.intra_bandwidth / 1e9:,.2f} GB/s",
         "launch": f"{device.launch_us:,.1f} µs a kernel",

@@ -62,13 +62,14 @@ def figures(device: torch.device, least_s: float) -> dict[str, Any]:
     products = {name: _products(device, dtype, least_s) for name, dtype in precisions.items()}
     peak = {name: max(found) for name, found in products.items()}
     copy = _copy(device, least_s)
-    attention = _attention(device, least_s) / peak["fp32_flops" if device.type == "cpu" else "bf16_flops"]
+    trained = "fp32_flops" if device.type == "cpu" else "bf16_flops"  # in the precision that models are trained in there
+    attention = _attention(device, least_s) / peak[trained]
     return {
         **peak,
         "reachable": 1.0,
         "fp32_reachable": 1.0,
         "memory_bandwidth": copy,
-        "matmul_efficiency": statistics.median(products["fp32_flops"]) / peak["fp32_flops"],
+        "matmul_efficiency": statistics.median(products[trained]) / peak[trained],
         "attention_efficiency": min(1.0, attention),
         "memory_efficiency": min(1.0, _elementwise(device, least_s) / copy),
         "memory_bytes": memory_of(device),
@@ -88,8 +89,8 @@ def _products(device: torch.device, dtype: torch.dtype, least_s: float) -> list[
 def _copy(device: torch.device, least_s: float) -> float:
     """Bytes a second that a sum of two tensors reads and writes; on a processor of 4 MB, since what runs there fits its cache."""
     count = (1 if device.type == "cpu" else 256) << 20
-    one, out = torch.randn(count, device=device), torch.empty(count, device=device)
-    return 3 * one.nbytes / best(lambda: torch.add(one, one, out=out), least_s, device)
+    one, other, out = torch.randn(count, device=device), torch.randn(count, device=device), torch.empty(count, device=device)
+    return 3 * one.nbytes / best(lambda: torch.add(one, other, out=out), least_s, device)
 
 
 def _elementwise(device: torch.device, least_s: float) -> float:
@@ -126,8 +127,9 @@ def link(kind: str, least_s: float) -> dict[str, float]:
     command = [sys.executable, "-P", "-m", "engine.launch.calibrate", "--device", kind, "--least", str(least_s)]
     with tempfile.TemporaryDirectory(prefix="shardscope-") as folder:
         store = str(Path(folder) / "store")
+        seen = environment(gpus=kind == "cuda")
         ranks = [
-            subprocess.Popen([*command, "--store", store, "--rank", str(rank)], stdout=subprocess.PIPE, env=environment())
+            subprocess.Popen([*command, "--store", store, "--rank", str(rank)], stdout=subprocess.PIPE, env=seen)
             for rank in (0, 1)
         ]
         try:

@@ -39,12 +39,12 @@ def calibrate(kind: str, name: str, progress: Callable[[str], None] = lambda tex
     found = measured(kind, least_s)
     made = device_of(kind, name, found)
     progress("launches, in a run of a small model")
-    return made.model_copy(update={"launch_us": _launch_us(made)})
+    return made.model_copy(update={"launch_us": _launch_us(made, gpus=kind == "cuda")})
 
 
 def measured(kind: str, least_s: float) -> dict[str, Any]:
     command = [sys.executable, "-P", "-m", "engine.launch.calibrate", "--device", kind, "--least", str(least_s)]
-    answer = subprocess.run(command, stdout=subprocess.PIPE, stderr=messages(), env=environment(), check=False)
+    answer = subprocess.run(command, stdout=subprocess.PIPE, stderr=messages(), env=environment(gpus=kind == "cuda"), check=False)
     if answer.returncode:
         raise RequestError(f"{kind} could not be measured; what its process said stands above")
     found: dict[str, Any] = json.loads(answer.stdout)
@@ -68,9 +68,9 @@ def device_of(kind: str, name: str, found: dict[str, Any]) -> DeviceSpec:
     )
 
 
-def _launch_us(device: DeviceSpec) -> float:
-    """Microseconds of a launch, such that a step of the small run takes as long as it took."""
-    with tempfile.TemporaryDirectory(prefix="shardscope-") as folder, RunQueue(Path(folder), unwatched_s=None) as queue:
+def _launch_us(device: DeviceSpec, gpus: bool) -> float:
+    """Microseconds of a launch, such that a step of the small run takes as long as it took. `gpus`: whether it may use a GPU."""
+    with tempfile.TemporaryDirectory(prefix="shardscope-") as folder, RunQueue(Path(folder), None, gpus=gpus) as queue:
         took = step_seconds(store.load(saved_folder(follow(queue, queue.submit(_SMALL)))))
     without, each = (
         with_ledgers(partial(simulated, _SMALL, device.model_copy(update={"launch_us": us}), Assumptions()))[0]

@@ -27,8 +27,11 @@ class WarmHost:
     here, after which the host is killed. Deadlines are set for a run, by its name, or for the host itself.
     """
 
-    def __init__(self, reserve: int | None = None) -> None:
-        """`reserve`: bytes of memory that it keeps free by ending runs; None: what is usual on such a machine."""
+    def __init__(self, reserve: int | None = None, gpus: bool = True) -> None:
+        """`reserve`: bytes of memory that it keeps free by ending runs; None: what is usual on such a machine.
+
+        `gpus`: whether runs may use GPUs.
+        """
         self.events, events_end = os.pipe()
         command = [sys.executable, "-P", "-m", "engine.launch.local", "--events", str(events_end)]
         command += [] if reserve is None else ["--reserve", str(reserve)]
@@ -40,7 +43,7 @@ class WarmHost:
                 stdout=said,
                 stderr=said,
                 pass_fds=(events_end,),
-                env=environment(),
+                env=environment(gpus),
                 start_new_session=True,  # so that Ctrl-C in a terminal reaches the command, which cancels the run
             )
         except OSError:
@@ -146,12 +149,14 @@ def messages() -> int:
     return 2
 
 
-def environment() -> dict[str, str]:
-    """This process's environment, with settings that torch's libraries read from there only."""
+def environment(gpus: bool = True) -> dict[str, str]:
+    """This process's environment, with settings that torch's libraries read from there only. `gpus`: whether torch sees GPUs."""
     here = dict(os.environ)
     root = str(Path(__file__).parents[2])  # where the package `engine` is
     here["PYTHONPATH"] = os.pathsep.join(filter(None, (root, here.get("PYTHONPATH"))))
     here["KINETO_LOG_LEVEL"] = "6"  # otherwise the profiler's library prints two lines for every profile
+    if not gpus:
+        here["CUDA_VISIBLE_DEVICES"] = ""
     loopback = next((name for _, name in socket.if_nameindex() if name.startswith("lo")), None)
     if loopback:  # all ranks are on this machine, so they need not be reachable from its network
         here["GLOO_SOCKET_IFNAME"] = here["NCCL_SOCKET_IFNAME"] = loopback

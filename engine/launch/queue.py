@@ -43,7 +43,7 @@ class RunQueue:
     Saved runs go to new folders in `home`, which is made if needed; `RequestError` if it cannot be made. A run that nobody
     watched for `unwatched_s` seconds is cancelled; None: never. `cores`: those that ranks may use; None: as `Slots` says.
     `journal`: a file that says after a restart what became of each run; None keeps none. `reserve`: runs are ended to keep so
-    many bytes of memory free; None: as many as are not given to new runs.
+    many bytes of memory free; None: as many as are not given to new runs. `gpus`: whether runs may use GPUs.
     """
 
     def __init__(
@@ -53,6 +53,7 @@ class RunQueue:
         cores: int | None = None,
         journal: Path | None = None,
         reserve: int | None = None,
+        gpus: bool = True,
     ) -> None:
         make_home(home)
         self._home, self._unwatched_s = home.absolute(), unwatched_s
@@ -67,7 +68,7 @@ class RunQueue:
         self._to_cancel: dict[str, str] = {}  # run → the sentence that says why
         self._closing = False
 
-        self._slots, self._reserve = Slots(cores), reserve
+        self._slots, self._reserve, self._gpus = Slots(cores), reserve, gpus
         self._host: WarmHost | None = None
         self._warm = False  # whether the host is ready for a run
         self._keep_warm = True  # whether to start a host before there is a run for it
@@ -311,7 +312,7 @@ class RunQueue:
     def _start_host(self) -> None:
         self._warm = self._keep_warm = False
         try:
-            self._host = WarmHost(self._reserve)
+            self._host = WarmHost(self._reserve, self._gpus)
         except OSError as error:
             why = sentence("this machine would not start a process: {reason}", reason=error.strerror)
             for run in list(self._active.values()):

@@ -181,6 +181,9 @@ def fused_attention(q: Tensor, k: Tensor, v: Tensor, causal: bool, mask: Tensor 
     `causal`: the rows are all S tokens or the last one. For backward it keeps q, k, v, the output and one number a row, which is
     the logarithm of the sum of the exponentials of its scores. The output has the strides of q: if these are those of
     (B, R, A, D), joining the heads copies nothing. `mask`: added to the scores, and kept too; it says what is causal.
+
+    Not verified on a GPU: with a mask and shared key heads torch may take its math kernel on CUDA, which writes the scores. Then
+    they take memory that no prediction counts.
     """
     rows, seq = q.shape[2], k.shape[2]
     assert not causal or rows in (1, seq)

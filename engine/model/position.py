@@ -1,4 +1,7 @@
-"""Positions of tokens: learned, sinusoidal, rotary, or relative to the token that is attended to."""
+"""Positions of tokens: learned, sinusoidal, rotary, relative to the token that is attended to, or linear biases of distances.
+
+Here is also what a token sees: those before it, or a window of them; and the keys and values that generation keeps.
+"""
 
 from __future__ import annotations
 
@@ -115,7 +118,7 @@ class KVCache:
     """Keys and values of the tokens so far, of every self-attention on this rank."""
 
     def __init__(self, attentions: Sequence[nn.Module], shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> None:
-        """`shape` (B, G/tp, S, D) is the shape of the keys of one attention for the whole sequence."""
+        """`shape` (B, G, S, D): of the keys of one attention for the whole sequence. G: `ModelSpec.keys_on_rank`."""
         self.length = 0
         self.kept = {
             a: (torch.zeros(shape, dtype=dtype, device=device), torch.zeros(shape, dtype=dtype, device=device))
@@ -123,7 +126,7 @@ class KVCache:
         }
 
     def extend(self, attention: nn.Module, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Add keys and values (B, G/tp, n, D) of n more tokens. Returns those of all tokens so far."""
+        """Add keys and values (B, G, n, D) of n more tokens. Returns those of all tokens so far."""
         end = self.length + k.shape[2]
         keys, values = self.kept[attention]
         keys[:, :, self.length : end], values[:, :, self.length : end] = k, v

@@ -67,7 +67,7 @@ class DistributedOptimizer:
     def _squared_norm(self) -> Tensor:
         """Of this rank's gradients without those that another rank counts.
 
-        These are the copy of the token table at the pipeline's end, and what `Bucket.counted` leaves out.
+        These are the copy of the token table at the pipeline's end, and what `Bucket.norm` leaves out.
         """
         norms = [bucket.norm() for layer, bucket in self.data.buckets.items() if layer not in self.counted_elsewhere]
         if not norms:  # the last chunk may have no layers, a head without parameters and a copy of the table

@@ -43,7 +43,8 @@ def _kept_free(found: Found, row: int, words: Words) -> None:
     """The terms of the reserve."""
     r = found.layout(row)
     degrees = int(r["dp"]), int(r["tp"]), int(r["pp"])
-    terms = reserve_terms(found.device, *degrees, found.plan.model.parts.tied, int(r["memory_bytes"]))
+    model = found.plan.model
+    terms = reserve_terms(found.device, *degrees, model.parts.tied, int(r["memory_bytes"]), model.key_copies(int(r["tp"])))
     if not terms:
         return
     with st.expander(words("{size} that tensors leave free", size=in_bytes(sum(term.bytes for term in terms)))):

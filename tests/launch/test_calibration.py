@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from functools import partial
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from engine.__main__ import main
 from engine.devices import DEVICES, DeviceSpec, device, device_names
 from engine.launch import calibrate, calibration
 from engine.launch.calibrate import figures, link
+from engine.launch.failure import RunError
 from engine.launch.recording import with_ledgers
 from engine.predict.speed.rates import Assumptions, on_device, rates
 from engine.predict.speed.step_time import simulated
@@ -48,6 +50,49 @@ def test_on_a_gpu_the_same_figures_are_measured(monkeypatch: pytest.MonkeyPatch)
     made = calibration.device_of("cuda", "mine", found)
     assert made.launches_ahead
     assert made.context_bytes == DEVICES["h100-80gb"].context_bytes
+
+
+@pytest.mark.parametrize("kind", ["cpu", "cuda"])
+def test_processes_that_measure_a_processor_see_no_gpu(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No process is started: each is refused when its environment is known."""
+    seen: list[str | None] = []
+
+    def refused(*_: object, env: dict[str, str], **__: object) -> None:
+        seen.append(env.get("CUDA_VISIBLE_DEVICES"))
+        raise OSError(11, "refused")
+
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    monkeypatch.setattr(subprocess, "Popen", refused)
+    with pytest.raises(OSError, match="refused"):
+        calibration.measured(kind, 0.0)
+    with pytest.raises(OSError, match="refused"):
+        link(kind, 0.0)
+    with pytest.raises(RunError, match="would not start a process"):
+        calibration._launch_us(calibration.device_of(kind, "mine", MEASURED), gpus=kind == "cuda")
+    assert len(seen) >= 3
+    assert set(seen) == {"" if kind == "cpu" else "0,1"}
+
+
+def test_a_sum_reads_two_tensors_and_products_of_a_gpu_are_in_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tensor that is read twice comes from the cache the second time."""
+    read: list[tuple[int, int]] = []
+    add = torch.add
+
+    def noted(one: torch.Tensor, other: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+        read.append((one.data_ptr(), other.data_ptr()))
+        return add(one, other, out=out)
+
+    monkeypatch.setattr(torch, "add", noted)
+    calibrate._copy(torch.device("cpu"), 0.0)
+    assert all(one != other for one, other in read)
+    assert read
+    monkeypatch.setattr(calibrate, "memory_of", lambda device: 1)
+    for name, value in (("_copy", 1.0), ("_elementwise", 1.0), ("_attention", 1.0)):
+        monkeypatch.setattr(calibrate, name, lambda device, least_s, value=value: value)
+    reached = {torch.float32: [1.0, 2.0, 4.0], torch.bfloat16: [1.0, 6.0, 8.0]}
+    monkeypatch.setattr(calibrate, "_products", lambda device, dtype, least_s: reached[dtype])
+    assert figures(torch.device("cuda"), 0.0)["matmul_efficiency"] == 0.75
+    assert figures(torch.device("cpu"), 0.0)["matmul_efficiency"] == 0.5
 
 
 def test_the_link_between_two_ranks_is_measured() -> None:

@@ -169,3 +169,31 @@ def test_megatron_core_refuses_other_layers_and_names_itself() -> None:
     refused = "megatron-core counts equal layers with plain self-attention, and xlnet has other layers"
     with pytest.raises(RequestError, match=refused):
         accounting("megatron-core")(model, WorkloadSpec(), one(model))
+
+
+@pytest.mark.parametrize("account", ["megatron-core", "korthikanti2022"])
+@pytest.mark.parametrize(
+    ("parts", "named"),
+    [
+        ({"placement": "both"}, "placement=both"),
+        ({"placement": "output", "qk_norm": "full"}, "placement=output, qk_norm=full"),
+        ({"parallel": "one_norm"}, "parallel=one_norm"),
+        ({"position": "alibi"}, "position=alibi"),
+        ({"window": 16}, "window=16"),
+    ],
+)
+def test_parts_that_an_account_does_not_count_are_refused(account: str, parts: dict[str, Any], named: str) -> None:
+    model = ModelSpec(family="llama", layers=4, hidden=64, heads=4, seq=64, **parts)
+    with pytest.raises(RequestError, match=f"{account} does not count {named}; the memory model engine does"):
+        accounting(account)(model, WorkloadSpec(), one(model))
+
+
+@pytest.mark.parametrize("account", ["megatron-core", "korthikanti2022"])
+def test_with_tp_above_the_key_heads_each_rank_holds_a_whole_one(account: str) -> None:
+    """With tp = 8, two key heads take as much of a rank as eight. In bytes, biases apart: a Llama has none."""
+    few, many = (ModelSpec(family="llama", layers=4, hidden=512, heads=8, kv_heads=heads, seq=512) for heads in (2, 8))
+    workload = WorkloadSpec(precision="bf16")
+    two, eight = (accounting(account)(model, workload, one(model, {"precision": "bf16"}, tp=8))[0][0] for model in (few, many))
+    assert two == eight
+    two, eight = (accounting(account)(model, workload, one(model, {"precision": "bf16"}, tp=2))[0][0] for model in (few, many))
+    assert two < eight

@@ -16,8 +16,10 @@ H100 = DEVICES["h100-80gb"]
 MIB = 2**20
 
 
-def grid(*layouts: LayoutSpec) -> Grid:
-    model = ModelSpec(layers=16, heads=16, hidden=256)
+TIED = ModelSpec(layers=16, heads=16, hidden=256)
+
+
+def grid(*layouts: LayoutSpec, model: ModelSpec = TIED) -> Grid:
     return Grid.of([RunSpec(model=model, layout=layout) for layout in layouts])
 
 
@@ -32,7 +34,16 @@ def test_every_communicator_counts_once_and_messages_by_neighbour() -> None:
         (LayoutSpec(pp=2), alone + 544 + 544 + 544),
         (LayoutSpec(pp=4), alone + 688 + 2 * 544 + 544),
     ):
-        assert reserve(H100, grid(layout), True, np.array([0])).tolist() == [mib * MIB], layout.code
+        assert reserve(H100, grid(layout), TIED, np.array([0])).tolist() == [mib * MIB], layout.code
+
+
+def test_ranks_that_hold_the_same_key_head_have_a_communicator() -> None:
+    model = ModelSpec(layers=16, heads=16, kv_heads=2, hidden=256)
+    layouts = [LayoutSpec(tp=tp) for tp in (2, 4, 8)]
+    more = (reserve(H100, grid(*layouts, model=model), model, np.zeros(3)) - (512 + 32) * MIB).tolist()
+    assert more == [544 * MIB, (688 + 544) * MIB, (688 + 688) * MIB]
+    terms = reserve_terms(H100, 1, 4, 1, True, 0, model.key_copies(4))
+    assert [term.bytes for term in terms if term.axis == "tp"] == [688 * MIB, 544 * MIB]
 
 
 @pytest.mark.parametrize("layout", [LayoutSpec(), LayoutSpec(dp=4, tp=2, pp=2), LayoutSpec(tp=8, pp=4)])
@@ -49,7 +60,7 @@ def test_terms_add_up(layout: LayoutSpec, tied: bool) -> None:
 
 def test_a_number_of_the_users_own_is_taken_as_it_is() -> None:
     layouts = grid(LayoutSpec(), LayoutSpec(dp=2, tp=2))
-    assert reserve(H100, layouts, True, np.array([1, 2]), 7).tolist() == [7, 7]
+    assert reserve(H100, layouts, TIED, np.array([1, 2]), 7).tolist() == [7, 7]
     assert tensors_that_fit(H100, 1, 1, 1, True, 10**9) == H100.memory_bytes - 10**9
     assert tensors_that_fit(H100, 1, 1, 1, True, H100.memory_bytes + 1) == 0
 

@@ -26,7 +26,7 @@ from engine.families import FAMILIES, FamilyName, ModelParts
 from engine.predict.bulk import memory as bulk
 from engine.predict.grid import RECOMPUTES, Grid, Whole
 from engine.predict.papers.closed_forms import SCORES, SHARED_FROM, STATE_SIZES
-from engine.predict.papers.megatron import megatron_stages
+from engine.predict.papers.megatron import key_copies, megatron_stages
 from engine.spec import ModelSpec, RequestError, WorkloadSpec, sentence
 
 AccountingName = Literal["engine", "megatron-core", "korthikanti2022", "zero2020"]
@@ -76,16 +76,20 @@ def korthikanti2022(model: ModelSpec, workload: WorkloadSpec, grid: Grid) -> Ful
     """
     _must_be_one_stack(model, "korthikanti2022")
     sharded = _shared(STATE_SIZES | {"gradients": 4}, grid.dp, grid.zero)
-    parameters = model.layers * matrices_of_a_layer(model) / (grid.pp * grid.tp)
+    parameters = model.layers * matrices_of_a_layer(model, key_copies(model, grid)) / (grid.pp * grid.tp)
     held = passes_held(grid) / grid.chunks / grid.pp * model.layers  # layers' worth of activations
     total = sharded * parameters + held * activations_of_a_layer(model, grid)
     return np.ceil(total).astype(np.int64), np.zeros(len(grid), np.int64)
 
 
-def matrices_of_a_layer(model: ModelSpec) -> int:
-    """Parameters of one layer as the paper counts them, without biases and norms: h·(2·q + 2·k) + m·h·f; for a GPT 12·h²."""
+def matrices_of_a_layer(model: ModelSpec, copies: Whole) -> Whole:
+    """Parameters of one layer on all tp ranks as the paper counts them, without biases and norms. (n,)
+
+    h·(2·q + 2·k) + m·h·f; for a GPT 12·h². `copies`: how many ranks hold the same key head, and its matrices.
+    """
     queries, keys = _widths(model)
-    return model.hidden * (2 * queries + 2 * keys + (3 if _gated(model) else 2) * model.ffn_width)
+    found: Whole = model.hidden * (2 * queries + 2 * keys * copies + (3 if _gated(model) else 2) * model.ffn_width)
+    return found
 
 
 def activations_of_a_layer(model: ModelSpec, grid: Grid) -> Real:
@@ -101,19 +105,20 @@ def activations_of_a_layer(model: ModelSpec, grid: Grid) -> Real:
 
     For a GPT that is h · (10 + 24/t + 5·a·s/(h·t)). Sequence parallelism divides the first two by t. Selective recompute drops
     the last. Full recompute keeps only the layer's input, 2·h. Llama as published has no dropout. With its gate the MLP keeps
-    three tensors of width f, as with Megatron-LM's fused kernel.
+    three tensors of width f, as with Megatron-LM's fused kernel. Each rank holds a whole key head at least: with t above the
+    number of key heads, k is t heads wide.
     """
     s, h, t = model.seq, model.hidden, grid.tp
     queries, keys = _widths(model)
     drops = model.family not in _WITHOUT_DROPOUT
     whole = (8 + 2 * drops) * h / np.where(grid.sequence_parallel, t, 1.0)
-    divided = 4 * (queries + keys) + 2 * (3 if _gated(model) else 2) * model.ffn_width
+    divided = 4 * (queries + keys * key_copies(model, grid)) + 2 * (3 if _gated(model) else 2) * model.ffn_width
     scores = np.where(grid.recomputes("core_attn"), 0.0, (SCORES if drops else 2) * model.heads * s / t)
     return np.where(grid.recompute == _FULL, 2.0 * h, whole + divided / t + scores) * (s * grid.microbatch_size)
 
 
 def _must_be_one_stack(model: ModelSpec, account: str) -> None:
-    """Raises `RequestError` for an encoder with a decoder, and for two-stream attention."""
+    """Raises `RequestError` for an encoder with a decoder, two-stream attention, and parts that neither account counts."""
 
     def counted(family: ModelParts) -> bool:
         return not family.encoder and family.position != "relative"
@@ -127,6 +132,20 @@ def _must_be_one_stack(model: ModelSpec, account: str) -> None:
                 family=model.family,
                 families=", ".join(name for name, family in FAMILIES.items() if counted(family)),
             )
+        )
+    parts = model.parts
+    has = {
+        "placement": parts.placement in ("pre", "post"),
+        "parallel": parts.parallel == "none",
+        "qk_norm": parts.qk_norm == "none",
+        "position": parts.position in ("learned", "rotary", "none"),
+    }
+    lacked = [f"{name}={getattr(parts, name)}" for name, fits in has.items() if not fits]
+    if "window" in model.sized_parts:
+        lacked.append(f"window={model.window}")
+    if lacked:
+        raise RequestError(
+            sentence("{account} does not count {what}; the memory model engine does", account=account, what=", ".join(lacked))
         )
 
 

@@ -13,6 +13,7 @@ Where it differs from this engine's own tensors, and the source of each differen
 - Cross entropy turns bf16 logits into fp32 and works in place. bf16 and fp32 logits are there at once in forward. Gradients of
   logits are bf16 (megatron/core/tensor_parallel/cross_entropy.py). The loss is never computed in chunks.
 - cuBLAS has two workspaces of 32 MiB, PyTorch's and Transformer Engine's (get_cublas_workspace_size_bytes: of Hopper and later).
+- Each rank holds a whole key head at least: with t above the number of key heads, t of them are held.
 - The vocabulary is padded to a multiple of 128·t (--make-vocab-size-divisible-by).
 - With dropout (--hidden-dropout, 0.1 by default) there is a mask of a byte a number: two in a layer, one behind the embedding.
   Masks of fused attention are drawn again from their seed.
@@ -36,7 +37,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.optimizer import optimizer_of
-from engine.predict.grid import RECOMPUTES, Grid
+from engine.predict.grid import RECOMPUTES, Grid, Whole
 from engine.predict.papers.closed_forms import SHARED_FROM
 from engine.spec import BYTES_OF, ModelSpec, WorkloadSpec
 
@@ -66,6 +67,11 @@ def megatron_stages(model: ModelSpec, workload: WorkloadSpec, grid: Grid, run: M
     return np.where(alone, np.maximum(first, last), first), last
 
 
+def key_copies(model: ModelSpec, grid: Grid) -> Whole:
+    """How many tp ranks hold the same key head, `ModelSpec.key_copies` of each layout. (n,)"""
+    return np.maximum(1, grid.tp // model.key_heads)
+
+
 class _Asked:
     def __init__(self, model: ModelSpec, workload: WorkloadSpec, grid: Grid, run: MegatronRun) -> None:
         self.model, self.workload, self.grid, self.run = model, workload, grid, run
@@ -73,7 +79,7 @@ class _Asked:
         self.unit = self.e * model.seq * grid.microbatch_size  # u
         self.cut = np.where(grid.sequence_parallel, grid.tp, 1)  # what shards the residual stream
         self.layers = np.ceil(model.layers / grid.pp)
-        self.queries, self.keys = model.heads * model.head_width, model.key_heads * model.head_width
+        self.queries, self.keys = model.heads * model.head_width, model.key_heads * model.head_width * key_copies(model, grid)
         self.gated = model.parts.gated
         self.words = 128 * -(-model.vocab // (128 * grid.tp))  # rows of the vocabulary on a rank
         self.logits = model.seq * grid.microbatch_size * self.words
@@ -112,14 +118,17 @@ class _Asked:
             "optimizer": workload.master_bytes + optimizer_of(workload).bytes_of_a_parameter(workload),
         }
         share = sum(np.where(grid.zero >= SHARED_FROM[name], size / grid.dp, float(size)) for name, size in sizes.items())
-        matrices = m.hidden * (2 * self.queries + 2 * self.keys) + (3 if self.gated else 2) * m.hidden * m.ffn_width
-        whole = m.parts.layer_parameters(m.hidden, m.ffn_width, self.queries, self.keys, m.head_width, False)
-        of_a_layer = matrices / grid.tp + (whole - matrices)  # norms and most biases are not sharded, and small
+        keys = m.key_heads * m.head_width
+        matrices = m.hidden * (2 * self.queries + 2 * keys) + (3 if self.gated else 2) * m.hidden * m.ffn_width
+        whole = m.parts.layer_parameters(m.hidden, m.ffn_width, self.queries, keys, m.head_width, False)
+        beside = whole - matrices  # norms and most biases are not sharded, and small
+        sharded = matrices + 2 * m.hidden * (self.keys - keys)
+        of_a_layer = sharded / grid.tp + beside
         table = m.hidden * self.words
-        positions = m.hidden * m.seq if m.parts.position == "learned" else 0
+        positions = m.hidden * m.places if m.parts.position == "learned" else 0
         output = np.where((stage == 0) & m.parts.tied, 0, table)
         outer = np.where(stage == 0, table + positions, 0) + np.where(has_head, output, 0)
-        dummies = e * matrices / grid.tp if self.run.fused_accumulation and workload.precision == "bf16" else 0
+        dummies = e * sharded / grid.tp if self.run.fused_accumulation and workload.precision == "bf16" else 0
         gathered = np.where(grid.sequence_parallel & has_head, self.unit * m.hidden, 0)
         whole_again = np.where(grid.zero == 3, e * (2 * of_a_layer + table), 0)
         whole_again = whole_again + np.where(grid.zero >= 2, sizes["gradients"] * of_a_layer, 0)

@@ -69,7 +69,7 @@ class Plan:
 
     def kept_free(self, grid: Grid, memory: Whole) -> Whole:
         """Bytes to keep free beside the tensors' peak `memory`, for each layout of `grid`. (n,)"""
-        return reserve(self.device, grid, self.model.parts.tied, memory, self.reserve)
+        return reserve(self.device, grid, self.model, memory, self.reserve)
 
 
 def search(
@@ -113,7 +113,7 @@ def search(
                 raise RequestError(sentence("{framework} supports none of the layouts", framework=NAMES[only]))
         cost = Cost(model, workload, grid, device, assumed)
         memory, stage = accounting(account)(model, workload, grid)
-        free = reserve(device, grid, model.parts.tied, memory, kept_free)
+        free = reserve(device, grid, model, memory, kept_free)
         times, order = _refined(cost, estimate(cost), memory, memory + free <= device.memory_bytes, simulate_best)
         wire = {axis: sent[order] for axis, sent in bulk_traffic(model, workload, grid, AXES_BY_FREQUENCY, calls=False).items()}
         grid, times, memory, free, stage = grid.take(order), times.take(order), memory[order], free[order], stage[order]
