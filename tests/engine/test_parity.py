@@ -62,7 +62,8 @@ KINKED = [spec for spec in covering() if spec.model.family == "transformer" and 
 def test_parity(runs: Runs, spec: RunSpec) -> None:
     """For every family, schedule, lever and axis, with stages without a layer and a vocabulary that tp does not divide."""
     parts = spec.model.parts
-    in_bf16 = PARITY_LIMIT_BF16 * (1.5 if parts.placement == "both" or parts.qk_norm != "none" else 1)  # more is rounded
+    rounds_more = parts.placement == "both" or parts.qk_norm != "none" or spec.workload.gradient_precision == "bf16"
+    in_bf16 = PARITY_LIMIT_BF16 * (1.5 if rounds_more else 1)  # a gradient is a sum over 32 tokens or a few more
     assert_parity(runs.result(spec), PARITY_LIMIT if spec.workload.precision == "fp32" else in_bf16)
 
 
@@ -76,6 +77,15 @@ def test_the_cases_cover_every_pair_of_choices() -> None:
     pairs = [(a, x, b, y) for a, b in combinations(CHOICES, 2) for x in CHOICES[a] for y in CHOICES[b]]
     missing = [pair for pair in pairs if ((pair[0], pair[1]), (pair[2], pair[3])) not in found]
     assert [pair for pair in missing if not incompatible(*pair)] == []
+
+
+_OF_DECODERS = {"mistral's", "bloom's"}  # windows and linear biases need causal attention
+PARTS_NOT_IN = {
+    "bert": _OF_DECODERS,
+    "roberta": _OF_DECODERS,
+    "transformer": _OF_DECODERS | {"falcon's"},  # cross-attention is between attention and MLP
+    "xlnet": _OF_DECODERS | {"gemma's", "olmo's", "opt's"},  # its positions are relative, its queries have two biases
+}
 
 
 def incompatible(a: str, x: Any, b: str, y: Any) -> bool:
@@ -93,6 +103,8 @@ def incompatible(a: str, x: Any, b: str, y: Any) -> bool:
         or (chosen.get("schedule") == "dualpipe-v" and chosen.get("microbatches") == 1)
         or (chosen.get("family") == "xlnet" and chosen.get("loss_chunk", 0) > 0)
         or ("layernorm" in chosen.get("recompute", "") and FAMILIES[chosen.get("family", "gpt")].placement == "post")
+        or ("layernorm" in chosen.get("recompute", "") and chosen.get("parts") == "olmo's")
+        or chosen.get("parts") in PARTS_NOT_IN.get(chosen.get("family", ""), ())
     )
 
 

@@ -26,7 +26,6 @@ from engine import run_archive, store
 from engine.head import SCHEMA_VERSION
 from engine.spec import LayoutSpec, RequestError, RunSpec
 from engine.spec.sentence import unpacked
-from engine.tables import SCHEMAS
 from tests.pages.stand_in import saved as stand_in
 from tests.patience import PATIENCE_S
 
@@ -206,7 +205,6 @@ WRONG: dict[str, tuple[Callable[[Files], object], str]] = {
     "less than nothing": (first("traffic", wire_bytes=-1), "has -1 in wire_bytes, which must be from 0 to 9,007,199,254,740,992"),
     "more than all": (lambda f: table(f, "process", lambda t: t.assign(rss_bytes=2**53 + 1)), "has 9,007,199,254,740,993 in"),
     "another source": (first("steps", source="dry_run"), "its tables are by dry_run, measured"),
-    "a prediction": (lambda f: [table(f, n, lambda t: t.assign(source="formula")) for n in SCHEMAS], "its tables are by formula"),
     "no work": (lambda f: table(f, "steps", lambda t: t.head(0)), "steps has no rows"),
     "no parity": (lambda f: table(f, "parity", lambda t: t.head(0)), "parity has no rows"),
     "no time": (lambda f: table(f, "steps", lambda t: t.assign(step_ns=0)), "steps has 0 in step_ns"),

@@ -71,19 +71,6 @@ class TestAgainstARealRun:
                 assert all(isinstance(factor.value, int) for term in terms for factor in term.factors)
 
 
-@pytest.mark.parametrize(("code", "zero"), [("dp1.tp2.pp1", 0), ("dp2.tp2.pp1", 2)])
-def test_ranks_of_a_stage_differ_in_the_step_by_their_part_of_the_norm(runs: Runs, code: str, zero: int) -> None:
-    """Only the first tp rank counts gradients of parameters that tp does not shard. Of others, each replica counts its share."""
-    numbers: dict[str, Any] = {"precision": "bf16", "accumulate": "bf16", "microbatches": 1, "microbatch_size": 1}
-    case = spec(code, layout={"zero": zero}, model={"layers": 12, "hidden": 32, "heads": 4, "seq": 4}, **numbers)
-    totals = peak_table(case).groupby("rank")["bytes"].sum()
-    assert memory(case).peaks[0].action == "step"
-    assert totals[1] < totals[0]
-    assert totals.equals(runs.result(case).tables["memory_peak"].groupby("rank")["bytes"].sum())
-    curve = curve_table(case, 1)
-    assert curve.groupby(curve.index // 6)["bytes"].sum().max() == totals[1]
-
-
 def test_the_curve_reaches_the_peak_and_returns_to_the_memory_between_steps() -> None:
     case = ALL_AXES
     for rank in (0, 7):
