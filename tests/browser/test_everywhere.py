@@ -42,7 +42,7 @@ def compare_holds(page: Page, say: Words) -> None:
 
 
 def plan_holds(page: Page, say: Words) -> None:
-    expect(page.get_by_role("combobox", name=say("Model"), exact=True)).to_have_value("llama3-8b")
+    expect(page.get_by_role("combobox", name=say("Model"), exact=True)).to_have_value("llama3-8b · Meta")
     expect(page.locator(".st-key-drawing-plan-front svg.marks")).to_be_visible()
 
 

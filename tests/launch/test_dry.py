@@ -92,6 +92,6 @@ def test_a_schedule_too_long_for_a_dry_run_is_one_sentence(capsys: pytest.Captur
     said = capsys.readouterr()
     assert said.out == ""
     assert said.err.startswith(
-        "pp=1024 × chunks=1 with 65536 microbatches are 402,391,040 passes and messages, and a dry run goes"
+        "pp=1024 × chunks=1 with 65536 microbatches are 402,391,040 passes and messages, and at most 1,000,000"
     )
     assert said.err.count("\n") == 1
