@@ -108,9 +108,9 @@ def _queued(service: Service) -> list[RunState]:
 def _follow_queued(service: Service, on: int) -> None:
     """`on`: how many were unfinished. If another number is, the button may be allowed now, and the page is drawn again."""
     states = _queued(service)
+    _list_queued(service, states)  # first: a press on one of its buttons would be lost by drawing again
     if _unfinished(states) != on:
         st.rerun()
-    _list_queued(service, states)
 
 
 def _unfinished(states: list[RunState]) -> int:
