@@ -30,8 +30,8 @@ class Progress:
             self._print(f"ready after {state.ready_s:.2f} s: {state.why}")
         for step in range(before.step if before else 0, state.step):
             self._print(f"step {step + 1} of {spec.workload.steps}, loss {state.losses[step]:.4f}")
-        if state.phase in PHASES and (before is None or before.phase != state.phase):
-            self._print(PHASES[state.phase])
+        for phase in state.begun[len(before.begun) if before else 0 :]:
+            self._print(PHASES[phase])
 
     def end(self) -> None:
         """Clear the line on the terminal, for the output that follows."""

@@ -359,7 +359,8 @@ class RunQueue:
             losses = self._states[run.id].losses
             self._change(run.id, step=event["step"], losses=(*losses, event["loss"]))
         elif kind == "phase":
-            self._change(run.id, phase=event["phase"])
+            phase = event["phase"]
+            self._change(run.id, phase=phase, begun=(*self._states[run.id].begun, phase))
         elif kind == "finished":
             self._host.has_answered(run.name)
             self._finish(run, **self._outcome(run, event))

@@ -19,6 +19,7 @@ class RunState:
     spec: RunSpec
     by: str = ""  # the session that submitted it
     phase: Phase = "queued"
+    begun: tuple[Phase, ...] = ()  # of `engine.phases.PHASES`, in order: who looks late sees those that are over too
     ahead: int = 0  # runs that are active or wait before it
     step: int = 0  # finished steps
     losses: tuple[float, ...] = ()  # of the finished steps
