@@ -22,7 +22,8 @@ def switch(page: Page, to: str) -> None:
 
 # Texts that are the same in every language: names, kinds of actions, and the languages' own names. The last two are icons, which
 # are text too.
-NAMES = re.compile(r"\b(GPipe|ZeRO|rank|token|English|Ctrl|send|recv|reduce|gather|step|function|config\.json|[a-z]+(_[a-z]+)+)\b")
+_WORDS = "GPipe|ZeRO|rank|token|English|Ctrl|send|recv|reduce|gather|step|function"
+NAMES = re.compile(rf"\b({_WORDS}|config\.json|[a-z]+(_[a-z]+)+)\b")
 
 
 def seen(page: Page) -> str:
