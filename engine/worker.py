@@ -23,6 +23,7 @@ from engine.measure.recorder import Recorder, StepSpans
 from engine.model.chunk import TIED, TransformerChunk, streams_before, to_tensors
 from engine.objective import Feed, feed
 from engine.parallel.comm import Backend, Comm, choose_backend
+from engine.parallel.context import own_tokens
 from engine.parallel.data import DataParallel
 from engine.parallel.pipeline import Executor
 from engine.parallel.tensor import DTYPES, TensorParallel
@@ -109,7 +110,7 @@ class Trainer:
         schedule = plan(layout, workload.microbatches, spec.model.parts.tied)
         ranges = layout.layer_ranges(spec.model.layers)
         last = len(schedule.placement) - 1
-        tp = TensorParallel(comm, layout.sequence_parallel, DTYPES[workload.precision])
+        tp = TensorParallel(comm, layout.sequence_parallel, DTYPES[workload.precision], layout.context_parallel)
         accumulate, masters = DTYPES[workload.gradient_precision], workload.master_bytes > 0
         self.data = DataParallel(tp, layout.zero, accumulate, workload.microbatches, masters)
         self.chunks = {
@@ -123,7 +124,7 @@ class Trainer:
                 layout.recompute,
                 self.data.through,
                 spec.attention,
-                workload.loss_tokens(spec.model, layout.tp),
+                workload.loss_tokens(spec.model, layout.tp, layout.cp),
             )
             for c, stage in enumerate(schedule.placement)
             if stage == comm.at.pp
@@ -143,7 +144,7 @@ class Trainer:
         rows: Rows = {}
         recent: deque[tuple[int, StepSpans]] = deque(maxlen=_MEDIAN_OF)
         workload, at, mesh = self.spec.workload, self.comm.at, self.comm.mesh
-        reporting = self.executor.has_last and at.dp == 0 and at.tp == 0
+        reporting = self.executor.has_last and not any(place for axis, place in at.items() if axis != "pp")
         tokens = mesh.dp * workload.microbatches * workload.microbatch_size * self.spec.model.seq
         for step in range(1, workload.steps + 1):
             self.link.set_status(f"step {step}: start")
@@ -203,6 +204,9 @@ class Trainer:
         workload = self.spec.workload
         index = self.comm.at.dp * workload.microbatches + microbatch
         arrays = feed(self.spec.model, self.text, workload.microbatch_size, workload.seed, self.step, index)
+        mesh = self.comm.mesh
+        if mesh.cp > 1:
+            arrays = arrays.part(own_tokens(self.spec.layout.context_parallel, self.spec.model.seq, mesh.cp, self.comm.at.cp))
         return to_tensors(arrays, self.comm.device)
 
     def _publish_gradients(self, store: dist.Store) -> None:
@@ -213,7 +217,7 @@ class Trainer:
                 bucket = self.data.buckets[layer]
                 for p, gradient in bucket.whole_gradients().items():
                     key = "tied" if names[p] == TIED and not chunk.first else names[p]
-                    publish(store, key, self.comm.at.dp, self.comm.at.tp, gradient)
+                    publish(store, key, self.comm.mesh.replica(self.comm.rank), self.comm.at.tp, gradient)
 
 
 def _median(recent: Sequence[tuple[int, StepSpans]]) -> StepSpans:

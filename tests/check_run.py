@@ -33,6 +33,8 @@ WIRE = {
     "all_reduce": lambda n: 2 * (n - 1) / n,
     "reduce_scatter": lambda n: (n - 1) / n,
     "all_gather": lambda n: n - 1,
+    "all_to_all": lambda n: (n - 1) / n,
+    "send_recv": lambda n: 1,
     "send": lambda n: 1,
     "recv": lambda n: 0,
 }
@@ -92,7 +94,7 @@ def memory(tables):
 
 
 def traffic(table):
-    if unknown := set(table["axis"]) - {"dp", "tp", "pp"}:
+    if unknown := set(table["axis"]) - {"dp", "cp", "tp", "pp"}:
         yield f"traffic: unknown axes {unknown}"
     for row in table.itertuples():
         ranks = [int(r) for r in str(row.group).replace("[", "").replace("]", "").replace(",", " ").split()]

@@ -131,6 +131,13 @@ class Recorder:
         """What runs inside is chunk `number` of the loss. A recorded ledger marks it; a run does not."""
         return nullcontext()
 
+    def ring_step(self, number: int) -> AbstractContextManager[Any]:
+        """What runs inside is a further step of attention over cp ranks, after its first, number 0, and before its last.
+
+        A recorded ledger marks it; a run does not.
+        """
+        return nullcontext()
+
     @property
     def phase(self) -> str:
         return self._phase

@@ -6,11 +6,13 @@ algorithm for that collective, whatever the backend does inside:
     all_reduce       2 (n − 1) / n × payload
     reduce_scatter     (n − 1) / n × payload       (the payload is the whole input)
     all_gather         (n − 1)     × payload       (the payload is this rank's shard)
+    all_to_all         (n − 1) / n × payload       (the payload is the whole input)
+    send_recv                        payload       (to the next rank of a ring, and from the one before)
     send                             payload
     recv                           0
 
-On the CPU, reduce_scatter and all_gather are sends and receives between the ranks, which send exactly these bytes. gloo's own
-reduce_scatter copies the whole input and all-reduces the copy.
+On the CPU, reduce_scatter, all_gather and all_to_all are sends and receives between the ranks, which send exactly these bytes.
+gloo's own reduce_scatter copies the whole input and all-reduces the copy.
 """
 
 from __future__ import annotations
@@ -134,6 +136,29 @@ class ProcessGroups:
                 works += [dist.irecv(part, rank, group=to.handle, tag=tag), dist.isend(tensor, rank, group=to.handle, tag=tag)]
         return works
 
+    def all_to_all(self, out: torch.Tensor, tensor: torch.Tensor, to: Group, tag: int) -> Works:
+        if tensor.device.type != "cpu":
+            return [dist.all_to_all_single(_unowned_view(out), _unowned_view(tensor), group=to.handle, async_op=True)]
+        works: Works = []
+        outs, parts = (_unowned_view(whole).view(len(to.ranks), -1) for whole in (out, tensor))
+        for rank, incoming, part in zip(to.ranks, outs, parts, strict=True):
+            if rank == self._rank:
+                incoming.copy_(part)
+            else:
+                works += [dist.irecv(incoming, rank, group=to.handle, tag=tag), dist.isend(part, rank, group=to.handle, tag=tag)]
+        return works
+
+    def send_recv(self, out: torch.Tensor, tensor: torch.Tensor, to: Group, tag: int) -> Works:
+        own, n = to.ranks.index(self._rank), len(to.ranks)
+        before, after = to.ranks[own - 1], to.ranks[(own + 1) % n]
+        incoming, outgoing = _unowned_view(out), _unowned_view(tensor)
+        if tensor.device.type == "cpu":
+            receive = dist.irecv(incoming, before, group=to.handle, tag=tag)
+            return [receive, dist.isend(outgoing, after, group=to.handle, tag=tag)]
+        # In one call: on NCCL a send ends only when it is received, and all ranks of the ring send first.
+        both = [dist.P2POp(dist.irecv, incoming, before, to.handle), dist.P2POp(dist.isend, outgoing, after, to.handle)]
+        return list(dist.batch_isend_irecv(both))
+
     def reduce_scatter(self, out: torch.Tensor, tensor: torch.Tensor, to: Group) -> Works:
         return [dist.reduce_scatter_single(_unowned_view(out), _unowned_view(tensor), group=to.handle, async_op=True)]
 
@@ -161,7 +186,7 @@ class Comm:
         self.mesh, self.rank, self.recorder, self.device, self._transport = mesh, rank, recorder, device, transport
         self.at = mesh.coordinate(rank)
         self.one_clock = True  # whether all ranks read the same monotonic clock
-        self.groups: dict[str, Group] = {axis: Group(axis, mesh.group(axis, rank)) for axis in mesh}
+        self.groups: dict[str, Group] = {axis: Group(axis, mesh.members(axis, rank)) for axis in mesh}
         self.groups[KEY_COPIES] = Group("tp", mesh.neighbours("tp", rank, key_copies))
         self._tags: dict[tuple[int, ...], int] = {}  # of the latest collective that was made of transfers, by ranks
 
@@ -245,6 +270,23 @@ class Comm:
         to = self.groups[group]
         span = self._count(to.axis, "all_gather", to.ranks, tensor.nbytes, (len(to.ranks) - 1) * tensor.nbytes)
         return self._start(lambda: self._transport.all_gather(out, tensor, to, self._next_tag(to)), span, tensor, out)
+
+    def all_to_all(self, tensor: torch.Tensor, group: str) -> torch.Tensor:
+        """Part i of `tensor` (n, …) goes to rank i of the group. Returns what the ranks sent to this one, (n, …)."""
+        to, out = self.groups[group], torch.empty_like(tensor)
+        n = len(to.ranks)
+        span = self._count(to.axis, "all_to_all", to.ranks, tensor.nbytes, (n - 1) * tensor.nbytes // n)
+        self._start(lambda: self._transport.all_to_all(out, tensor, to, self._next_tag(to)), span, tensor, out).wait()
+        return out
+
+    def start_send_recv(self, out: torch.Tensor, tensor: torch.Tensor, group: str) -> Pending:
+        """Send `tensor` to the next rank of the group, and receive into `out` what the rank before this one sends.
+
+        The ranks are a ring: the first follows the last. Neither must be used until the call was waited for.
+        """
+        to = self.groups[group]
+        span = self._count(to.axis, "send_recv", to.ranks, tensor.nbytes, tensor.nbytes)
+        return self._start(lambda: self._transport.send_recv(out, tensor, to, self._next_tag(to)), span, tensor, out)
 
     def reduce_scatter(self, tensor: torch.Tensor, group: str) -> torch.Tensor:
         """Sum over the group of this rank's part of `tensor` (n, *shape); returns (*shape)."""

@@ -14,6 +14,8 @@ replicas and zero > 0, only its first transfer does: see `Comm.start_reduce_scat
 and W), a bucket is complete when no started backward of its layer misses a gradient: with zero ≥ 2, overlapping passes are
 accumulated and reduced together. The loss of each replica is divided by dp before backward, so that the average is a sum.
 
+With context parallelism dp here means dp × cp: ranks of both hold the same parameters (`engine.topology.REPLICATED`).
+
 Beyond what stays, reductions take little memory. With zero > 0 each chunk has one under way at a time: the next waits for it. One
 under way has a buffer of Ψ/dp for what another replica sends (none on a GPU), and with zero ≥ 2 also the Ψ gradients that are
 being sent. With zero 1 the sum is made in this rank's share of the gradients, and with zero ≥ 2 it is added to that share.
@@ -65,11 +67,12 @@ class Bucket:
         self.parameters = sorted(parameters, key=lambda p: p.shard_spec.dim is not None)
         self.replicated_size = sum(p.numel() for p in self.parameters if p.shard_spec.dim is None)
         self.comm, self.zero = comm, zero
-        self.parts = comm.mesh.dp if zero else 1
+        self.parts = comm.mesh.replicas if zero else 1
         used = sum(p.numel() for p in self.parameters)
         self.size = -(-used // self.parts) * self.parts
         share = self.size // self.parts
-        self.own = slice(comm.at.dp * share, (comm.at.dp + 1) * share) if zero else slice(0, self.size)
+        first = comm.mesh.replica(comm.rank) * share
+        self.own = slice(first, first + share) if zero else slice(0, self.size)
         self.dtype, self.accumulate = self.parameters[0].dtype, accumulate
         self.converts = accumulate != self.dtype
         self.places: dict[ShardedParameter, slice] = {}
@@ -322,7 +325,7 @@ class DataParallel:
         if self.tp.shards_sequence:
             bucket.all_reduce_replicated()
         bucket.all_reduce_copied()
-        if self.comm.mesh.dp > 1:
+        if self.comm.mesh.replicas > 1:
             chunk = self._chunk_of[bucket]
             if self.zero:
                 self._wait_for_reductions(chunk)  # one reduction at a time, so that only one bucket has buffers

@@ -24,7 +24,7 @@ from torch.nn import functional as F
 
 from engine.parallel.comm import Comm
 from engine.parallel.product import linear
-from engine.spec import Precision
+from engine.spec import ContextParallelName, Precision
 
 # weight → the computation of its gradient, which adds it up, in order of backward
 DeferredWeightGradients = dict[nn.Parameter, Callable[[], None]]
@@ -91,6 +91,7 @@ class TensorParallel:
     comm: Comm
     sequence: bool = False  # sequence parallelism: norms and residual stream are sharded along the sequence
     dtype: torch.dtype = torch.float32  # of parameters and activations
+    context: ContextParallelName = "ring"  # how attention reaches the tokens of other cp ranks
     gradients: LinearGradients = field(default_factory=LinearGradients)
 
     @cached_property  # as they are asked for in every layer

@@ -39,6 +39,14 @@ class Transport(Protocol):
         """`out` (n, …) takes the tensors of all ranks of the group. `tag`: of its transfers, where it is made of such."""
         ...
 
+    def all_to_all(self, out: torch.Tensor, tensor: torch.Tensor, to: Group, tag: int) -> Works:
+        """Part i of `tensor` (n, …) goes to rank i of the group. `out` (n, …) takes what they send. `tag`: of transfers."""
+        ...
+
+    def send_recv(self, out: torch.Tensor, tensor: torch.Tensor, to: Group, tag: int) -> Works:
+        """`tensor` goes to the next rank of the group. `out` takes what the one before sends."""
+        ...
+
     def reduce_scatter(self, out: torch.Tensor, tensor: torch.Tensor, to: Group) -> Works:
         """`out` takes this rank's part of the sum of `tensor` (n, …), and may be this part. On a GPU only."""
         ...
@@ -68,6 +76,15 @@ class NoPeers:
                 part.copy_(tensor.view(-1))
             else:
                 part.zero_()
+        return []
+
+    def all_to_all(self, out: torch.Tensor, tensor: torch.Tensor, to: Group, tag: int) -> Works:
+        own = to.ranks.index(self._rank)
+        out.zero_()[own].copy_(tensor[own])
+        return []
+
+    def send_recv(self, out: torch.Tensor, tensor: torch.Tensor, to: Group, tag: int) -> Works:
+        out.zero_()
         return []
 
     def reduce_scatter(self, out: torch.Tensor, tensor: torch.Tensor, to: Group) -> Works:

@@ -13,6 +13,8 @@ WIRE: dict[str, str] = {
     "all_reduce": "2 (n − 1)/n × payload",
     "reduce_scatter": "(n − 1)/n × payload",
     "all_gather": "(n − 1) × payload",
+    "all_to_all": "(n − 1)/n × payload",
+    "send_recv": "payload",
     "send": "payload",
     "recv": "0",
 }
@@ -22,9 +24,9 @@ def wire_bytes(collective: str, payload: Any, n: Any) -> Any:
     """Bytes that a rank sends in one call, rounded down. `payload` in bytes; `n`: ranks of the group. Both may be arrays."""
     if collective == "all_reduce":
         return 2 * (n - 1) * payload // n
-    if collective == "reduce_scatter":
+    if collective in ("reduce_scatter", "all_to_all"):
         return (n - 1) * payload // n
-    return {"all_gather": n - 1, "send": 1, "recv": 0}[collective] * payload
+    return {"all_gather": n - 1, "send_recv": 1, "send": 1, "recv": 0}[collective] * payload
 
 
 @dataclass(frozen=True)

@@ -62,8 +62,8 @@ def _rows(spec: RunSpec, found: list[PredictedCall]) -> dict[Row, tuple[int, int
     for call in found:
         # If pp is 2, two stages are the whole axis.
         between = call.between if mesh.pp > 2 else None
-        n = call.ranks(mesh[call.axis])
-        key = (call.axis, call.collective, call.phase, between, n if call.members and n < mesh[call.axis] else 0)
+        n = call.ranks(mesh.degree(call.axis))
+        key = (call.axis, call.collective, call.phase, between, n if call.members and n < mesh.degree(call.axis) else 0)
         times, payload = call.calls, call.payload_bytes
         before = rows.get(key, (0, 0, 0))
         more = (times, times * payload, times * wire_bytes(call.collective, payload, n))
@@ -88,8 +88,9 @@ class _Groups:
         return self._known[key]
 
     def _of(self, axis: Axis, ranks: np.ndarray, between: tuple[int, int] | None, part: int) -> np.ndarray:
-        step, count = self.mesh.stride(axis), part or self.mesh[axis]
-        firsts = ranks - self.mesh.index(axis, ranks) % count * step
+        step, degree = self.mesh.spacing(axis), self.mesh.degree(axis)
+        count = part or degree
+        firsts = ranks - ranks // step % degree % count * step
         if between:
             low, high = between
             firsts, step, count = firsts + low * step, (high - low) * step, 2
