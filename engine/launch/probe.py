@@ -17,6 +17,9 @@ from engine.spec import BYTE_VOCABULARY, ModelSpec
 _PRIMES = (5, 7, 11, 13, 17, 37, 23, 59)
 _SHARING = (3, 11, 13, 17, 23, 37, 29, 101)
 _STREAMS = {"none": (5, 15, 13, 17, 23, 37, 31, 59), "sequence": (7, 233, 11, 17, 23, 37, 29, 59)}
+# With context parallelism, and where ulysses cuts the heads over cp too. cp is 5, or 11 if heads share keys.
+_CONTEXT, _CONTEXT_SHARING = (7, 11, 13, 17, 29, 37, 23, 59), (3, 41, 13, 17, 23, 37, 29, 101)
+_ULYSSES, _ULYSSES_SHARING = (7, 13, 47, 11, 17, 37, 23, 59), (3, 47, 17, 13, 23, 37, 29, 101)
 _GROUP = (5, 7)
 _WIDE, _TURNED = 67, 31  # width of a head, and half of what is turned, where rotary positions turn a part of it
 _MANY = 110  # more than any of these primes
@@ -47,6 +50,7 @@ class Probe(NamedTuple):
     prompt: int = 0
     new_tokens: int = 0
     loss_chunk: int | None = None
+    cp: int = 1
 
     def name(self, size: int) -> Product:
         """A size as a product of dimensions, 2s and 3s. Raises `RecordingError` if it is none."""
@@ -75,12 +79,18 @@ def probe(structure: Structure, part: Part, primes: Sequence[int] = ()) -> Probe
     rotary = parts.position == "rotary" and not partly
     one_sequence = structure.chunked_loss and "B" in structure.ones
     usual = _STREAMS["sequence" if sequence or one_sequence else "none"] if streams else _SHARING if shares else _PRIMES
+    ulysses, rows, keys = structure.context == "ulysses", "S", "G/tp"
+    if ulysses:
+        usual, rows, keys = _ULYSSES_SHARING if shares else _ULYSSES, "S/cp", "G/cp/tp"
+    elif structure.context:
+        usual, rows = _CONTEXT_SHARING if shares else _CONTEXT, "S/2cp"
     chosen = dict(zip(_NAMES, primes or usual, strict=True))
     if one_sequence and not streams:
-        chosen |= {"S": _CHUNKED["S"]} | ({"tp": _CHUNKED["tp"]} if "S/tp" in structure.ones else {})
+        chosen |= {"S": _CHUNKED["S"]} | ({"tp": _CHUNKED["tp"]} if f"{rows}/tp" in structure.ones else {})
     chosen |= {"D": _WIDE} if partly else {}
     cuts = sequence and not streams  # with two streams the rows are sharded, which are more than the tokens
-    called = {"S": "S/tp" if cuts else "S", "D": "D/2" if rotary else "D"}
+    called = {"S": f"{rows}/tp" if cuts else rows, "D": "D/2" if rotary else "D", "G/tp": keys}
+    cp = _cp(structure, chosen)
     sizes = {called.get(name, name): prime for name, prime in chosen.items()}
     if structure.slicing == "none":
         del sizes["tp"]
@@ -91,23 +101,35 @@ def probe(structure: Structure, part: Part, primes: Sequence[int] = ()) -> Probe
     sizes |= dict.fromkeys((one for one in structure.ones if one in sizes), 1)
     tp, group = sizes.get("tp", 1), _GROUP[0] if shares else 1
     start, layers, decoders = _stacks(part, parts.encoder)
-    seq = sizes[called["S"]] * (tp if cuts else 1)
+    seq = sizes[called["S"]] * (tp if cuts else 1) * (cp if ulysses or cp == 1 else 2 * cp)
+    key_heads = tp * sizes[keys] * (cp if ulysses else 1)
     model = ModelSpec(
         family=structure.family, layers=layers, decoder_layers=decoders, hidden=sizes["H"],
-        heads=tp * sizes["G/tp"] * group, kv_heads=tp * sizes["G/tp"], head_dim=2 * sizes["D/2"] if rotary else sizes["D"],
+        heads=group, kv_heads=1, head_dim=2 * sizes["D/2"] if rotary else sizes["D"],
         ffn=tp * sizes["F/tp"], vocab=_vocabulary(structure, tp, sizes["V/tp"]), seq=seq,
         **dict(structure.chosen_parts), **_numbers(structure, seq),
-    )  # fmt: skip
+    ).model_copy(update={"heads": key_heads * group, "kv_heads": key_heads})  # fmt: skip  # more than a model may have
     assert model.vocab >= BYTE_VOCABULARY, "every token of the text has a row"
-    every = dimensions(model, structure.slicing, tp, sizes["B"], tokens)
+    every = dimensions(model, structure.slicing, tp, sizes["B"], tokens, None, cp, structure.context)
     loss_chunk = None
     if structure.chunked_loss:
-        loss_chunk = 1 if "C" in structure.ones else _loss_chunk(sizes["B"] * model.output_rows, every)
+        loss_chunk = 1 if "C" in structure.ones else _loss_chunk(sizes["B"] * (model.output_rows // cp), every)
         every["C"] = loss_chunk
     named = {name: size for name, size in every.items() if size > 1 and (name != QKV or shares)}
     largest = dict(sorted(named.items(), key=lambda item: -item[1]))
     prompt, every_token = tokens or (0, -1)
-    return Probe(model, tp, start, sizes["B"], largest, prompt, every_token - prompt + 1, loss_chunk)
+    return Probe(model, tp, start, sizes["B"], largest, prompt, every_token - prompt + 1, loss_chunk, cp)
+
+
+def _cp(structure: Structure, chosen: Mapping[str, int]) -> int:
+    """Context-parallel ranks: a prime that no dimension has, but if the structure is of two ranks."""
+    if not structure.context:
+        return 1
+    if structure.context.endswith("of 2"):
+        return 2
+    shared = () if "A/G" in structure.ones else _GROUP
+    taken = {*chosen.values(), *shared, _WIDE, _TURNED, -(-chosen["H"] // 2)}
+    return next(number for number in itertools.count(5) if _is_prime(number) and number not in taken)
 
 
 def _numbers(structure: Structure, seq: int) -> dict[str, int]:

@@ -23,6 +23,7 @@ from engine.launch.record_generation import generation
 from engine.model.chunk import TransformerChunk, streams_before, to_tensors
 from engine.objective import feed
 from engine.parallel.comm import Comm
+from engine.parallel.context import own_tokens
 from engine.parallel.data import Bucket, DataParallel, ParameterUse, Streams
 from engine.parallel.pipeline import Executor
 from engine.parallel.tensor import DTYPES, ShardedParameter, TensorParallel
@@ -47,6 +48,7 @@ from engine.predict.ledger.form import (
     Segment,
     Structure,
     case,
+    kind_of,
 )  # fmt: skip
 from engine.schedule import Action, Kind, Schedule
 from engine.topology import Mesh
@@ -177,15 +179,17 @@ class _Chunk:
     def __init__(self, structure: Structure, part: Part, made: Probe, zero: int) -> None:
         model, sequence = made.model, structure.slicing == "sequence"
         pp, at = 3 - part.first - part.last, int(not part.first)
-        mesh, recorder, device = Mesh({"dp": _DP, "tp": made.tp, "pp": pp}), MarkingRecorder(), torch.device("cpu")
+        mesh, recorder, device = Mesh({"dp": _DP, "cp": made.cp, "tp": made.tp, "pp": pp}), MarkingRecorder(), torch.device("cpu")
         self.recorder = recorder
         comm = Comm.without_others(mesh, mesh.rank({"pp": at}), recorder, device)
-        tp = TensorParallel(comm, sequence, DTYPES[structure.precision])
+        kind = kind_of(structure.context)
+        tp, own = TensorParallel(comm, sequence, DTYPES[structure.precision], kind), own_tokens(kind, model.seq, made.cp, 0)
         layers = range(made.start, made.start + sum(part.recorded))
         text = bytes(2 * model.seq + 1)
 
         def batch(number: int) -> Any:
-            return to_tensors(feed(model, text, made.batch, 0, 1, number), device)
+            whole = feed(model, text, made.batch, 0, 1, number)
+            return to_tensors(whole.part(own) if made.cp > 1 else whole, device)
 
         self.data = _Data(tp, zero, torch.float32, 2)
         self.chunk = TransformerChunk(
@@ -267,12 +271,12 @@ class _Tables:
         if kind == "bucket":
             return what
         if kind == "call":
-            module, axis, collective, payload = what
-            call = Call(module, axis, collective, self._name(payload))
+            module, axis, collective, payload, step = what
+            call = Call(module, axis, collective, self._name(payload), step)
             return CALLS, self.calls.setdefault(call, len(self.calls))
         if kind == "run":
-            sizes = [what.flops, what.read, what.written]
-            one = Operation(what.name, *(tuple(self._name(n) for n in some if n) for some in sizes))
+            flops, read, written = (tuple(self._name(n) for n in some if n) for some in (what.flops, what.read, what.written))
+            one = Operation(what.name, flops, read, written, what.step)
             return RUNS, self.operations.setdefault(one, len(self.operations))
         block = RecordedBlock(what.name, self._name(what.size), what.category, what.layered, what.lent)
         return ALLOCATES if kind == "born" else FREES, self.blocks.setdefault(block, len(self.blocks))

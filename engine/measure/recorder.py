@@ -131,11 +131,8 @@ class Recorder:
         """What runs inside is chunk `number` of the loss. A recorded ledger marks it; a run does not."""
         return nullcontext()
 
-    def ring_step(self, number: int) -> AbstractContextManager[Any]:
-        """What runs inside is a further step of attention over cp ranks, after its first, number 0, and before its last.
-
-        A recorded ledger marks it; a run does not.
-        """
+    def context_step(self, number: int, of: int) -> AbstractContextManager[Any]:
+        """What runs inside is a step of attention over the tokens of `of` cp ranks. A ledger marks it; a run does not."""
         return nullcontext()
 
     @property

@@ -17,7 +17,7 @@ Shapes: B batch, A heads of this rank, G key heads of it, s = S/cp tokens, D hea
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -112,7 +112,7 @@ class ContextParallel:
             return torch.stack((k, v))
 
     def _step(self, step: int) -> AbstractContextManager[Any]:
-        return self.comm.recorder.ring_step(step) if 0 < step < self.degree - 1 else nullcontext()
+        return self.comm.recorder.context_step(step, self.degree)
 
     def _pass_on(self, message: Tensor) -> _Received:
         """Start sending to the next rank, and receiving from the one before."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from engine.predict.ledger.dimensions import dimensions, slicing, structure
+from engine.predict.ledger.dimensions import context_of, dimensions, slicing, structure
 from engine.predict.ledger.form import Ledger, Part
 from engine.predict.ledger.keep import Key, Ledgers
 from engine.predict.ledger.split import ChunkSplit, Layers
@@ -55,9 +55,10 @@ class LayoutLedgers:
         recompute, batch, cut = layout.recompute, workload.microbatch_size, slicing(layout.tp, layout.sequence_parallel)
         if tokens is not None:
             recompute, batch = "none", 1
-        loss_chunk = workload.loss_tokens(model, layout.tp) if tokens is None else None
-        self.sizes = dimensions(model, cut, layout.tp, batch, tokens, loss_chunk)
-        self.structure = structure(model, workload, recompute, cut, self.sizes, generates=tokens is not None)
+        loss_chunk = workload.loss_tokens(model, layout.tp, layout.cp) if tokens is None else None
+        context = context_of(layout)
+        self.sizes = dimensions(model, cut, layout.tp, batch, tokens, loss_chunk, layout.cp, context)
+        self.structure = structure(model, workload, recompute, cut, self.sizes, tokens is not None, context)
         self.split = ChunkSplit(model, layout)
         self.e, self.g = Factor("e", BYTES_OF[workload.precision]), Factor("g", BYTES_OF[workload.gradient_precision])
         self._ledgers = ledger_store() if ledgers is None else ledgers

@@ -1,6 +1,6 @@
 """The calls that a chunk and a stage make in a step: for one layout or, with arrays in place of numbers, for very many.
 
-    tensor_parallel     the calls of the layers, from the ledger
+    tensor_parallel     the calls of the layers, over tp and over cp, from the ledger
     messages            activations from stage to stage, and their gradients back
     data_parallel       reduction of gradients over dp; ZeRO's all-gathers of values
     tie, norm_and_loss  the calls that the optimizer's step needs
@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from engine.predict.ledger.dimensions import factors, loss_chunks
+from engine.predict.ledger.dimensions import factors, loss_chunks, middle_steps
 from engine.predict.ledger.form import LOSS_CHUNK, Part
 from engine.predict.ledger.words import module_in_words
 from engine.predict.memory.buckets import BucketSizes
@@ -60,7 +60,10 @@ def tensor_parallel(chunk: ChunkTraffic, setting: Setting) -> Iterator[Predicted
     for layer, phase, call, times in chunk.calls:
         name, payload = _recorded_name(call.name, call.collective, phase), factors(call.payload, setting.sizes)
         axis: Axis = call.axis  # type: ignore[assignment]
-        one = PredictedCall(axis, call.collective, phase, name, (setting.m, Factor("n", times)), payload, layer=layer)
+        often: tuple[Factor, ...] = (setting.m, Factor("n", times))
+        if call.step == "middle":
+            often = (*often, Factor("cp − 2", middle_steps(setting.sizes)))
+        one = PredictedCall(axis, call.collective, phase, name, often, payload, layer=layer)
         if layer == LOSS_CHUNK:
             yield from _of_loss_chunks(one, setting)
         else:
@@ -78,6 +81,10 @@ def _of_loss_chunks(call: PredictedCall, setting: Setting) -> Iterator[Predicted
 
 def _recorded_name(module: str, collective: str, phase: str) -> str:
     where = module_in_words(module)
+    if collective == "send_recv":
+        return sentence("{module}: keys and values, or their gradients, passed to the next rank", module=where)
+    if collective == "all_to_all":
+        return sentence("{module}: heads exchanged for tokens", module=where)
     if collective == "all_gather":
         return sentence("{module}: shards of the ranks, gathered", module=where)
     if phase == "backward":
