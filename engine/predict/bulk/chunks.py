@@ -48,7 +48,7 @@ class Table:
 
 
 class Chunks:
-    """The chunks of one structure's layouts. `known`: `tp`, `B`, `dp` and `zero` of each, and whether it is `cut`, (n,)."""
+    """The chunks of one structure's layouts. `known`: `tp`, `cp`, `B`, `dp` and `zero` of each, and whether it is `cut`, (n,)."""
 
     def __init__(self, layouts: Layouts, forms: list[ChunkForm], known: dict[str, Any], ledgers: Ledgers | None) -> None:
         self.layouts, self.known, self.does = layouts, known, form_actions(layouts, ledgers)

@@ -19,8 +19,9 @@ from engine.predict.bulk.chunks import VALUES, Chunks, Table
 from engine.predict.bulk.peak_candidates import peak_candidates
 from engine.predict.bulk.pieces import Piece, pieces, pieces_of
 from engine.predict.bulk.traces import ONES, ChunkForm, Layouts
-from engine.predict.grid import RECOMPUTES, Grid, chunked_loss, distinct
+from engine.predict.grid import CONTEXTS, RECOMPUTES, Grid, chunked_loss, distinct
 from engine.predict.ledger.dimensions import dimensions
+from engine.predict.ledger.form import Slicing
 from engine.predict.ledger.keep import Key, Ledgers
 from engine.predict.ledger.store import NotRecordedError
 from engine.schedule import SCHEDULES
@@ -90,17 +91,15 @@ class _SizesOf:
     def __init__(self, model: ModelSpec, workload: WorkloadSpec, grid: Grid, ledgers: Ledgers | None) -> None:
         self.model, self.workload, self.ledgers = model, workload, ledgers
         sequence = grid.sequence_parallel & (grid.tp > 1)
-        sizes = dimensions(model, "features", grid.tp, grid.microbatch_size)
-        sizes |= {name: size for name, size in dimensions(model, "sequence", grid.tp, 1).items() if name in ("S/tp", "R/tp")}
-        ones = [(sizes.get(name, 2) == 1) & (sequence | (name not in ("S/tp", "R/tp"))) for name in ONES]
         chunked = chunked_loss(model, workload, grid)
-        kinds = (sequence, grid.recompute, chunked, *(one & np.ones(len(grid), np.bool_) for one in ones))
+        kinds = (sequence, grid.recompute, chunked, grid.context, *_ones(model, grid))
         known = {
             "zero": grid.zero,
             "cut": grid.tp > 1,
             "tp": grid.tp,
             "B": grid.microbatch_size,
-            "dp": np.where(grid.zero > 0, grid.dp, 1),
+            "cp": grid.cp,
+            "dp": np.where(grid.zero > 0, grid.replicas, 1),
         }
         first, self.which = distinct(*kinds, *known.values())
         self.known = {name: size[first] for name, size in known.items()}
@@ -111,9 +110,9 @@ class _SizesOf:
         ]
 
     def _layouts(self, kinds: list[int]) -> Layouts:
-        sequence, recompute, chunked, *flags = kinds
+        sequence, recompute, chunked, context, *flags = kinds
         ones = tuple(name for name, one in zip(ONES, flags, strict=True) if one)
-        return Layouts(self.model, self.workload, RECOMPUTES[recompute], bool(sequence), ones, bool(chunked))
+        return Layouts(self.model, self.workload, RECOMPUTES[recompute], bool(sequence), ones, bool(chunked), CONTEXTS[context])
 
     def _groups(self, here: slice) -> list[slice]:
         return _runs(2 * self.known["zero"][here] + self.known["cut"][here], here.start)
@@ -166,6 +165,20 @@ class _SizesOf:
                 rows[piece][present] = places[done : done + len(present)]
                 done += len(present)
         return entries, rows
+
+
+def _ones(model: ModelSpec, grid: Grid) -> list[NDArray[np.bool_]]:
+    """Of each of `ONES`, where it is 1. (n,) each"""
+    found = {name: np.zeros(len(grid), np.bool_) for name in ONES}
+    first, which = distinct(grid.sequence_parallel & (grid.tp > 1), grid.context)
+    for kind, one in enumerate(first.tolist()):
+        here = np.flatnonzero(which == kind)
+        some, context = grid.take(here), CONTEXTS[grid.context[one]]
+        cut: Slicing = "sequence" if grid.sequence_parallel[one] and grid.tp[one] > 1 else "features"
+        sizes = dimensions(model, cut, some.tp, some.microbatch_size, cp=some.cp, context=context)
+        for name in ONES:
+            found[name][here] = sizes.get(name, 2) == 1
+    return [found[name] for name in ONES]
 
 
 class _Entries(NamedTuple):

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.predict.ledger.dimensions import dimensions, structure, value
-from engine.predict.ledger.form import Part, Product, Slicing
+from engine.predict.ledger.form import Context, Part, Product, Slicing
 from engine.predict.ledger.keep import Key, Ledgers
 from engine.predict.ledger.store import LedgerStore
 from engine.predict.memory.amounts import trace_amounts
@@ -29,7 +29,9 @@ from engine.spec import BYTES_OF, ModelSpec, Recompute, WorkloadSpec
 
 Real = NDArray[np.float64]
 LETTERS = ("t0", "t1")  # how many layers there are between a chunk's first and last, of each kind
-ONES = ("A/G", "B", "F/tp", "G/tp", "R/tp", "S/tp", "V/tp")  # dimensions that depend on the layout, and may be 1
+ONES = (
+    "A/G", "B", "F/tp", "G/cp/tp", "G/tp", "R/tp", "S/2cp", "S/2cp/tp", "S/cp", "S/cp/tp", "S/tp", "V/tp",
+)  # fmt: skip  # dimensions that depend on the layout, and may be 1
 
 
 class ChunkForm(NamedTuple):
@@ -58,6 +60,7 @@ class Layouts(NamedTuple):
     sequence: bool
     ones: tuple[str, ...]
     chunked_loss: bool
+    context: Context = ""
 
     @property
     def e(self) -> Factor:
@@ -116,7 +119,9 @@ class FormTraces:
         # By whether tp cuts: the dimensions, as sizes, and the structure.
         self.dimensions = {cut: self._dimensions(cut) for cut in (False, True)}
         self.structures = {
-            cut: structure(layouts.model, layouts.workload, layouts.recompute, layouts.slicing(cut), known)
+            cut: structure(
+                layouts.model, layouts.workload, layouts.recompute, layouts.slicing(cut), known, context=layouts.context
+            )
             for cut, known in self.dimensions.items()
         }
 
@@ -184,7 +189,8 @@ class FormTraces:
     def _dimensions(self, cut: bool) -> dict[str, Any]:
         model, workload, tp = self.layouts.model, self.layouts.workload, letter("tp")
         loss_chunk = workload.most_loss_tokens(model.vocab, tp) if self.layouts.chunked_loss else None
-        found = dimensions(model, self.layouts.slicing(cut), tp, letter("B"), loss_chunk=loss_chunk)
+        context = self.layouts.context
+        found = dimensions(model, self.layouts.slicing(cut), tp, letter("B"), None, loss_chunk, letter("cp"), context)
         return found | dict.fromkeys((one for one in self.layouts.ones if one in found), 1)
 
     def missing(self, forms: Iterable[ChunkForm], cuts: set[bool]) -> set[Key]:

@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 
 from engine.predict.bulk.arrays import multiplied
 from engine.predict.bulk.pieces import pieces
-from engine.predict.grid import RECOMPUTES, Grid, Whole, chunked_loss, distinct
+from engine.predict.grid import CONTEXTS, RECOMPUTES, Grid, Whole, chunked_loss, distinct
 from engine.predict.ledger.dimensions import dimensions, structure
-from engine.predict.ledger.form import Part, Slicing
+from engine.predict.ledger.form import Context, Part, Slicing
 from engine.predict.ledger.keep import Key, Ledgers
 from engine.predict.ledger.store import LedgerStore, ledger_store
 from engine.predict.symbolic import letter
@@ -32,9 +32,26 @@ from engine.spec import BYTES_OF, ModelSpec, Recompute, WorkloadSpec
 
 Reals = NDArray[np.float64]
 
-CLASSES = ("tp", "pp", "dp", "dp late")  # of traffic: by axis; and the part of dp that no pass overlaps with
+CLASSES = ("tp", "cp", "pp", "dp", "dp late")  # of traffic: by axis; and the part of dp that no pass overlaps with
 _SLICINGS: tuple[Slicing, ...] = ("none", "features", "sequence")
+# Kinds of recompute that repeat collectives. That of attention alone repeats those over cp.
+_REPEATING: tuple[Recompute, ...] = ("none", "full", "core_attn")
 _LATE = ("gather", "step")  # phases that no pass overlaps with
+
+
+class _Case(NamedTuple):
+    """What the ledgers of layouts depend on, but for which dimensions are 1."""
+
+    slicing: Slicing
+    recompute: Recompute  # of `_REPEATING`
+    chunked: bool
+    context: Context
+
+
+def _repeats(grid: Grid) -> Whole:
+    """Which of `_REPEATING` each layout has. (n,)"""
+    full, attention = grid.recompute == RECOMPUTES.index("full"), grid.recomputes("core_attn") & (grid.cp > 1)
+    return np.where(full, 1, np.where(attention, 2, 0))
 
 
 class StageItem(NamedTuple):
@@ -59,16 +76,17 @@ def bulk_traffic(
 ) -> dict[str, Reals]:
     """The traffic of the busiest rank in a step: name → (n,), for the n layouts of `grid`.
 
-    "tp", "pp" and "dp" are wire bytes. "dp late" is the part of dp that no pass overlaps with: new values, and the calls of the
-    optimizer's step. "tp calls" and so on are the numbers of calls, with receives. Each name has its own busiest rank. `classes`:
-    the wanted names. `calls`: whether calls are counted too. `ledgers`: where to read ledgers, in place of `ledger_store()`.
+    "tp", "cp", "pp" and "dp" are wire bytes. "dp late" is the part of dp that no pass overlaps with: new values, and the calls of
+    the optimizer's step. "tp calls" and so on are the numbers of calls, with receives. Each name has its own busiest rank.
+    `classes`: the wanted names. `calls`: whether calls are counted too. `ledgers`: where to read ledgers, in place of
+    `ledger_store()`.
 
     Raises `NotRecordedError`.
     """
-    full = grid.recompute == RECOMPUTES.index("full")  # selective recompute repeats no collective
     first, cost = distinct(
-        grid.dp, grid.tp, grid.pp, grid.microbatch_size, grid.microbatches, grid.zero, grid.sequence_parallel, full
-    )
+        grid.dp, grid.cp, grid.context, grid.tp, grid.pp, grid.microbatch_size, grid.microbatches, grid.zero,
+        grid.sequence_parallel, _repeats(grid),
+    )  # fmt: skip
     splits = grid.by_schedule(lambda facts: facts.splits)  # then reductions depend on the schedule
     groups = grid.pp, grid.chunks, grid.v_shaped, np.where(splits & (grid.zero >= 2), 1 + grid.schedule, 0)
     some, which = distinct(*groups, cost)  # one of the layouts whose stages have equal traffic
@@ -183,73 +201,78 @@ class _Costs:
         self._sums = {name: np.zeros((measures, len(held), len(grid))) for name in classes}
         self.reduced = {name: np.zeros((measures, len(held), len(grid))) for name in ("tp", "dp")}
         slicing = np.where(grid.tp == 1, 0, np.where(grid.sequence_parallel, 2, 1))
-        full, chunked = grid.recompute == RECOMPUTES.index("full"), chunked_loss(model, workload, grid)
-        self._check(slicing, full, chunked)
-        first, which = distinct(slicing, full, chunked)
+        repeats, chunked = _repeats(grid), chunked_loss(model, workload, grid)
+        self._check(slicing, repeats, chunked)
+        first, which = distinct(slicing, repeats, chunked, grid.context)
         for kind, one in enumerate(first.tolist()):
-            recompute: Recompute = "full" if full[one] else "none"
-            self._recorded(_SLICINGS[slicing[one]], recompute, bool(chunked[one]), np.flatnonzero(which == kind))
-        first, which = distinct(slicing, grid.zero, chunked)
+            case = _Case(_SLICINGS[slicing[one]], _REPEATING[repeats[one]], bool(chunked[one]), CONTEXTS[grid.context[one]])
+            self._recorded(case, np.flatnonzero(which == kind))
+        first, which = distinct(slicing, grid.zero, chunked, grid.context)
         for kind, one in enumerate(first.tolist()):
-            self._by_zero(_SLICINGS[slicing[one]], int(grid.zero[one]), bool(chunked[one]), np.flatnonzero(which == kind))
+            case = _Case(_SLICINGS[slicing[one]], "none", bool(chunked[one]), CONTEXTS[grid.context[one]])
+            self._by_zero(case, int(grid.zero[one]), np.flatnonzero(which == kind))
 
     def of(self, name: str, measure: int) -> Reals:
         """(items, layouts)"""
         found: Reals = self._sums[name][measure]
         return found
 
-    def _check(self, slicing: Whole, full: Any, chunked: Any) -> None:
+    def _check(self, slicing: Whole, repeats: Whole, chunked: Any) -> None:
         if isinstance(self._ledgers, LedgerStore):
-            first, _ = distinct(slicing, full, chunked)
-            kinds = {(_SLICINGS[slicing[i]], "full" if full[i] else "none", bool(chunked[i])) for i in first.tolist()}
-            kinds |= {(cut, "none", one) for cut, _, one in kinds}
+            first, _ = distinct(slicing, repeats, chunked, self.grid.context)
+            cases = {
+                _Case(_SLICINGS[slicing[i]], _REPEATING[repeats[i]], bool(chunked[i]), CONTEXTS[self.grid.context[i]])
+                for i in first.tolist()
+            }
+            cases |= {case._replace(recompute="none") for case in cases}
             parts = {one.part for one in self.held if one.part is not None}
-            self._ledgers.check({self._key(part, *kind) for part in parts for kind in kinds})  # type: ignore[arg-type]
+            self._ledgers.check({self._key(part, case) for part in parts for case in cases})
 
-    def _key(self, part: Part, slicing: Slicing, recompute: Recompute, chunked: bool) -> Key:
+    def _key(self, part: Part, case: _Case) -> Key:
         """The key of a chunk's ledger. Calls do not depend on which dimensions are 1, so all are taken as more than 1."""
-        loss_chunk = letter("C") if chunked else None
-        sizes = dimensions(self.model, slicing, letter("tp"), letter("B"), loss_chunk=loss_chunk)
-        return structure(self.model, self.workload, recompute, slicing, sizes).of(part), part
+        loss_chunk = letter("C") if case.chunked else None
+        sizes = dimensions(self.model, case.slicing, letter("tp"), letter("B"), None, loss_chunk, letter("cp"), case.context)
+        return structure(self.model, self.workload, case.recompute, case.slicing, sizes, context=case.context).of(part), part
 
-    def _setting(self, slicing: Slicing, zero: int, chunked: bool, here: Whole) -> Setting:
+    def _setting(self, case: _Case, zero: int, here: Whole) -> Setting:
         some, workload = self.grid.take(here), self.workload
-        loss_chunk = workload.most_loss_tokens(self.model.vocab, some.tp) if chunked else None
-        sizes = dimensions(self.model, slicing, some.tp, some.microbatch_size, loss_chunk=loss_chunk)
+        loss_chunk = workload.most_loss_tokens(self.model.vocab, some.tp) if case.chunked else None
+        slicing = case.slicing
+        sizes = dimensions(self.model, slicing, some.tp, some.microbatch_size, None, loss_chunk, some.cp, case.context)
         copies = np.maximum(1, some.tp // self.model.key_heads)
         e, g = Factor("e", BYTES_OF[workload.precision]), Factor("g", BYTES_OF[workload.gradient_precision])
-        return Setting(sizes, some.tp, some.dp, some.microbatches, zero, slicing == "sequence", e, g, copies)
+        return Setting(sizes, some.tp, some.replicas, some.microbatches, zero, slicing == "sequence", e, g, copies)
 
-    def _recorded(self, slicing: Slicing, recompute: Recompute, chunked: bool, here: Whole) -> None:
-        """Add calls over tp, and messages over pp."""
-        setting = self._setting(slicing, 0, chunked, here)
+    def _recorded(self, case: _Case, here: Whole) -> None:
+        """Add calls over tp and cp, and messages over pp."""
+        setting = self._setting(case, 0, here)
         for number, one in enumerate(self.held):
             if one.part is None:
                 continue
-            traffic = trained(self._ledgers(*self._key(one.part, slicing, recompute, chunked)))
+            traffic = trained(self._ledgers(*self._key(one.part, case)))
             if one.kind == "cut":
                 found: Iterable[PredictedCall] = messages(traffic, setting, (0, 1), receives=True)
             else:
                 found = _of_layers(one, tensor_parallel(traffic, setting))
             self._add(number, here, setting, found)
 
-    def _by_zero(self, slicing: Slicing, zero: int, chunked: bool, here: Whole) -> None:
+    def _by_zero(self, case: _Case, zero: int, here: Whole) -> None:
         """Add calls over dp, and those at the end of a step."""
-        setting = self._setting(slicing, zero, chunked, here)
+        setting = self._setting(case, zero, here)
         for number, one in enumerate(self.held):
             if one.part is not None and one.kind != "cut":
-                traffic = trained(self._ledgers(*self._key(one.part, slicing, "none", chunked)))
+                traffic = trained(self._ledgers(*self._key(one.part, case)))
                 self._add(number, here, setting, _of_layers(one, data_parallel(traffic, one.part, setting)))
             elif one.part is None and one.kind == "ends" and self.model.parts.tied:
                 part = next(other.part for other in self.held if other.part is not None and other.part.first)
-                traffic = trained(self._ledgers(*self._key(part, slicing, "none", chunked)))
+                traffic = trained(self._ledgers(*self._key(part, case)))
                 self._add(number, here, setting, tie(traffic, part, setting, (0, 1)))
             elif one.part is None and one.kind != "ends":
                 every = list(norm_and_loss(setting, True))
                 self._add(number, here, setting, every[:-1] if one.kind == "stage" else every[-1:])
 
     def _add(self, number: int, here: Whole, setting: Setting, found: Iterable[PredictedCall]) -> None:
-        ranks = {"tp": setting.tp, "dp": setting.dp, "pp": self.grid.pp[here]}
+        ranks = {"tp": setting.tp, "cp": self.grid.cp[here], "dp": setting.dp, "pp": self.grid.pp[here]}
         for call in found:
             n = call.ranks(ranks[call.axis])
             calls = call.calls * call.made(n)

@@ -144,8 +144,8 @@ def structure(
 ) -> Structure:
     """The structure of a model's chunks. `sizes`: the values of the dimensions.
 
-    Each dimension that is 1 is part of the structure. Three are not: tp, since `cut` says whether it is 1, cp, which is 3 and more,
-    and N, which is never 1 where that matters. A symbolic size counts as more than 1.
+    Each dimension that is 1 is part of the structure. Three are not: tp, since `cut` says whether it is 1; cp, which is 3 or more
+    as a dimension; and N, which is never 1 where that matters. A symbolic size counts as more than 1.
     """
     others = {name: size for name, size in sizes.items() if name not in ("tp", "cp", "N")}
     ones = tuple(sorted(name for name, size in others.items() if isinstance(size, int) and size == 1))
