@@ -80,10 +80,11 @@ def memory(tables):
         yield f"memory_peak: unknown categories {unknown}"
     if (peak["bytes"] < 0).any():
         yield "memory_peak: negative bytes"
-    tp, dp = peak["tp"].max() + 1, peak["dp"].max() + 1
-    wrong = peak[peak["rank"] != (peak["pp"] * dp + peak["dp"]) * tp + peak["tp"]]
+    cp_of = peak["cp"] if "cp" in peak else 0 * peak["tp"]  # a run that is older than context parallelism
+    tp, cp, dp = peak["tp"].max() + 1, cp_of.max() + 1, peak["dp"].max() + 1
+    wrong = peak[peak["rank"] != ((peak["pp"] * dp + peak["dp"]) * cp + cp_of) * tp + peak["tp"]]
     if len(wrong):
-        yield f"memory_peak: rank {wrong['rank'].iloc[0]} is not at its coordinate (tp fastest, then dp, then pp)"
+        yield f"memory_peak: rank {wrong['rank'].iloc[0]} is not at its coordinate (tp fastest, then cp, dp, pp)"
     if "memory_curve" in tables:
         totals = peak.groupby(["source", "rank"])["bytes"].sum()
         curve = tables["memory_curve"].groupby(["source", "rank", "t_ns"])["bytes"].sum()

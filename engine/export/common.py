@@ -30,7 +30,7 @@ def optimizer_note(spec: RunSpec, framework: Framework, name: str) -> Iterator[s
 
 def loss_note(spec: RunSpec, elsewhere: str) -> Iterator[str]:
     """A note if the loss is computed in chunks of tokens; otherwise nothing. `elsewhere`: how the framework computes it."""
-    tokens = spec.workload.loss_tokens(spec.model, spec.layout.tp)
+    tokens = spec.workload.loss_tokens(spec.model, spec.layout.tp, spec.layout.cp)
     if tokens:
         yield f"here logits and loss are computed {tokens} tokens at a time; {elsewhere}"
 

@@ -98,7 +98,7 @@ def _message(event: Event, spec: RunSpec, say: Words) -> str:
 
 def _end(event: Event, spec: RunSpec, say: Words) -> str:
     rank, layout, kind = event.rank, spec.layout, event.action.kind
-    if kind == "reduce" and layout.dp == 1:
+    if kind == "reduce" and layout.mesh.replicas == 1:
         return say(
             "Rank {rank} waits until the gradients of the parameters that tp does not shard are summed over tp: once a "
             "step.",
@@ -106,7 +106,7 @@ def _end(event: Event, spec: RunSpec, say: Words) -> str:
     if kind == "reduce":
         return say(
             "Rank {rank} waits until the gradients of its layers are summed over the {count} replicas; the sum includes "
-            "all microbatches.", rank=rank, count=layout.dp)  # fmt: skip
+            "all microbatches.", rank=rank, count=layout.mesh.replicas)  # fmt: skip
     if kind == "tie":
         return say(
             "Rank {rank} sums the gradients of the two copies of the token embedding, which the first and the last chunk "
@@ -154,6 +154,12 @@ def purpose(calls: Communication, spec: RunSpec, say: Words) -> str:
             "all_gather": say("the parameters, of which each replica keeps a shard, are gathered for this use"),
             "reduce_scatter": say("gradients are summed over the replicas, and each keeps its shard of the sum"),
         }.get(calls.collective, say("gradients are summed over the replicas"))
+    if calls.axis == "cp":
+        return {
+            "send_recv": say("keys and values, and in backward their gradients too, are passed to the next rank of the ring"),
+            "all_gather": say("the keys and values of all parts of the sequence are gathered"),
+            "reduce_scatter": say("gradients of keys and values are summed, and each rank keeps those of its tokens"),
+        }.get(calls.collective, say("heads are exchanged for tokens"))
     if calls.collective == "all_gather":
         return say("the slices' parts of the sequence are gathered")
     if calls.collective == "reduce_scatter":

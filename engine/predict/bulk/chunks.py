@@ -55,7 +55,7 @@ class Chunks:
         kinds = {(zero, cut > 0) for zero, cut in zip(known["zero"].tolist(), known["cut"].tolist(), strict=True)}
         self.actions = {(form, *kind): self.does.actions(form, *kind) for form in forms for kind in kinds}
         self.runs = self.does.runs()
-        letters = {"tp": known["tp"], "B": known["B"]}
+        letters = {"tp": known["tp"], "cp": known["cp"], "B": known["B"]}
         shape = tuple(int(of.max()) + 1 for of in letters.values())
         keys = np.ravel_multi_index(tuple(letters.values()), shape)
         _, first, self._which = np.unique(keys, return_index=True, return_inverse=True)
