@@ -105,16 +105,17 @@ class Mesh(_ByAxis):
     @property
     def code(self) -> str:
         """The short form, such as dp2.tp2.pp2. `LayoutSpec.degrees` reads it."""
-        return ".".join(f"{axis}{self[axis]}" for axis in self._written)
+        return ".".join(f"{axis}{self[axis]}" for axis in self.written)
 
     @property
     def product(self) -> str:
         """The size as a product: "2 × 2 × 2"."""
-        return " × ".join(str(self[axis]) for axis in self._written)
+        return " × ".join(str(self[axis]) for axis in self.written)
 
     @property
-    def _written(self) -> tuple[Axis, ...]:
-        return tuple(axis for axis in AXES_AS_WRITTEN if self[axis] > 1 or axis not in WRITTEN_IF_USED)
+    def written(self) -> tuple[Axis, ...]:
+        """The axes that names of a layout and of its ranks have."""
+        return tuple(axis for axis in AXES_AS_WRITTEN if self[axis] != 1 or axis not in WRITTEN_IF_USED)
 
     @property
     def replicas(self) -> int:

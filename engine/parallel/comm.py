@@ -17,38 +17,24 @@ gloo's own reduce_scatter copies the whole input and all-reduces the copy.
 
 from __future__ import annotations
 
-import ctypes
-import hashlib
-import platform
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from pathlib import Path
 
 import torch
 import torch.distributed as dist
 
 from engine.measure.recorder import Recorder, Span, TrafficKey
-from engine.parallel.transport import Group, NoPeers, Reduction, Transport, Works
+from engine.parallel.transport import Group, NoPeers, Reduction, Transport, Works, machine, unowned_view
 from engine.schedule import Flow
 from engine.topology import Axis, Mesh
 
-_PIPELINE_GROUPS = (
-    "activation downstream",
-    "activation upstream",
-    "gradient downstream",
-    "gradient upstream",
-)  # what is sent, and in which direction
+# What is sent, and in which direction.
+_PIPELINE_GROUPS = "activation downstream", "activation upstream", "gradient downstream", "gradient upstream"
 KEY_COPIES = "key copies"  # the name of the group of the tp ranks that hold the same key head
 _REDUCTIONS = {"sum": dist.ReduceOp.SUM, "max": dist.ReduceOp.MAX}
-
-
-# A view of raw memory. ctypes would create a new array type for each size, which is garbage later.
-_memoryview = ctypes.pythonapi.PyMemoryView_FromMemory
-_memoryview.argtypes, _memoryview.restype = (ctypes.c_void_p, ctypes.c_ssize_t, ctypes.c_int), ctypes.py_object
-_WRITABLE = 0x200  # PyBUF_WRITE
 
 
 class CommError(RuntimeError):
@@ -76,7 +62,7 @@ class Pending:
     """A call in progress. It must be waited for: gloo cancels a transfer whose handle is freed."""
 
     def __init__(self, works: Works, tensors: tuple[torch.Tensor, ...], span: Span, recorder: Recorder) -> None:
-        """`tensors` are kept until the call is complete; see `_unowned_view`."""
+        """`tensors` are kept until the call is complete; see `unowned_view`."""
         self._works, self._tensors, self._span, self._recorder = works, tensors, span, recorder
         self.afterwards: Callable[[], object] | None = None  # what is left to do when the works are complete
 
@@ -116,12 +102,12 @@ class ProcessGroups:
         self._rank = rank
 
     def all_reduce(self, tensor: torch.Tensor, reduction: Reduction, to: Group) -> Works:
-        return [dist.all_reduce(_unowned_view(tensor), _REDUCTIONS[reduction], group=to.handle, async_op=True)]
+        return [dist.all_reduce(unowned_view(tensor), _REDUCTIONS[reduction], group=to.handle, async_op=True)]
 
     def all_gather(self, out: torch.Tensor, tensor: torch.Tensor, to: Group, tag: int) -> Works:
         if tensor.device.type == "cpu":
-            return self._gather_by_transfers(_unowned_view(out), _unowned_view(tensor), to, tag)
-        return [dist.all_gather_single(_unowned_view(out), _unowned_view(tensor), group=to.handle, async_op=True)]
+            return self._gather_by_transfers(unowned_view(out), unowned_view(tensor), to, tag)
+        return [dist.all_gather_single(unowned_view(out), unowned_view(tensor), group=to.handle, async_op=True)]
 
     def _gather_by_transfers(self, out: torch.Tensor, tensor: torch.Tensor, to: Group, tag: int) -> Works:
         """An all-gather by sends and receives. gloo's own makes a copy of the whole, which another thread frees at a random
@@ -138,9 +124,9 @@ class ProcessGroups:
 
     def all_to_all(self, out: torch.Tensor, tensor: torch.Tensor, to: Group, tag: int) -> Works:
         if tensor.device.type != "cpu":
-            return [dist.all_to_all_single(_unowned_view(out), _unowned_view(tensor), group=to.handle, async_op=True)]
+            return [dist.all_to_all_single(unowned_view(out), unowned_view(tensor), group=to.handle, async_op=True)]
         works: Works = []
-        outs, parts = (_unowned_view(whole).view(len(to.ranks), -1) for whole in (out, tensor))
+        outs, parts = (unowned_view(whole).view(len(to.ranks), -1) for whole in (out, tensor))
         for rank, incoming, part in zip(to.ranks, outs, parts, strict=True):
             if rank == self._rank:
                 incoming.copy_(part)
@@ -149,28 +135,27 @@ class ProcessGroups:
         return works
 
     def send_recv(self, out: torch.Tensor, tensor: torch.Tensor, to: Group, tag: int) -> Works:
-        own, n = to.ranks.index(self._rank), len(to.ranks)
-        before, after = to.ranks[own - 1], to.ranks[(own + 1) % n]
-        incoming, outgoing = _unowned_view(out), _unowned_view(tensor)
+        own = to.ranks.index(self._rank)
+        before, after = to.ranks[own - 1], to.ranks[own + 1 - len(to.ranks)]
+        incoming, outgoing = unowned_view(out), unowned_view(tensor)
         if tensor.device.type == "cpu":
-            receive = dist.irecv(incoming, before, group=to.handle, tag=tag)
-            return [receive, dist.isend(outgoing, after, group=to.handle, tag=tag)]
+            return [dist.irecv(incoming, before, to.handle, tag), dist.isend(outgoing, after, to.handle, tag)]
         # In one call: on NCCL a send ends only when it is received, and all ranks of the ring send first.
         both = [dist.P2POp(dist.irecv, incoming, before, to.handle), dist.P2POp(dist.isend, outgoing, after, to.handle)]
         return list(dist.batch_isend_irecv(both))
 
     def reduce_scatter(self, out: torch.Tensor, tensor: torch.Tensor, to: Group) -> Works:
-        return [dist.reduce_scatter_single(_unowned_view(out), _unowned_view(tensor), group=to.handle, async_op=True)]
+        return [dist.reduce_scatter_single(unowned_view(out), unowned_view(tensor), group=to.handle, async_op=True)]
 
     def send(self, tensor: torch.Tensor, peer: int, to: Group, tag: int) -> Works:
-        return [dist.isend(_unowned_view(tensor), peer, group=to.handle, tag=tag)]
+        return [dist.isend(unowned_view(tensor), peer, group=to.handle, tag=tag)]
 
     def receive(self, tensor: torch.Tensor, peer: int, to: Group, tag: int) -> Works:
-        return [dist.irecv(_unowned_view(tensor), peer, group=to.handle, tag=tag)]
+        return [dist.irecv(unowned_view(tensor), peer, group=to.handle, tag=tag)]
 
     def latest(self, instant: int, device: torch.device) -> int:
         clock = torch.tensor([instant], dtype=torch.int64, device=device)
-        dist.all_reduce(_unowned_view(clock), dist.ReduceOp.MAX)
+        dist.all_reduce(unowned_view(clock), dist.ReduceOp.MAX)
         return int(clock.item())
 
 
@@ -405,27 +390,8 @@ class Comm:
         """Whether all ranks run on one machine, since the same boot."""
         if self.mesh.size == 1:
             return True
-        here = _machine()
+        here = machine()
         ends = torch.tensor([here, -here], dtype=torch.int64, device=self.device)
-        dist.all_reduce(_unowned_view(ends), dist.ReduceOp.MAX)
+        dist.all_reduce(unowned_view(ends), dist.ReduceOp.MAX)
         highest, lowest = ends.tolist()
         return highest == -lowest
-
-
-def _machine() -> int:
-    """A number for this boot of this machine."""
-    boot = Path("/proc/sys/kernel/random/boot_id")
-    name = boot.read_text() if boot.exists() else platform.node()
-    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:6])
-
-
-def _unowned_view(tensor: torch.Tensor) -> torch.Tensor:
-    """The same memory as a flat tensor that does not own it. The caller keeps the owner until the call is complete.
-
-    gloo's threads free their reference to a tensor some time after the wait. If it were the last one, memory would be freed at a
-    random instant by a thread that the profiler does not see. NCCL follows the order of the stream.
-    """
-    assert tensor.is_contiguous()
-    if tensor.device.type != "cpu":
-        return tensor.view(-1)
-    return torch.frombuffer(_memoryview(tensor.data_ptr(), tensor.nbytes, _WRITABLE), dtype=tensor.dtype)

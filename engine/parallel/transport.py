@@ -1,8 +1,12 @@
-"""What `engine.parallel.comm` sends by, as an interface; and a transport for one rank without peers."""
+"""What `engine.parallel.comm` sends by, as an interface; a transport for one rank without peers; and memory as it is sent."""
 
 from __future__ import annotations
 
+import ctypes
+import hashlib
+import platform
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import torch
@@ -10,6 +14,11 @@ import torch
 from engine.topology import Axis
 
 Reduction = Literal["sum", "max"]
+
+# A view of raw memory. ctypes would create a new array type for each size, which is garbage later.
+_memoryview = ctypes.pythonapi.PyMemoryView_FromMemory
+_memoryview.argtypes, _memoryview.restype = (ctypes.c_void_p, ctypes.c_ssize_t, ctypes.c_int), ctypes.py_object
+_WRITABLE = 0x200  # PyBUF_WRITE
 
 
 class Work(Protocol):
@@ -100,3 +109,22 @@ class NoPeers:
 
     def latest(self, instant: int, device: torch.device) -> int:
         return instant
+
+
+def machine() -> int:
+    """A number for this boot of this machine."""
+    boot = Path("/proc/sys/kernel/random/boot_id")
+    name = boot.read_text() if boot.exists() else platform.node()
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:6])
+
+
+def unowned_view(tensor: torch.Tensor) -> torch.Tensor:
+    """The same memory as a flat tensor that does not own it. The caller keeps the owner until the call is complete.
+
+    gloo's threads free their reference to a tensor some time after the wait. If it were the last one, memory would be freed at a
+    random instant by a thread that the profiler does not see. NCCL follows the order of the stream.
+    """
+    assert tensor.is_contiguous()
+    if tensor.device.type != "cpu":
+        return tensor.view(-1)
+    return torch.frombuffer(_memoryview(tensor.data_ptr(), tensor.nbytes, _WRITABLE), dtype=tensor.dtype)

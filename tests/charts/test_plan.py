@@ -51,7 +51,7 @@ def test_stages_that_do_not_fit_are_named_together():
 
 
 def test_the_parts_of_a_step_add_up():
-    parts = {"compute": 3.0, "tp": 1.0, "pp": 0.0, "dp": 0.5, "update": 0.25, "idle": 0.25}
+    parts = {"compute": 3.0, "tp": 1.0, "cp": 0.0, "pp": 0.0, "dp": 0.5, "update": 0.25, "idle": 0.25}
     drawing = plan.step_parts({"1 · dp1.tp1.pp1": parts}, LIGHT)
     assert drawing.title == "60.0% of the step is compute; the rest is waiting"
     [(_, rows)] = marks(drawing.spec, "bar")
