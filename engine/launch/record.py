@@ -48,9 +48,9 @@ from engine.predict.ledger.form import (
     Segment,
     Structure,
     case,
-    kind_of,
 )  # fmt: skip
 from engine.schedule import Action, Kind, Schedule
+from engine.spec.context import kind_of
 from engine.topology import Mesh
 
 _DP = 2  # replicas: with one, data parallelism would do nothing

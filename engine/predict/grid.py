@@ -10,8 +10,6 @@ from typing import Any, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.predict.ledger.dimensions import context_of
-from engine.predict.ledger.form import Context, kind_of
 from engine.schedule import SCHEDULES
 from engine.spec import (
     SCHEDULE_FACTS,
@@ -24,10 +22,10 @@ from engine.spec import (
     WorkloadSpec,
     recomputes,
 )
+from engine.spec.context import CONTEXTS, context_of, kind_of
 from engine.topology import AXES, AXES_AS_WRITTEN, REPLICATED, Axis
 
 RECOMPUTES: tuple[Recompute, ...] = get_args(Recompute)
-CONTEXTS: tuple[Context, ...] = get_args(Context)
 Whole = NDArray[np.int64]
 
 

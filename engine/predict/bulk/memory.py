@@ -19,7 +19,7 @@ from engine.predict.bulk.chunks import VALUES, Chunks, Table
 from engine.predict.bulk.peak_candidates import peak_candidates
 from engine.predict.bulk.pieces import Piece, pieces, pieces_of
 from engine.predict.bulk.traces import ONES, ChunkForm, Layouts
-from engine.predict.grid import CONTEXTS, RECOMPUTES, Grid, chunked_loss, distinct
+from engine.predict.grid import RECOMPUTES, Grid, chunked_loss, distinct
 from engine.predict.ledger.dimensions import dimensions
 from engine.predict.ledger.form import Slicing
 from engine.predict.ledger.keep import Key, Ledgers
@@ -27,6 +27,7 @@ from engine.predict.ledger.store import NotRecordedError
 from engine.schedule import SCHEDULES
 from engine.schedule.orders import enough_microbatches
 from engine.spec import SCHEDULE_FACTS, ModelSpec, WorkloadSpec
+from engine.spec.context import CONTEXTS
 
 Array = NDArray[np.int64]
 Real = NDArray[np.float64]

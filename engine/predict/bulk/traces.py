@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.predict.ledger.dimensions import dimensions, structure, value
-from engine.predict.ledger.form import Context, Part, Product, Slicing
+from engine.predict.ledger.form import Part, Product, Slicing
 from engine.predict.ledger.keep import Key, Ledgers
 from engine.predict.ledger.store import LedgerStore
 from engine.predict.memory.amounts import trace_amounts
@@ -26,6 +26,7 @@ from engine.predict.symbolic import Size, as_size, letter, sized
 from engine.predict.symbolic import value as value_of
 from engine.predict.terms import Factor
 from engine.spec import BYTES_OF, ModelSpec, Recompute, WorkloadSpec
+from engine.spec.context import Context
 
 Real = NDArray[np.float64]
 LETTERS = ("t0", "t1")  # how many layers there are between a chunk's first and last, of each kind

@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 
 from engine.predict.bulk.arrays import multiplied
 from engine.predict.bulk.pieces import pieces
-from engine.predict.grid import CONTEXTS, RECOMPUTES, Grid, Whole, chunked_loss, distinct
+from engine.predict.grid import RECOMPUTES, Grid, Whole, chunked_loss, distinct
 from engine.predict.ledger.dimensions import dimensions, structure
-from engine.predict.ledger.form import Context, Part, Slicing
+from engine.predict.ledger.form import Part, Slicing
 from engine.predict.ledger.keep import Key, Ledgers
 from engine.predict.ledger.store import LedgerStore, ledger_store
 from engine.predict.symbolic import letter
@@ -29,6 +29,7 @@ from engine.predict.traffic.reductions import reductions
 from engine.predict.traffic.rules import Setting, data_parallel, messages, norm_and_loss, tensor_parallel, tie
 from engine.schedule import SCHEDULES
 from engine.spec import BYTES_OF, ModelSpec, Recompute, WorkloadSpec
+from engine.spec.context import CONTEXTS, Context
 
 Reals = NDArray[np.float64]
 

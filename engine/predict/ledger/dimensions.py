@@ -27,10 +27,11 @@ from math import prod
 from typing import Any
 
 from engine.families import predicted
-from engine.predict.ledger.form import Context, Product, Slicing, Structure
+from engine.predict.ledger.form import Product, Slicing, Structure
 from engine.predict.symbolic import Size, later
 from engine.predict.terms import Factor
-from engine.spec import LayoutSpec, ModelSpec, Recompute, WorkloadSpec
+from engine.spec import ModelSpec, Recompute, WorkloadSpec
+from engine.spec.context import Context
 
 QKV, PLACES = "A/G + 2", "S + spare"
 
@@ -47,7 +48,7 @@ def dimensions(
 ) -> dict[str, Any]:
     """The value of each dimension, by name. `tokens`: P and N, when generating. `loss_chunk`: C; None: the loss is whole.
 
-    `context`: see `context_of`.
+    `context`: see `engine.spec.context`.
     """
     (keys, shared), position = _heads(model, tp), model.parts.position
     found: dict[str, Any] = {
@@ -81,16 +82,6 @@ def _context_dimensions(model: ModelSpec, slicing: Slicing, tp: Any, cp: Any, co
     name, parts = ("S/cp", cp) if context == "ulysses" else ("S/2cp", 2 * cp)
     found = {f"{name}/tp": model.seq // (parts * tp)} if slicing == "sequence" else {name: model.seq // parts}
     return found if context.endswith("of 2") else found | {"cp": cp}
-
-
-def context_of(layout: LayoutSpec) -> Context:
-    """The kind of context parallelism in a structure."""
-    kind = layout.context_parallel
-    if layout.cp == 1 or kind == "ulysses":
-        return "" if layout.cp == 1 else "ulysses"
-    if kind == "ring":
-        return "ring of 2" if layout.cp == 2 else "ring"
-    return "all_gather of 2" if layout.cp == 2 else "all_gather"
 
 
 def middle_steps(sizes: Mapping[str, Any]) -> Any:

@@ -16,22 +16,10 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 from engine.families import FamilyName, ModelParts, parts_of
-from engine.spec import AttentionName, ContextParallelName, Precision, Recompute
+from engine.spec import AttentionName, Precision, Recompute
+from engine.spec.context import Context
 
 Slicing = Literal["none", "features", "sequence"]  # by tp: nothing, as tp is 1; the features; the sequence as well
-# Context parallelism: none, as cp is 1, or its kind. Attention over two ranks has no step between the first and the last.
-Context = Literal["", "ring", "ring of 2", "all_gather", "all_gather of 2", "ulysses"]
-
-
-def kind_of(context: Context) -> ContextParallelName:
-    """The kind of context parallelism; the default if there is none."""
-    kinds: dict[Context, ContextParallelName] = {
-        "": "ring", "ring": "ring", "ring of 2": "ring", "all_gather": "all_gather", "all_gather of 2": "all_gather",
-        "ulysses": "ulysses",
-    }  # fmt: skip
-    return kinds[context]
-
-
 # A step of attention over cp ranks: none, or the first; one that stands for all others but the last; the last.
 Step = Literal["", "middle", "last"]
 

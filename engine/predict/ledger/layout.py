@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from engine.predict.ledger.dimensions import context_of, dimensions, slicing, structure
+from engine.predict.ledger.dimensions import dimensions, slicing, structure
 from engine.predict.ledger.form import Ledger, Part
 from engine.predict.ledger.keep import Key, Ledgers
 from engine.predict.ledger.split import ChunkSplit, Layers
 from engine.predict.ledger.store import LedgerStore, ledger_store
 from engine.predict.terms import Factor
 from engine.spec import BYTES_OF, LayoutSpec, ModelSpec, WorkloadSpec
+from engine.spec.context import context_of
 
 Tokens = tuple[int, int]  # tokens of the prompt, and tokens in the KV cache when the last one goes through the model
 

@@ -22,7 +22,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from engine.devices import DeviceSpec
-from engine.predict.grid import CONTEXTS, RECOMPUTES, Grid, Whole, chunked_loss, distinct
+from engine.predict.grid import RECOMPUTES, Grid, Whole, chunked_loss, distinct
 from engine.predict.ledger.dimensions import dimensions, loss_chunks, middle_steps, slicing, structure
 from engine.predict.ledger.form import LOSS_CHUNK, Call, Part, Product, Segment, Structure
 from engine.predict.ledger.kernels import Kernel, kernels
@@ -30,6 +30,7 @@ from engine.predict.ledger.split import part_of
 from engine.predict.ledger.store import NotRecordedError, ledger_store
 from engine.predict.speed.rates import Assumptions, Link, Real, link, on_device, rates
 from engine.spec import ModelSpec, Precision, WorkloadSpec
+from engine.spec.context import CONTEXTS
 from engine.topology import Axis
 
 FORWARD, INPUTS, WEIGHTS = range(3)
