@@ -56,7 +56,7 @@ class Inference:
         self.tokens = self.generator.run(add_row)
         return {
             "steps": rows if rank == 0 else [],
-            "spans": self.recorder.span_rows(rank),
+            "spans": self.recorder.step_spans().moved(self.comm.measure_clocks()).rows(rank),
             "traffic": self.recorder.traffic_rows(rank),
         }
 

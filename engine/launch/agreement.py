@@ -251,6 +251,22 @@ def _ip(address: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
     return ipaddress.ip_address(address.partition("%")[0])
 
 
+def check_interfaces(setting: str) -> None:
+    """Raise `RequestError` if this machine lacks one of the network interfaces in GLOO_SOCKET_IFNAME, comma-separated."""
+    there = sorted(
+        name
+        for name, addresses in psutil.net_if_addrs().items()
+        if any(entry.family in (socket.AF_INET, socket.AF_INET6) for entry in addresses)
+    )
+    missing = [name for name in setting.split(",") if name not in there]
+    if setting and missing:
+        message = sentence(
+            "{variable} is {name}, and {host} has {there}",
+            variable="GLOO_SOCKET_IFNAME", name=missing[0][:60], host=platform.node(), there=", ".join(there),
+        )  # fmt: skip
+        raise RequestError(message)
+
+
 def interface(route: Route, rendezvous: Rendezvous) -> str | None:
     """The name of the network interface between this rank's machine and rank 0's."""
     own = rendezvous.address if _is_loopback(route.own) else route.own

@@ -25,10 +25,19 @@ def figures(result: RunResult, say: Words) -> list[Figure]:
         loss,
         Figure(say("Peak memory"), in_bytes(s["peak_bytes"]), _fullest(result, say)),
         Figure(say("Bubble"), percent(s["bubble"]), say("of the pipeline's total time")),
-        Figure(say("Traffic"), in_bytes(s["wire_bytes_per_rank"]), say("sent by a rank in a step")),
+        Figure(say("Traffic"), in_bytes(s["wire_bytes_per_rank"]), _where_sent(result, say)),
         Figure(say("Speed"), short(s["tokens_per_second"], say), say("tokens a second")),
         Figure(say("Backend"), environment["backend"], _why(environment["why"], say)),
     ]
+
+
+def _where_sent(result: RunResult, say: Words) -> str:
+    sent = result.summary["wire_bytes_per_rank"] * result.spec.layout.ranks
+    if not result.environment.get("nodes") or not sent:
+        return say("sent by a rank in a step")
+    return say(
+        "sent by a rank in a step; {share} of all between nodes", share=percent(result.summary["wire_bytes_between_nodes"] / sent)
+    )
 
 
 def _fullest(result: RunResult, say: Words) -> str:
