@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator
+from importlib.util import find_spec
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -37,6 +38,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         _leave_out_browser_tests(config, items)
     _skip_without_gpus(items)
     _skip_without_networks(items)
+    _skip_without_modules(items)
 
 
 def _leave_out_browser_tests(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -77,10 +79,17 @@ def _skip_without_networks(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.skip(reason=f"needs two hosts: {reason}"))
 
 
+def _skip_without_modules(items: list[pytest.Item]) -> None:
+    for item in items:
+        for mark in item.iter_markers("requires"):
+            if find_spec(mark.args[0]) is None:
+                item.add_marker(pytest.mark.skip(reason=f"needs {mark.args[0]}, which has no wheel for this system or Python"))
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     report = yield
-    if item.get_closest_marker("gpu") is None and item.get_closest_marker("two_hosts") is None:
+    if not any(item.get_closest_marker(name) for name in ("gpu", "two_hosts", "requires")):
         _refuse_skip(report, item.config)
     return report
 

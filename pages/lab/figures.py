@@ -33,11 +33,10 @@ def figures(result: RunResult, say: Words) -> list[Figure]:
 
 def _where_sent(result: RunResult, say: Words) -> str:
     sent = result.summary["wire_bytes_per_rank"] * result.spec.layout.ranks
-    if not result.environment.get("nodes") or not sent:
+    between = result.summary.get("wire_bytes_between_nodes")
+    if between is None or not sent:
         return say("sent by a rank in a step")
-    return say(
-        "sent by a rank in a step; {share} of all between nodes", share=percent(result.summary["wire_bytes_between_nodes"] / sent)
-    )
+    return say("sent by a rank in a step; {share} of all between nodes", share=percent(between / sent))
 
 
 def _fullest(result: RunResult, say: Words) -> str:
