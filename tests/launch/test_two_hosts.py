@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shlex
 import subprocess
 import sys
 import time
@@ -13,6 +15,7 @@ import pandas as pd
 import pytest
 
 from engine import store
+from engine.export import settings
 from engine.spec import RunSpec
 from engine.tables import RunResult
 from tests.launch.bench import Bench, finished, small
@@ -53,6 +56,30 @@ def ended(agents: Sequence[subprocess.Popen[str]]) -> list[tuple[int, str]]:
 def file_of(spec: RunSpec, path: Path) -> Path:
     path.write_text(spec.model_dump_json(), encoding="utf-8")
     return path
+
+
+def slurm(two: TwoHosts, folder: Path) -> dict[str, str]:
+    """An environment in which `scontrol` and `srun` do on two hosts what Slurm's do on two nodes of a job."""
+    tasks = [
+        f'SLURM_NODEID={number} {shlex.join(host.command(folder=folder.parent))} "$@" &' for number, host in enumerate(two.hosts)
+    ]
+    programs = {
+        "scontrol": ["for host in " + " ".join(host.address for host in two.hosts) + "; do echo $host; done"],
+        "srun": [
+            '[ "$1" = --kill-on-bad-exit=1 ] || exit 2',
+            "shift",
+            *tasks,
+            "status=0",
+            *["wait -n || status=1"] * 2,
+            "exit $status",
+        ],
+    }
+    for name, lines in programs.items():
+        path = folder / name
+        path.write_text("\n".join(["#!/bin/bash", *lines, ""]), encoding="ascii")
+        path.chmod(0o755)
+    own = {"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "host-[a-b]", "VENV": sys.prefix}
+    return {**os.environ, **own, "PATH": f"{folder}:{os.environ['PATH']}"}
 
 
 def the_run(out: Path) -> RunResult:
@@ -170,3 +197,25 @@ def test_a_host_that_is_cut_off_is_told_of_and_nothing_is_left(
     assert not list(out.glob("*"))
     with capsys.disabled():
         print(f"\na cable is pulled in step 9: 2 hosts, 2 say which host does not answer, both ended after {took:.1f} s")
+
+
+@pytest.mark.nightly
+def test_the_script_for_slurm_runs_on_two_hosts(two: TwoHosts, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """In the engine's folder, of which the script makes a copy here. Two nodes of two ranks are enough."""
+    spec = small("dp2.tp2.pp1")
+    script = settings(spec, "slurm")
+    assert script.count("--nnodes 1 --nproc-per-node 4") == 2
+    script = script.replace("--nnodes 1 --nproc-per-node 4", "--nnodes 2 --nproc-per-node 2")
+    (tmp_path / "engine").symlink_to(Path("engine").absolute())
+    programs = tmp_path / "programs"
+    programs.mkdir()
+    done = subprocess.run(
+        ["bash"], input=script, cwd=tmp_path, env=slurm(two, programs), capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    run = the_run(tmp_path / "runs")
+    assert run.spec == spec
+    assert run.environment["nodes"] == [0, 0, 1, 1]
+    assert (tmp_path / "shardscope-7.json").exists()
+    with capsys.disabled():
+        print("\nthe script for Slurm, on two hosts: 1 run saved")

@@ -43,9 +43,9 @@ class Host:
     address: str
     device: str  # its network interface to the other host
 
-    def command(self, *command: str) -> list[str]:
-        """`command`, to be run on this host."""
-        return ["nsenter", "--target", str(self.pid), *_ENTERED, f"--wdns={os.getcwd()}", *command]
+    def command(self, *command: str, folder: Path | None = None) -> list[str]:
+        """`command`, to be run on this host, in `folder` or in the folder of this process."""
+        return ["nsenter", "--target", str(self.pid), *_ENTERED, f"--wdns={folder or Path.cwd()}", *command]
 
     def do(self, *command: str) -> str:
         """Run a command there. Returns what it prints."""
