@@ -18,7 +18,7 @@ from tests.fuzz import Tally, WayIn, varied, ways
 
 SMALL, ALL = 20_000, 1_000_000  # inputs of `make test` and `make soak`
 MEASURED = 2_000  # of `make test`, whose memory is traced, which takes five times as long
-GUIDED = 100_000  # of `make soak`, by coverage
+GUIDED = 50_000  # of `make soak`, by coverage
 
 
 def fuzz(way: WayIn, examples: int, same: bool, measured: bool) -> Tally:
