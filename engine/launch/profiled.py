@@ -101,6 +101,7 @@ class Reading:
         self._ignored_blocks: set[int] = set()
         self._microbatch, self._action, self._layer = SeenMicrobatch(), "", -1
         self._in_communication = self._ignored = False
+        self._within = False  # a node of the graph
         self._module: list[str] = []
         self._modules: dict[int, str] = {}  # number of a node → the module that made it
         self._operation: list[SeenBlock] | None = None  # blocks of the current one
@@ -192,14 +193,19 @@ class Reading:
             self._microbatch.lent.lent = True
 
     def _node(self, event: Any) -> None:
-        """A node of the graph, in backward. It belongs to the layer that made it, a parameter's node to the current layer."""
-        number, outer = event.extra_fields.sequence_number, len(self._module)
+        """A node of the graph, in backward. It belongs to the layer that made it, a parameter's node to the current layer.
+
+        A node of a graph that another node makes and differentiates belongs to that one's layer.
+        """
+        number, outer, within = event.extra_fields.sequence_number, len(self._module), self._within
         if number >= 0:
             behind = next((bucket for first, bucket in self._bounds if number < first), None)
-            if behind is not None:
+            if behind is not None and not within:
                 self._layer = self._layers.get(behind, -1)
             self._module += [self._modules[number]] if number in self._modules else []
+        self._within = True
         self._inside(event)
+        self._within = within
         del self._module[outer:]
 
     def _made_by_module(self, event: Any) -> None:
