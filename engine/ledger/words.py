@@ -55,6 +55,7 @@ _OPERATIONS = {
     "_softmax_backward_data": sentence("gradient of the softmax"), "native_layer_norm": sentence("normalized values"),
     "native_layer_norm_backward": sentence("gradients of the norm"), "gelu": sentence("GELU"),
     "gelu_backward": sentence("gradient of GELU"), "silu": sentence("SiLU"), "relu": sentence("ReLU"),
+    "silu_backward": sentence("gradient of SiLU"),
     "threshold_backward": sentence("gradient of ReLU"), "_to_copy": sentence("the same tensor in another dtype"),
     "clone": _COPY, "cat": sentence("joined tensors"), "stack": sentence("joined tensors"),
     "constant_pad_nd": sentence("padded tensor"), "slice_backward": sentence("gradient of a slice"), "add": _SUM, "sum": _SUM,
