@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from engine.families import BUCKETS
 from engine.model.ends import Embedding, Head
 from engine.model.layers import Layer
-from engine.model.position import AttentionInputs, KVCache
+from engine.model.position import AttentionInputs, KVCache, bucket_bias
 from engine.objective import Feed
 from engine.parallel.data import ParameterUse, Streams, run_in_order
 from engine.parallel.pipeline import TensorShape
@@ -30,7 +31,8 @@ class TransformerChunk(nn.Module):
 
     From layer to layer one tensor (B, r, H) is passed; r rows, sharded over tp under sequence parallelism. With encoder and
     decoder there are two: in the encoder, its activations and the decoder's input, so that the token table is needed at the
-    pipeline's two ends only; in the decoder, its activations and the encoder's output.
+    pipeline's two ends only; in the decoder, its activations and the encoder's output. Tables of biases that all layers share
+    follow them (`engine.model.position.BucketTables`).
     """
 
     def __init__(
@@ -122,13 +124,30 @@ class TransformerChunk(nn.Module):
     def _embedding_uses(self, feed: Feed | None) -> Iterator[ParameterUse]:
         embedding = self.embedding
         assert embedding is not None and embedding.places is not None and feed is not None
-        yield ParameterUse(self._embedded, lambda _: embedding.embed(feed), lookup=True)
-        norm = embedding.norm
+        yield ParameterUse(self._embedded, lambda _: (*embedding.embed(feed), *embedding.tables()), lookup=True)
+        norm, count = embedding.norm, self.spec.parts.stacks
         if norm is not None:
-            yield ParameterUse((norm,), lambda streams: tuple(norm(x) for x in streams))
+            yield ParameterUse((norm,), lambda streams: (*(norm(x) for x in streams[:count]), *streams[count:]))
 
     def _run_layer(self, number: int, layer: nn.Module, attention_inputs: AttentionInputs, streams: Streams) -> Streams:
-        """One layer, and the inputs of the next one."""
+        """One layer, and the inputs of the next one.
+
+        If there are tables of biases, they follow the activations. The first layer of a stack here computes its biases, which
+        then follow the tables. The tables that go to another chunk are a copy: what was received is kept until backward.
+        """
+        spec = self.spec
+        if spec.parts.position != "buckets":
+            return self._activations(number, layer, attention_inputs, streams)
+        stacks, decodes = spec.parts.stacks, number >= spec.encoder_layers > 0
+        tables, bias = streams[stacks], streams[stacks + 1 :] or (bucket_bias(streams[stacks], decodes, spec.seq, decodes),)
+        out = self._activations(number, layer, attention_inputs._replace(bias=bias[0]), streams[:stacks])
+        if number == spec.layers - 1:
+            return out
+        if str(number) == [*self.layers][-1]:
+            return *out, tables.clone()
+        return *out, tables, *(() if number == spec.encoder_layers - 1 else bias)
+
+    def _activations(self, number: int, layer: nn.Module, attention_inputs: AttentionInputs, streams: Streams) -> Streams:
         spec = self.spec
         if not spec.parts.encoder:
             return (self._checkpointed(layer, streams[0], attention_inputs),)
@@ -180,8 +199,11 @@ def _with_parameters(*modules: nn.Module | None) -> tuple[nn.Module, ...]:
 def streams_before(spec: ModelSpec, layer: int, size: int, tp: TensorParallel) -> list[TensorShape]:
     """Shape and type of each input of layer `layer`, or of the head after the last layer. `size`: sequences of a microbatch."""
     rows = spec.rows // (tp.degree if tp.shards_sequence else 1)
-    count = 2 if spec.parts.encoder and layer < spec.layers else 1
-    return [TensorShape((size, rows, spec.hidden), tp.dtype)] * count
+    if layer == spec.layers:
+        return [TensorShape((size, rows, spec.hidden), tp.dtype)]
+    stacks = spec.parts.stacks
+    tables = [TensorShape((stacks * BUCKETS, spec.heads // tp.degree), tp.dtype)] if spec.parts.position == "buckets" else []
+    return [TensorShape((size, rows, spec.hidden), tp.dtype)] * stacks + tables
 
 
 def to_tensors(feed: Feed, device: torch.device) -> Feed:

@@ -1,23 +1,26 @@
-"""Positions of tokens: learned, sinusoidal, rotary, relative to the token that is attended to, or linear biases of distances.
+"""Positions of tokens: learned, sinusoidal, rotary, relative to the token that is attended to, or biases of distances.
 
 Here is also what a token sees: those before it, or a window of them; and the keys and values that generation keeps.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.autograd import Function
+from torch.nn import functional as F
 
-from engine.families import ROTARY_BASE
+from engine.families import BUCKETS, ROTARY_BASE
 from engine.objective import Feed
 from engine.parallel.tensor import ShardedParameter, ShardSpec, TensorParallel
 from engine.spec import AttentionName, ModelSpec
 
 SINUSOID_BASE = 10_000.0  # Vaswani et al. 2017, section 3.5
+FARTHEST = 128  # tokens; all distances from there on are in one bucket (Raffel et al. 2020, section 2.1)
 
 
 def own_rows(tp: TensorParallel, rows: int) -> slice:
@@ -171,6 +174,44 @@ def slopes(heads: Tensor, count: int) -> Tensor:
     return exponents.exp2()
 
 
+class BucketTables(nn.Module):
+    """A learned bias for each bucket of distances and each head, of each stack (Raffel et al. 2020, section 2.1).
+
+    All layers of a stack share one table. The first chunk has both tables and passes them on with its activations, so that a
+    pipeline's stages have no copies whose gradients would have to be summed: each table's gradient comes back as the activations'
+    do. tp cuts the heads.
+    """
+
+    def __init__(self, spec: ModelSpec, tp: TensorParallel) -> None:
+        super().__init__()
+        self.weight = ShardedParameter.of(ShardSpec((spec.parts.stacks * BUCKETS, spec.heads), 1), tp)
+
+    def forward(self) -> Tensor:
+        """(stacks · 32, A/tp), apart from the parameter, whose values ZeRO 3 releases."""
+        return self.weight.clone()
+
+
+def bucket_bias(tables: Tensor, stack: int, seq: int, causal: bool) -> Tensor:
+    """What attention adds to the scores of a row for each token. (stacks · 32, A/tp) → (1, A/tp, S, S)
+
+    `stack`: which table. `causal`: it has buckets of earlier tokens only; otherwise half of them are of later tokens.
+    """
+    places = torch.arange(seq, device=tables.device)
+    ahead = places - places[:, None]  # (S, S)
+    count = BUCKETS if causal else BUCKETS // 2
+    buckets = distance_buckets(places, count)[ahead.abs()]
+    if not causal:
+        buckets += count * (ahead > 0)
+    return F.embedding(buckets, tables.narrow(0, stack * BUCKETS, BUCKETS)).permute(2, 0, 1).contiguous().unsqueeze(0)
+
+
+def distance_buckets(distances: Tensor, count: int) -> Tensor:
+    """The bucket of each distance ≥ 0: half of them have one distance each, the others grow by a factor. (n,) → (n,)"""
+    exact = count // 2
+    wide = (distances.clamp(min=1).float() / exact).log() / math.log(FARTHEST / exact) * (count - exact)
+    return torch.where(distances < exact, distances, (exact + wide.long()).clamp_(max=count - 1))
+
+
 def score_mask(spec: ModelSpec, tp: TensorParallel, rows: int, seq: int) -> Tensor | None:
     """What fused attention adds to scores where it must know more than that later tokens are hidden. The rows are the last ones.
 
@@ -196,6 +237,7 @@ class AttentionInputs(NamedTuple):
     cache: KVCache | None = None  # of the tokens before these, when generating
     mask: Tensor | None = None  # see `score_mask`, for fused attention
     distances: Distances | None = None  # for written attention with linear biases
+    bias: Tensor | None = None  # (1, A/tp, S, S) of distances, see `bucket_bias`
 
     @staticmethod
     def of(spec: ModelSpec, feed: Feed | None, tp: TensorParallel, attention: AttentionName = "fused") -> AttentionInputs:

@@ -34,7 +34,7 @@ _MOST_HIDDEN, _MOST_HEADS, MOST_SEQ = 65_536, 1024, 1_000_000
 # The fields of `ModelSpec` that choose a part of the model.
 MODEL_PARTS = (
     "norm", "placement", "qk_norm", "parallel", "position", "inner", "head", "tied", "output_bias", "attention_bias", "mlp_bias",
-    "embedding_norm", "scaled_embedding",
+    "embedding_norm", "scaled_embedding", "scaled_scores", "scaled_output",
 )  # fmt: skip
 
 
@@ -75,7 +75,8 @@ class ModelSpec(Spec):
         None, description="attention and MLP both read the layer's input, through one_norm or two_norms"
     )
     position: Position | None = Field(
-        None, description="positions: learned, sinusoidal, rotary, alibi (distances in attention), none"
+        None, description="positions: learned, sinusoidal, rotary, buckets (T5: a learned bias of each distance, which all layers share), "
+        "alibi (distances in attention), none",
     )
     inner: Inner | None = Field(
         None, description="nonlinearity of the MLP; swiglu and geglu (tanh) have a gate, relu2 is squared ReLU"
@@ -91,6 +92,8 @@ class ModelSpec(Spec):
     mlp_bias: bool | None = Field(None, description="biases of the MLP's linear layers")
     embedding_norm: bool | None = Field(None, description="norm after the embedding")
     scaled_embedding: bool | None = Field(None, description="the tokens' embeddings are multiplied by √hidden")
+    scaled_scores: bool | None = Field(None, description="scores of attention are divided by the root of a head's width")
+    scaled_output: bool | None = Field(None, description="what the output matrix multiplies is divided by √hidden")
 
     @field_validator("attention_bias", mode="before")
     @classmethod
@@ -135,6 +138,15 @@ class ModelSpec(Spec):
                 else sentence("position=relative is for xlnet; {fits} fit", fits=listed(fits))
             )
             raise RequestError(text)
+        if self.position == "buckets" and (objective := self.parts.objective) not in ("masked", "seq2seq"):
+            encoders = [name for name, parts in FAMILIES.items() if parts.objective in ("masked", "seq2seq")]
+            raise RequestError(
+                sentence(
+                    "position=buckets is for models that are not {objective}; other positions fit, or {families}",
+                    objective=objective,
+                    families=listed(encoders),
+                )
+            )
         return self
 
     @model_validator(mode="after")
@@ -306,7 +318,7 @@ class ModelSpec(Spec):
         """The number of parameters of the whole model, without padding. Tied weights count once."""
         queries, keys = self.heads * self.head_width, self.key_heads * self.head_width
         crossing = self.layers - self.encoder_layers if self.parts.encoder else 0
-        total = self.parts.outer_parameters(self.hidden, self.vocab, self.places)
+        total = self.parts.outer_parameters(self.hidden, self.vocab, self.places, self.heads)
         for count, cross in ((self.layers - crossing, False), (crossing, True)):
             total += count * self.parts.layer_parameters(self.hidden, self.ffn_width, queries, keys, self.head_width, cross)
         return total

@@ -146,7 +146,7 @@ class WorkloadSpec(Spec):
     attention: AttentionName = Field(
         "fused",
         description="fused never keeps the scores, written keeps them for backward; two-stream attention (xlnet) is always "
-        "written, because torch has no fused operation with relative positions",
+        "written, and so are T5's buckets, because torch has no fused operation with learned positions in scores",
     )
     loss_chunk: int = Field(
         0,
@@ -167,8 +167,8 @@ class WorkloadSpec(Spec):
         return _LOSS_CHUNKS.get(value, value) if isinstance(value, str) else value
 
     def attention_of(self, model: ModelSpec) -> AttentionName:
-        """The attention that a model really has: two-stream attention is always written."""
-        return "written" if model.parts.position == "relative" else self.attention
+        """The attention that a model really has: with learned positions in its scores it is always written."""
+        return "written" if model.parts.position in ("relative", "buckets") else self.attention
 
     @property
     def gradient_precision(self) -> Precision:
