@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from engine.families import BUCKETS
 from engine.model.ends import Embedding, Head
 from engine.model.layers import Layer
+from engine.model.norm import make_norm
 from engine.model.position import AttentionInputs, KVCache, bucket_bias
 from engine.objective import Feed
 from engine.parallel.data import ParameterUse, Streams, run_in_order
@@ -58,6 +59,9 @@ class TransformerChunk(nn.Module):
         self.spec, self.first, self.last, self.batch, self.tp, self.recompute = spec, first, last, batch, tp, recompute
         self.embedding = Embedding(spec, tp, first) if first or (last and spec.parts.tied) else None
         self.layers = nn.ModuleDict({str(i): Layer(spec, tp, recompute, i, attention) for i in layers})
+        # With a norm before the output matrix, the encoder ends with one as well.
+        ends = spec.parts.head == "norm" and spec.encoder_layers - 1 in layers
+        self.encoder_norm = make_norm(spec, tp) if ends else None
         self.head = Head(spec, tp) if last else None
         self._embedded = () if self.embedding is None else _with_parameters(self.embedding.token, self.embedding.places)
         # If the chunk is first too, the gradient of the table is complete after the backward of the embedding.
@@ -87,6 +91,8 @@ class TransformerChunk(nn.Module):
         attention_inputs = AttentionInputs.of(self.spec, feed, self.tp, self.attention) if self.layers else AttentionInputs()
         for number, layer in self.layers.items():
             yield ParameterUse((layer,), partial(self._run_layer, int(number), layer, attention_inputs))
+            if (norm := self.encoder_norm) is not None and int(number) == self.spec.encoder_layers - 1:
+                yield ParameterUse((norm,), partial(_after_encoder, norm))
 
     def _head_uses(self, feed: Feed | None) -> Iterator[ParameterUse]:
         if self.head is not None:
@@ -177,7 +183,7 @@ class TransformerChunk(nn.Module):
         The token table is a bucket of its own, so that it has the same layout at both ends of the pipeline.
         """
         embedding = [] if self.embedding is None else [self.embedding.token, self.embedding.places, self.embedding.norm]
-        return list(_with_parameters(*embedding, *self.layers.values(), self.head))
+        return list(_with_parameters(*embedding, *self.layers.values(), self.encoder_norm, self.head))
 
     @torch.no_grad()
     def initialize(self, seed: int) -> None:
@@ -189,6 +195,12 @@ class TransformerChunk(nn.Module):
 
 def _one_stream(layer: nn.Module, attention_inputs: AttentionInputs, streams: Streams) -> Streams:
     return (layer(streams[0], attention_inputs),)
+
+
+def _after_encoder(norm: nn.Module, streams: Streams) -> Streams:
+    """The decoder's input, and the encoder's output after its norm."""
+    following, memory, *tables = streams
+    return following, norm(memory), *tables
 
 
 def _with_parameters(*modules: nn.Module | None) -> tuple[nn.Module, ...]:

@@ -45,9 +45,6 @@ class Layer(nn.Module):
         self.mlp_norm = None if parts.parallel == "one_norm" else make_norm(spec, tp)
         self.mlp_output_norm = make_norm(spec, tp) if parts.placement == "both" else None
         self.mlp = MLP(spec, tp, recomputes(recompute, "mlp_act"))
-        # With a norm before the output matrix, the encoder ends with one as well.
-        ends = parts.head == "norm" and number == spec.encoder_layers - 1
-        self.stack_norm = make_norm(spec, tp) if ends else None
 
     def forward(self, x: Tensor, inputs: AttentionInputs, memory: Tensor | None = None) -> Tensor:
         """(B, s, H) → (B, s, H). `memory` is the encoder's output (B, s, H), for cross-attention."""
@@ -61,8 +58,7 @@ class Layer(nn.Module):
         if self.cross is not None:
             cross = self.cross
             x = self._residual(x, lambda y, again: cross(y, memory, again), self.cross_norm, self.cross_output_norm)
-        x = self._residual(x, self.mlp, self.mlp_norm, self.mlp_output_norm)
-        return x if self.stack_norm is None else self.stack_norm(x)
+        return self._residual(x, self.mlp, self.mlp_norm, self.mlp_output_norm)
 
     def _residual(self, x: Tensor, block: Block, norm: nn.Module | None, output_norm: nn.Module | None) -> Tensor:
         assert norm is not None
