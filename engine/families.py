@@ -21,7 +21,8 @@ Inner = Literal["gelu", "gelu_tanh", "relu", "relu2", "geglu", "swiglu"]
 AttentionBias = Literal["all", "qkv", "none"]
 Objective = Literal["causal", "masked", "seq2seq", "permuted"]
 HeadKind = Literal["norm", "transform", "bare"]
-BUCKETS = 32  # of distances, with `position="buckets"` (Raffel et al. 2020, section 2.1)
+# With `position="buckets"`: of distances, and the tokens from which on all are in one bucket (Raffel et al. 2020, section 2.1).
+BUCKETS, FARTHEST = 32, 128
 ROTARY_BASE = 500_000  # of the angles of rotary positions, unless a model has its own (Llama team 2024, section 3.2)
 
 

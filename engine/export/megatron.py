@@ -23,7 +23,7 @@ from engine.spec import AttentionName, LayoutSpec, ModelSpec, RunSpec, recompute
 
 VERSION = "core_v0.17.1"
 _SCRIPTS = {"gpt": "pretrain_gpt.py", "llama": "pretrain_gpt.py", "bert": "pretrain_bert.py", "roberta": "pretrain_bert.py"}
-_SCRIPTS |= {"transformer": "pretrain_t5.py"}
+_SCRIPTS |= {"transformer": "pretrain_t5.py", "t5": "pretrain_t5.py"}
 _BACKENDS: dict[AttentionName, str] = {"fused": "flash", "written": "unfused"}
 _POSITIONS = {"rotary": "rope", "none": "none", "alibi": "none"}
 _SHARDING = {2: "optim_grads", 3: "optim_grads_params"}
@@ -95,6 +95,8 @@ def _differences(spec: RunSpec) -> Iterator[str]:
         yield "its BERT puts norms before attention and MLP"
     if model.family == "transformer":
         yield "its T5 puts norms first and learns positions; the sizes are the same"
+    if model.family == "t5":
+        yield "its T5 divides scores by the root of a head's width, does not scale the output, and has GELU or SwiGLU"
     if model.family in _SCRIPTS and (lacked := parts_lacked("megatron", model)):
         yield f"it has no {', '.join(lacked)}; the nearest that it has stands there"
     yield from _schedule_differences(spec)
@@ -184,7 +186,8 @@ def _positions(model: ModelSpec) -> Iterator[Argument]:
     """Positions, and which of them attention sees."""
     parts = model.parts
     yield "--max-position-embeddings", model.places
-    yield "--position-embedding-type", _POSITIONS.get(parts.position, "learned_absolute")
+    relative = parts.position == "buckets" and parts.encoder  # of as many buckets as here unless it is told otherwise
+    yield "--position-embedding-type", "relative" if relative else _POSITIONS.get(parts.position, "learned_absolute")
     if parts.position == "rotary":
         yield "--rotary-base", model.angle_base
         if model.rotated < model.head_width:

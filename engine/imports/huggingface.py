@@ -34,7 +34,7 @@ classifier_dropout classifier_dropout_prob start_n_top end_n_top n_ctx original_
 chunk_size_feed_forward cross_attention_hidden_size tie_encoder_decoder tie_word_embeddings gradient_checkpointing_kwargs
 relative_attention_max_distance reuse_len clamp_len same_length bi_data use_mems_eval use_mems_train is_decoder
 directionality pooler_fc_size pooler_num_attention_heads pooler_num_fc_layers pooler_size_per_head pooler_type
-is_llama_config rope_interleaved rotary sliding_window_size _comments
+dense_act_fn is_gated_act is_llama_config rope_interleaved rotary sliding_window_size _comments
 """
 _HARMLESS = frozenset(_HARMLESS_NAMES.split())
 # Entries of models whose layers are others than ours, so that the sizes would be wrong.

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from engine.families import FamilyName
+from engine.families import BUCKETS, FARTHEST, FamilyName
 from engine.imports.fields import Fields
 from engine.imports.parts import TIED, Activation, Always, Demanded, Part, Rotary, Switch, Values, Window
 from engine.spec import ModelSpec, RequestError, sentence
@@ -112,6 +112,28 @@ class _Opt:
             "word_embed_proj_dim": model.hidden,
             "enable_bias": model.parts.mlp_bias,
         }
+
+
+_T5_INNER = {"relu": "relu", "gelu": "gelu", "gated-gelu": "geglu", "gated-silu": "swiglu"}  # gated-gelu is the tanh form
+
+
+@dataclass(frozen=True)
+class _T5:
+    """It counts the layers of encoder and decoder each. An output that is tied is scaled."""
+
+    def read(self, fields: Fields, model: Values) -> Values:
+        encoder = model["layers"]
+        decoder = fields.whole("num_decoder_layers") if fields.get("num_decoder_layers") is not None else encoder
+        tied = fields.flag("tie_word_embeddings")
+        return {
+            "layers": encoder + decoder, "decoder_layers": 0 if encoder == decoder else decoder,
+            "inner": fields.one_of("feed_forward_proj", _T5_INNER), "tied": tied, "scaled_output": tied,
+        }  # fmt: skip
+
+    def write(self, model: ModelSpec) -> Mapping[str, Any]:
+        inner = next((name for name, ours in _T5_INNER.items() if ours == model.parts.inner), "relu")
+        layers = {"num_layers": model.encoder_layers, "num_decoder_layers": model.layers - model.encoder_layers}
+        return {**layers, "feed_forward_proj": inner, "tie_word_embeddings": model.parts.tied, "is_encoder_decoder": True}
 
 
 @dataclass(frozen=True)
@@ -301,6 +323,21 @@ MODEL_TYPES: dict[str, ModelType] = {
         _sizes(),
         (_GELU, _MASKED, _Roberta(), Demanded({"type_vocab_size": 1})),
         {"hidden_act": "gelu", "pad_token_id": 1},
+    ),
+    "t5": ModelType(
+        "t5",
+        {
+            "layers": "num_layers",
+            "hidden": "d_model",
+            "heads": "num_heads",
+            "vocab": "vocab_size",
+            "seq": "n_positions",
+            "ffn": "d_ff",
+            "head_dim": "d_kv",
+        },
+        (_T5(), Demanded({"relative_attention_num_buckets": BUCKETS, "relative_attention_max_distance": FARTHEST})),
+        {"tie_word_embeddings": True, "feed_forward_proj": "relu"},
+        seq=512,  # Raffel et al. 2020, section 3.1.2
     ),
     "xlnet": ModelType(
         "xlnet",

@@ -14,13 +14,12 @@ from torch import Tensor, nn
 from torch.autograd import Function
 from torch.nn import functional as F
 
-from engine.families import BUCKETS, ROTARY_BASE
+from engine.families import BUCKETS, FARTHEST, ROTARY_BASE
 from engine.objective import Feed
 from engine.parallel.tensor import ShardedParameter, ShardSpec, TensorParallel
 from engine.spec import AttentionName, ModelSpec
 
 SINUSOID_BASE = 10_000.0  # Vaswani et al. 2017, section 3.5
-FARTHEST = 128  # tokens; all distances from there on are in one bucket (Raffel et al. 2020, section 2.1)
 
 
 def own_rows(tp: TensorParallel, rows: int) -> slice:

@@ -156,8 +156,11 @@ def _attention(choice: Choice, say: Words) -> None:
     """The control, and a caption where the choice has no effect."""
     field = "workload.attention"
     _choose(choice, field, say("Attention"), options(field), say, attentions(say))
-    if FAMILIES[choice["model.family"]].position == "relative":
+    position = choice["model.position"] or FAMILIES[choice["model.family"]].position
+    if position == "relative":
         st.caption(say("Two-stream attention is always written: torch has no fused operation with relative positions."))
+    if position == "buckets":
+        st.caption(say("Attention with buckets of distances is always written: torch has no fused operation that learns biases."))
 
 
 def _recompute(choice: Choice, say: Words) -> None:

@@ -46,6 +46,8 @@ def _labels(words: Words) -> dict[str, str]:
         "mlp_bias": words("MLP biases"),
         "embedding_norm": words("Norm after the embedding"),
         "scaled_embedding": words("Scaled embedding"),
+        "scaled_scores": words("Scaled scores"),
+        "scaled_output": words("Scaled output"),
         "window": words("Window (tokens)"),
         "global_every": words("Layers until one without a window"),
         "rotary_width": words("Rotary width"),
