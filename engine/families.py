@@ -124,7 +124,7 @@ FAMILIES: dict[FamilyName, ModelParts] = {
         encoder=True,
     ),
     # Raffel et al. 2020, section 2.1, and their code: a norm before each block, positions as biases of distances that all layers
-    # of a stack share, no bias and no scale of scores. Version 1.1 has inner=geglu, and an output that is neither tied nor scaled.
+    # of a stack share, no bias and no scale of scores. Version 1.1 has a GeGLU, and an output that is neither tied nor scaled.
     "t5": ModelParts(
         norm="rms",
         position="buckets",

@@ -96,7 +96,7 @@ def _gemma3(
 
 
 def _t5(layers: int, hidden: int, ffn: int, heads: int, width: int = 64, **parts: Any) -> ModelSpec:
-    """`layers`: of the encoder, and as many of the decoder. The vocabulary has 28 rows more than tokens, so that 128 divides it."""
+    """`layers`: of the encoder, and as many of the decoder. The vocabulary has 28 rows that are no token, to be 251 × 128."""
     sizes = {"ffn": 0 if ffn == 4 * hidden else ffn, "head_dim": 0 if width * heads == hidden else width}
     return ModelSpec(family="t5", layers=2 * layers, hidden=hidden, heads=heads, vocab=32128, seq=512, **sizes, **parts)
 

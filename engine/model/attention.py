@@ -75,7 +75,8 @@ class SelfAttention(Attention):
     ) -> None:
         """`causal`: a token sees itself and earlier tokens; otherwise all tokens. `window`: how many, if not all of these."""
         super().__init__(spec, tp, selective)
-        self.causal, self.attention, self.fused, self.window = causal, attention, attention == "fused", window
+        self.causal, self.window = causal, window
+        self.fused = attention == "fused" and spec.parts.position != "buckets"  # torch's fused operation learns no bias
         self.masked = window > 0 or spec.parts.position == "alibi"
         bias = spec.parts.attention_bias != "none"
         blocks, least = (self.queries, self.keys, self.keys), (0, self.width, self.width)
@@ -177,23 +178,21 @@ def normed(x: Tensor, norm: nn.Module | None) -> Tensor:
     return x if norm is None else norm(x.transpose(1, 2)).transpose(1, 2)
 
 
-def fused_attention(
-    q: Tensor, k: Tensor, v: Tensor, causal: bool, scaled: bool = True, mask: Tensor | None = None
-) -> Tensor:
+def fused_attention(q: Tensor, k: Tensor, v: Tensor, causal: bool, scaled: bool = True, mask: Tensor | None = None) -> Tensor:
     """Core attention in one operation (Dao et al. 2022). (B, A, R, D), two of (B, G, S, D) → (B, A, R, D)
 
-    `causal`: the rows are all S tokens or the last one. `scaled`: scores are divided by √D. For backward it keeps q, k, v, the output and one number a row, which is
-    the logarithm of the sum of the exponentials of its scores. The output has the strides of q: if these are those of
-    (B, R, A, D), joining the heads copies nothing. `mask`: added to the scores, and kept too; it says what is causal.
+    `causal`: the rows are all S tokens or the last one. `scaled`: scores are divided by √D. `mask`: added to the scores; it says
+    what is causal. For backward it keeps q, k, v, the mask, the output and one number a row, which is the logarithm of the sum of
+    the exponentials of its scores. The output has the strides of q: if these are those of (B, R, A, D), joining the heads copies
+    nothing.
 
     Not verified on a GPU: with a mask and shared key heads torch may take its math kernel on CUDA, which writes the scores. Then
     they take memory that no prediction counts.
     """
     rows, seq = q.shape[2], k.shape[2]
     assert not causal or rows in (1, seq)
-    hides = mask is None and causal and rows > 1
-    shares = k.shape[1] < q.shape[1]
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=hides, scale=None if scaled else 1.0, enable_gqa=shares)
+    hides, shares, scale = mask is None and causal and rows > 1, k.shape[1] < q.shape[1], None if scaled else 1.0
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=hides, scale=scale, enable_gqa=shares)
 
 
 def written_attention(
@@ -208,8 +207,8 @@ def written_attention(
 ) -> Tensor:
     """Core attention, step by step. (B, A, R, D), two of (B, G, S, D) → (B, A, R, D)
 
-    `causal`: the rows are the last R tokens. `scaled`: scores are divided by √D. `window`: how many tokens each sees; 0: all before
-    it. `bias`: added to the scores, (1, A, R, S).
+    `causal`: the rows are the last R tokens. `scaled`: scores are divided by √D. `window`: how many tokens each sees; 0: all
+    before it. `bias`: added to the scores, (1, A, R, S).
     """
     b, heads, rows, width = q.shape
     groups, seq = k.shape[1], k.shape[2]

@@ -75,8 +75,9 @@ class ModelSpec(Spec):
         None, description="attention and MLP both read the layer's input, through one_norm or two_norms"
     )
     position: Position | None = Field(
-        None, description="positions: learned, sinusoidal, rotary, buckets (T5: a learned bias of each distance, which all layers share), "
-        "alibi (distances in attention), none",
+        None,
+        description="positions: learned, sinusoidal, rotary, buckets (T5's: learned biases of distances that layers share), alibi "
+        "(distances in attention), none",
     )
     inner: Inner | None = Field(
         None, description="nonlinearity of the MLP; swiglu and geglu (tanh) have a gate, relu2 is squared ReLU"

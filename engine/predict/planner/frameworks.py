@@ -55,7 +55,8 @@ def _megatron_has(model: ModelSpec) -> dict[str, bool]:
         "placement": of_its_own or parts.placement == "pre",
         "qk_norm": parts.qk_norm != "full",  # its norm of queries and keys is of each head
         "parallel": parts.parallel == "none",
-        "position": (of_its_own and parts.position != "buckets") or parts.position in ("learned", "rotary", "none")
+        "position": (of_its_own and parts.position != "buckets")
+        or parts.position in ("learned", "rotary", "none")
         or parts.encoder,
         "inner": of_its_own or parts.inner in ("gelu", "gelu_tanh", "relu2", "swiglu"),
         "head": of_its_own or parts.head == "norm",
