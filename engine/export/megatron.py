@@ -239,7 +239,7 @@ def _vocabulary(spec: RunSpec) -> Iterator[Argument]:
         yield "--vocab-extra-ids", 100  # its T5 marks spans with them
     if parts.objective == "masked":
         yield "--bert-no-binary-head", True  # without it, BERT learns the next sentence too
-    yield "--make-vocab-size-divisible-by", 1
+    yield "--make-vocab-size-divisible-by", spec.model.vocab_multiple or 1
 
 
 def _layout(spec: RunSpec) -> Iterator[Argument]:

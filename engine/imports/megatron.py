@@ -85,7 +85,7 @@ def _model(fields: Fields, text: str) -> Values:
     fields.get("num_query_groups")
     width = fields.whole("kv_channels") if "kv_channels" in fields else 0
     model: Values = {
-        "hidden": hidden, "heads": heads, "vocab": _vocabulary(fields), "ffn": 0 if ffn == 4 * hidden else ffn,
+        "hidden": hidden, "heads": heads, **_vocabulary(fields), "ffn": 0 if ffn == 4 * hidden else ffn,
         "kv_heads": 0 if keys == heads else keys, "head_dim": 0 if width * heads == hidden else width,
         "norm": fields.one_of("normalization", _NORMS), "qk_norm": "head" if _is_set(fields, "qk_layernorm") else "none",
         "tied": not _is_set(fields, "untie_embeddings_and_output_weights"),
@@ -152,15 +152,14 @@ def _usual_ffn(hidden: int, gated: bool) -> int:
     return int(4 * hidden * 2 / 3 / 64) * 64 if gated else 4 * hidden
 
 
-def _vocabulary(fields: Fields) -> int:
-    """NullTokenizer has one token more. The vocabulary is padded so that ranks of tp have multiples."""
+def _vocabulary(fields: Fields) -> Values:
+    """NullTokenizer has one token more. Extra ids are tokens too, unless nothing is padded, as in scripts that come from here."""
     tokens = fields.whole("vocab_size") + (fields.get("tokenizer_type") == "NullTokenizer")
     extra = fields.whole("vocab_extra_ids") if "vocab_extra_ids" in fields else 0
-    multiple = fields.whole("make_vocab_size_divisible_by") * fields.whole("tensor_model_parallel_size")
+    multiple = fields.whole("make_vocab_size_divisible_by")
     if multiple < 1:
         raise RequestError(sentence("{name}={value} must be a whole number", name="make_vocab_size_divisible_by", value=multiple))
-    padded = -(-(tokens + extra) // multiple) * multiple
-    return tokens if fields.get("make_vocab_size_divisible_by") == 1 else padded
+    return {"vocab": tokens + extra, "vocab_multiple": multiple} if multiple > 1 else {"vocab": tokens}
 
 
 def _layout(fields: Fields, model: ModelSpec) -> tuple[LayoutSpec, list[Sentence]]:

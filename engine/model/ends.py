@@ -64,7 +64,7 @@ class Embedding(nn.Module):
         super().__init__()
         std = spec.hidden**-0.5 if spec.parts.scaled_embedding else 0.02  # which √H makes 1, as large as sinusoids
         std = 1.0 if spec.parts.scaled_output and spec.parts.tied else std  # which ÷ √H makes logits of about 1
-        self.token = VocabParallelEmbedding(spec.vocab, spec.hidden, tp, std)
+        self.token = VocabParallelEmbedding(spec.vocab, spec.hidden, tp, std, spec.vocab_multiple or 1)
         self.places = PositionEmbedding(spec, tp) if first else None
         self.norm = make_norm(spec, tp) if first and spec.parts.embedding_norm else None
 
@@ -93,8 +93,10 @@ class Head(nn.Module):
         kind = spec.parts.head
         self.transform = Transform(spec, tp) if kind == "transform" else None
         self.norm = None if kind == "bare" else make_norm(spec, tp)
-        self.output = None if spec.parts.tied else VocabParallelEmbedding(spec.vocab, spec.hidden, tp)
-        self.bias = ShardedParameter.of(ShardSpec((spec.vocab,), 0, init="zeros"), tp) if spec.parts.output_bias else None
+        multiple = spec.vocab_multiple or 1
+        self.output = None if spec.parts.tied else VocabParallelEmbedding(spec.vocab, spec.hidden, tp, multiple=multiple)
+        bias = ShardSpec((spec.vocab,), 0, init="zeros", multiple=multiple)
+        self.bias = ShardedParameter.of(bias, tp) if spec.parts.output_bias else None
 
     def forward(
         self, x: Tensor, table: VocabParallelEmbedding | None, targets: Tensor, looked_up: bool, chunk: int | None = None

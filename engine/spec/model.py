@@ -59,6 +59,9 @@ class ModelSpec(Spec):
     window: int = Field(
         0, ge=0, le=MOST_SEQ, description="tokens that a token sees, the last of them itself; 0 means all before it"
     )
+    vocab_multiple: int = Field(
+        0, ge=0, le=65_536, description="rows of the vocabulary on each tp rank are padded to a multiple of this; 0 means 1"
+    )
     global_every: int = Field(0, ge=0, le=1024, description="every so many layers, one sees all tokens; 0: all have the window")
     # None: as the family has it. The names are those of `ModelParts`.
     norm: Norm | None = Field(None, description="norm: layer (LayerNorm) or rms (RMSNorm)")
@@ -76,7 +79,7 @@ class ModelSpec(Spec):
     )
     position: Position | None = Field(
         None,
-        description="positions: learned, sinusoidal, rotary, buckets (T5's: learned biases of distances that layers share), alibi "
+        description="positions: learned, sinusoidal, rotary, buckets (T5's: biases of distances that layers share), alibi "
         "(distances in attention), none",
     )
     inner: Inner | None = Field(
@@ -269,6 +272,16 @@ class ModelSpec(Spec):
     def angle_base(self) -> int:
         """The base of the angles of rotary positions."""
         return self.rotary_base or ROTARY_BASE
+
+    def vocab_rows(self, tp: Any) -> Any:
+        """Rows of the vocabulary on each of `tp` ranks, with padding. `tp`: a number, (n,) or a symbolic size."""
+        if self.vocab_multiple < 2:
+            return -(-self.vocab // tp)
+        return -(-self.vocab // (tp * self.vocab_multiple)) * self.vocab_multiple
+
+    def padded_vocab(self, tp: Any) -> Any:
+        """Rows of the vocabulary on all of `tp` ranks; what tp alone pads is left out."""
+        return self.vocab if self.vocab_multiple < 2 else self.vocab_rows(tp) * tp
 
     @property
     def places(self) -> int:

@@ -185,15 +185,15 @@ class WorkloadSpec(Spec):
         """Bytes of a parameter's copy for the optimizer; 0 if the optimizer updates the parameter itself."""
         return 0 if self.update_precision == self.precision else BYTES_OF[self.update_precision]
 
-    def most_loss_tokens(self, vocab: int, tp: Any) -> Any:
+    def most_loss_tokens(self, model: ModelSpec, tp: Any) -> Any:
         """Tokens of a chunk of the loss, if a microbatch has more. Unlimited if it is whole. `tp` may be an array or a symbol."""
         if self.loss_chunk == WHOLE_LOSS:
             return 1 << 62
-        return self.loss_chunk or LOSS_BUFFER // (4 * -(-vocab // tp))
+        return self.loss_chunk or LOSS_BUFFER // (4 * model.vocab_rows(tp))
 
     def loss_tokens(self, model: ModelSpec, tp: int) -> int | None:
         """Tokens of a chunk of the loss. None: the loss of a microbatch is computed as a whole."""
-        most: int = self.most_loss_tokens(model.vocab, tp)
+        most: int = self.most_loss_tokens(model, tp)
         return most if most < self.microbatch_size * model.output_rows else None
 
 

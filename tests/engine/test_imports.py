@@ -154,8 +154,8 @@ torchrun ${DISTRIBUTED_ARGS[@]} pretrain_gpt.py ${GPT_MODEL_ARGS[@]} ${TRAINING_
 def test_a_script_with_variables_is_read() -> None:
     found = imports.read(SCRIPT.encode(), "train_gpt3_175b.sh")
     assert found.model is not None
-    assert found.model.vocab == 51200, "padded to a multiple of 128 × tp"
-    assert found.model.model_copy(update={"vocab": 50257}) == catalog.model("gpt3-175b")
+    assert found.model.padded_vocab(8) == 51200, "padded to a multiple of 128 × tp"
+    assert found.model.model_copy(update={"vocab_multiple": 0}) == catalog.model("gpt3-175b")
     assert found.layout == LayoutSpec(tp=8, pp=16, sequence_parallel=True)
     assert found.workload == WorkloadSpec(
         microbatch_size=1, microbatches=1536, learning_rate=6e-5, precision="bf16", accumulate="bf16", seed=1234

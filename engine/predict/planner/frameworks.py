@@ -42,7 +42,7 @@ def parts_lacked(framework: Framework, model: ModelSpec) -> list[str]:
     if framework == "deepspeed":
         return []
     if framework == "torchtitan":
-        chosen = [name for name, _ in model.chosen_parts] + [*model.sized_parts]
+        chosen = [name for name, _ in model.chosen_parts] + [*model.sized_parts] + ["vocab_multiple"] * (model.vocab_multiple > 1)
         return [f"{name}={getattr(model, name)}".lower() for name in chosen]
     return [f"{name}={getattr(model.parts, name)}".lower() for name, has in _megatron_has(model).items() if not has]
 
