@@ -29,6 +29,14 @@ _POSITIONS = {"rotary": "rope", "none": "none", "alibi": "none"}
 _SHARDING = {2: "optim_grads", 3: "optim_grads_params"}
 _TOKENIZERS = {"pretrain_bert.py": "BertWordPieceLowerCase", "pretrain_t5.py": "BertWordPieceCase"}
 
+# What its models of a family have otherwise.
+_OTHERWISE = {
+    "roberta": "Megatron-LM has no RoBERTa; its BERT adds token types",
+    "bert": "its BERT puts norms before attention and MLP",
+    "transformer": "its T5 puts norms first and learns positions; the sizes are the same",
+    "t5": "its T5 divides scores by the root of a head's width, does not scale the output, and has GELU or SwiGLU",
+}
+
 Argument = tuple[str, object]
 
 
@@ -85,20 +93,7 @@ def _refusal(spec: RunSpec) -> Iterator[str]:
 def _differences(spec: RunSpec) -> Iterator[str]:
     model, layout = spec.model, spec.layout
     yield from _refusal(spec)
-    if model.family not in _SCRIPTS:
-        yield f"Megatron-LM has no {model.family}; a GPT of this size is set up instead"
-    if model.parts.position == "alibi":
-        yield "Megatron-LM has no linear biases of distances; the model is set up without positions"
-    if model.family == "roberta":
-        yield "Megatron-LM has no RoBERTa; its BERT adds token types"
-    if model.family == "bert":
-        yield "its BERT puts norms before attention and MLP"
-    if model.family == "transformer":
-        yield "its T5 puts norms first and learns positions; the sizes are the same"
-    if model.family == "t5":
-        yield "its T5 divides scores by the root of a head's width, does not scale the output, and has GELU or SwiGLU"
-    if model.family in _SCRIPTS and (lacked := parts_lacked("megatron", model)):
-        yield f"it has no {', '.join(lacked)}; the nearest that it has stands there"
+    yield from _model_differences(model)
     yield from _schedule_differences(spec)
     if _shards_more_than_states(spec) and layout.pp > 1:
         yield f"its FSDP stands for ZeRO {layout.zero}, and it is little tried with a pipeline"
@@ -109,6 +104,19 @@ def _differences(spec: RunSpec) -> Iterator[str]:
     yield from _workload_differences(spec)
     if spec.generate.prompt:
         yield "nothing is generated after training"
+
+
+def _model_differences(model: ModelSpec) -> Iterator[str]:
+    if model.family not in _SCRIPTS:
+        yield f"Megatron-LM has no {model.family}; a GPT of this size is set up instead"
+    if model.parts.position == "alibi":
+        yield "Megatron-LM has no linear biases of distances; the model is set up without positions"
+    if model.family in _OTHERWISE:
+        yield _OTHERWISE[model.family]
+    if "rotary_local_base" in model.sized_parts:
+        yield "it has one base of rotary positions for layers with and without a window"
+    if model.family in _SCRIPTS and (lacked := parts_lacked("megatron", model)):
+        yield f"it has no {', '.join(lacked)}; the nearest that it has stands there"
 
 
 def _workload_differences(spec: RunSpec) -> Iterator[str]:

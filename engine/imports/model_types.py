@@ -9,10 +9,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from engine.families import BUCKETS, FARTHEST, FamilyName
+from engine.families import BUCKETS, FARTHEST, ROTARY_BASE, FamilyName
 from engine.imports.fields import Fields
 from engine.imports.parts import TIED, Activation, Always, Demanded, Part, Rotary, Switch, Values, Window
 from engine.spec import ModelSpec, RequestError, sentence
+
+CAPS = {"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0}  # of Gemma 2, in a file that does not name them
 
 
 @dataclass(frozen=True)
@@ -150,18 +152,35 @@ class _Roberta:
 
 
 @dataclass(frozen=True)
-class _Gemma:
+class _Uncapped:
     """What transformers computes in a Gemma 2 or 3 unless a file says otherwise, and is not computed here."""
 
-    entries: tuple[str, ...]  # that are null here
-    local_base: bool = False  # whether layers with a window have a base of rotary positions of their own
+    entries: tuple[str, ...] = ()  # that are null here
 
     def read(self, fields: Fields, model: Values) -> Values:
         return {}
 
     def write(self, model: ModelSpec) -> Mapping[str, Any]:
-        base = {"rope_local_base_freq": float(model.angle_base)} if self.local_base else {}
-        return {"query_pre_attn_scalar": model.head_width, **dict.fromkeys(self.entries), **base}
+        return {"query_pre_attn_scalar": model.head_width, **dict.fromkeys(self.entries)}
+
+
+@dataclass(frozen=True)
+class _LocalBase:
+    """The base of rotary positions in layers with a window. Files of version 5 of transformers have it beside the other."""
+
+    def read(self, fields: Fields, model: Values) -> Values:
+        new = fields.get("rope_parameters")
+        inner = new.get("sliding_attention") if isinstance(new, dict) else None
+        local = inner.get("rope_theta") if isinstance(inner, dict) else None
+        base = Fields({"rope_theta": local}, {}).number("rope_theta") if local else fields.number("rope_local_base_freq")
+        fields.get("rope_local_base_freq")
+        if base != int(base):
+            raise RequestError(sentence("{name}={value} must be a whole number", name="rope_local_base_freq", value=base))
+        same = int(base) == (model["rotary_base"] or ROTARY_BASE)
+        return {"rotary_local_base": 0 if same or not model.get("window") else int(base)}
+
+    def write(self, model: ModelSpec) -> Mapping[str, Any]:
+        return {"rope_local_base_freq": float(model.rotary_local_base or model.angle_base)}
 
 
 def _sizes(**others: str) -> dict[str, str]:
@@ -214,7 +233,7 @@ MODEL_TYPES: dict[str, ModelType] = {
             _BIASED,
             Always({"scaled_embedding": True, "placement": "both"}),
             Window(pattern=2),
-            _Gemma(("attn_logit_softcapping", "final_logit_softcapping")),
+            _Uncapped(tuple(CAPS)),
         ),
         _GEMMA | {"head_dim": 256, "query_pre_attn_scalar": 256},
         _NO_SHAPE,
@@ -229,7 +248,8 @@ MODEL_TYPES: dict[str, ModelType] = {
             _BIASED,
             Always({"scaled_embedding": True, "placement": "both", "qk_norm": "head"}),
             Window(pattern=6),
-            _Gemma((), local_base=True),
+            _LocalBase(),
+            _Uncapped(),
         ),
         # Files of models that see images too leave out what is usual.
         _GEMMA

@@ -87,12 +87,13 @@ class SelfAttention(Attention):
         """`again`: see `ColumnParallelLinear.forward`."""
         q, k, v = self.split(self.qkv(x, again), self.heads, self.key_heads, self.key_heads)
         q, k = normed(q, self.query_norm), normed(k, self.key_norm)
-        if inputs.rotation is not None:
-            rotate = inputs.rotation.by_row if self.fused else inputs.rotation
+        rotation = inputs.local_rotation if self.window and inputs.local_rotation is not None else inputs.rotation
+        if rotation is not None:
+            rotate = rotation.by_row if self.fused else rotation
             q, k = rotate(q), rotate(k)
         if inputs.cache is not None:
             k, v = inputs.cache.extend(self, k, v)
-        elif inputs.rotation is not None and self.fused and self.key_norm is None:
+        elif rotation is not None and self.fused and self.key_norm is None:
             v = v.clone()  # otherwise the tensor from which q, k and v were split is kept for v alone
         return self.output(partial(self.core_attention, inputs), q, k, v)
 

@@ -107,6 +107,13 @@ class Rotation(NamedTuple):
         angles = torch.arange(first, seq, device=device)[:, None] * float(base) ** -exponents
         return Rotation(angles.cos(), angles.sin())
 
+    @staticmethod
+    def both(seq: int, width: int, device: torch.device, first: int, bases: tuple[int, int]) -> tuple[Rotation, Rotation]:
+        """Of two bases. They are in one tensor, so that a layer of either kind keeps the same memory for backward."""
+        pair = [Rotation.of(seq, width, device, first, base) for base in bases]
+        cos, sin = (torch.stack(several) for several in zip(*pair, strict=True))  # (2, S, W/2) each
+        return Rotation(cos[0], sin[0]), Rotation(cos[1], sin[1])
+
     def __call__(self, x: Tensor) -> Tensor:
         """(B, A, S, D) → (B, A, S, D), contiguous"""
         return _Rotate.apply(x, self.cos, self.sin)
@@ -230,6 +237,7 @@ class AttentionInputs(NamedTuple):
     """Inputs of attention that all layers of a chunk share in one forward pass."""
 
     rotation: Rotation | None = None
+    local_rotation: Rotation | None = None  # of layers with a window, if it is another
     hidden: Tensor | None = None  # (B, 1, R, S) True where a row must not see a token
     waves: Tensor | None = None  # (2S − 1, H) sinusoids of the distances from 1 − S to S − 1
     distance: Tensor | None = None  # (B, 1, R, S) each row's distance to each token, as a row of `waves`
@@ -258,10 +266,13 @@ class AttentionInputs(NamedTuple):
     @staticmethod
     def _of_rows(spec: ModelSpec, tp: TensorParallel, rows: int, seq: int, attention: AttentionName) -> AttentionInputs:
         """For the last `rows` of `seq` tokens."""
-        rotation = None
-        if spec.parts.position == "rotary":
+        rotation = local = None
+        if "rotary_local_base" in spec.sized_parts:
+            bases = spec.angle_base, spec.rotary_local_base
+            rotation, local = Rotation.both(seq, spec.rotated, tp.comm.device, seq - rows, bases)
+        elif spec.parts.position == "rotary":
             rotation = Rotation.of(seq, spec.rotated, tp.comm.device, seq - rows, spec.angle_base)
         if attention == "fused":
-            return AttentionInputs(rotation=rotation, mask=score_mask(spec, tp, rows, seq))
+            return AttentionInputs(rotation, local, mask=score_mask(spec, tp, rows, seq))
         distances = Distances.of(spec, tp, rows, seq) if spec.parts.position == "alibi" else None
-        return AttentionInputs(rotation=rotation, distances=distances)
+        return AttentionInputs(rotation, local, distances=distances)

@@ -53,6 +53,9 @@ class ModelSpec(Spec):
     decoder_layers: int = Field(0, ge=0, le=1024, description="number of decoder layers among the layers; 0 means half")
     rotary_width: int = Field(0, ge=0, le=65536, description="numbers of a head that rotary positions turn; 0 means all")
     rotary_base: int = Field(0, ge=0, le=10**9, description="base of the angles of rotary positions; 0 means 500,000")
+    rotary_local_base: int = Field(
+        0, ge=0, le=10**9, description="base of the angles in layers with a window; 0 means that of the other layers"
+    )
     spare_positions: int = Field(
         0, ge=0, le=1024, description="rows of learned positions beyond the sequence, which no token uses"
     )
@@ -256,6 +259,7 @@ class ModelSpec(Spec):
             "rotary_width": self.rotated < self.head_width,
             "spare_positions": self.spare_positions > 0,
             "window": 0 < self.window < self.seq,
+            "rotary_local_base": 0 < self.window < self.seq and self.rotary_local_base not in (0, self.angle_base),
         }
         return tuple(name for name, has in having.items() if has)
 

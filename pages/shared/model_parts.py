@@ -16,7 +16,7 @@ from pages.shared.held import moved, shown, touch
 from pages.shared.unfolding import unfolding
 
 # Numbers that few models have.
-_NUMBERS = ("vocab_multiple", "window", "global_every", "rotary_width", "rotary_base", "spare_positions")
+_NUMBERS = ("vocab_multiple", "window", "global_every", "rotary_width", "rotary_base", "rotary_local_base", "spare_positions")
 
 
 def draw(choice: Choice, words: Words) -> None:
@@ -53,6 +53,7 @@ def _labels(words: Words) -> dict[str, str]:
         "global_every": words("Layers until one without a window"),
         "rotary_width": words("Rotary width"),
         "rotary_base": words("Rotary base"),
+        "rotary_local_base": words("Rotary base of layers with a window"),
         "spare_positions": words("Spare positions"),
     }
 

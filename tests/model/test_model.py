@@ -54,10 +54,10 @@ def test_every_parameter_gets_one_gradient_for_each_microbatch(alone, family):
 
 @pytest.mark.parametrize("family", EVERY)
 def test_an_untrained_model_finds_all_tokens_about_as_likely(alone, family):
-    """Except the transformer: its embeddings have a larger deviation, so its logits deviate by about 1, which adds about ½."""
+    """Except where the table is large: then logits deviate by about 1, which adds about ½, and a T5's more for the same token."""
     spec = shape(family)
     loss = float(whole_model(spec, alone)((), 0)[0].detach())
-    assert loss == pytest.approx(torch.tensor(spec.vocab).log().item(), abs=0.8 if family == "transformer" else 0.2)
+    assert loss == pytest.approx(torch.tensor(spec.vocab).log().item(), abs={"transformer": 0.8, "t5": 1.1}.get(family, 0.2))
 
 
 @pytest.mark.parametrize("family", ["gpt", "llama"])
