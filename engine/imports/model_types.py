@@ -199,6 +199,13 @@ _LLAMA = {"tie_word_embeddings": False, "attention_bias": False, "mlp_bias": Fal
 _GEMMA = {"tie_word_embeddings": True, "attention_bias": False, "hidden_activation": "gelu_pytorch_tanh"}
 _MASKED = Demanded({"is_decoder": False, "add_cross_attention": False, "position_embedding_type": "absolute"})
 
+
+def _gemma(every: int, *parts: Part, **usual: Any) -> ModelType:
+    """Gemma 2 or 3, of which every so many layers see all tokens."""
+    both: tuple[Part, ...] = (TIED, _GEMMA_GELU, Rotary(), _BIASED, Always({"scaled_embedding": True, "placement": "both"}))
+    return ModelType("llama", _GROUPED, (*both, Window(pattern=every), *parts), _GEMMA | {"head_dim": 256} | usual, _NO_SHAPE)
+
+
 MODEL_TYPES: dict[str, ModelType] = {
     "llama": ModelType("llama", _GROUPED, (TIED, _SILU, Rotary(), _BIASED, Switch("mlp_bias", "mlp_bias")), _LLAMA, _NO_SHAPE),
     "mistral": ModelType("llama", _GROUPED, (TIED, _SILU, Rotary(), Window()), _LLAMA, _NO_SHAPE),
@@ -223,40 +230,22 @@ MODEL_TYPES: dict[str, ModelType] = {
         _GEMMA | {"head_dim": 256},
         _NO_SHAPE,
     ),
-    "gemma2": ModelType(
-        "llama",
-        _GROUPED,
-        (
-            TIED,
-            _GEMMA_GELU,
-            Rotary(),
-            _BIASED,
-            Always({"scaled_embedding": True, "placement": "both"}),
-            Window(pattern=2),
-            _Uncapped(tuple(CAPS)),
-        ),
-        _GEMMA | {"head_dim": 256, "query_pre_attn_scalar": 256},
-        _NO_SHAPE,
-    ),
-    "gemma3_text": ModelType(
-        "llama",
-        _GROUPED,
-        (
-            TIED,
-            _GEMMA_GELU,
-            Rotary(),
-            _BIASED,
-            Always({"scaled_embedding": True, "placement": "both", "qk_norm": "head"}),
-            Window(pattern=6),
-            _LocalBase(),
-            _Uncapped(),
-        ),
+    "gemma2": _gemma(2, _Uncapped(tuple(CAPS)), query_pre_attn_scalar=256),
+    "gemma3_text": _gemma(
+        6,
+        Always({"qk_norm": "head"}),
+        _LocalBase(),
+        _Uncapped(),
         # Files of models that see images too leave out what is usual.
-        _GEMMA
-        | {"head_dim": 256, "num_attention_heads": 8, "num_key_value_heads": 4, "num_hidden_layers": 26, "vocab_size": 262208}
-        | {"max_position_embeddings": 131072, "rope_theta": 1e6, "sliding_window": 4096}
-        | {"query_pre_attn_scalar": 256, "rope_local_base_freq": 10_000},
-        _NO_SHAPE,
+        num_attention_heads=8,
+        num_key_value_heads=4,
+        num_hidden_layers=26,
+        vocab_size=262208,
+        max_position_embeddings=131072,
+        rope_theta=1e6,
+        sliding_window=4096,
+        query_pre_attn_scalar=256,
+        rope_local_base_freq=10_000,
     ),
     "phi": ModelType(
         "gpt",

@@ -292,7 +292,7 @@ def _described(choice: Choice, say: Words) -> str:
         model = choice.model()
     except RequestError:
         return say("This model shape is not valid.")
-    return say(
+    described = say(
         "{layers}, hidden {hidden}, {heads}, vocabulary {vocab}, sequence {seq}: **{parameters} parameters**",
         layers=say.plural("{count} layer", "{count} layers", model.layers),
         hidden=f"{model.hidden:,}",
@@ -301,6 +301,9 @@ def _described(choice: Choice, say: Words) -> str:
         seq=f"{model.seq:,}",
         parameters=short(model.parameters(), say),
     )
+    if model.vocab_multiple > 1:
+        return say("{model}; padding of the vocabulary is not counted", model=described)
+    return described
 
 
 def _set_levers(choice: Choice, say: Words) -> str:
