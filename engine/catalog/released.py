@@ -91,7 +91,13 @@ def _gemma2(layers: int, hidden: int, ffn: int, heads: int, key_heads: int, widt
 def _gemma3(
     layers: int, hidden: int, ffn: int, heads: int, key_heads: int, width: int = 256, vocab: int = 262208, window: int = 1024
 ) -> ModelSpec:
-    more = {"head_dim": width, "rotary_base": 1_000_000, "rotary_local_base": 10_000, "window": window, "global_every": 6}
+    more: dict[str, Any] = {
+        "head_dim": width,
+        "rotary_base": 1_000_000,
+        "rotary_local_base": 10_000,
+        "window": window,
+        "global_every": 6,
+    }
     more |= {"qk_norm": "head"}
     return _gemma(layers, hidden, ffn, heads, key_heads, vocab, 32768, **more)
 

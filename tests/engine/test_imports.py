@@ -357,3 +357,14 @@ def test_a_number_that_no_model_has_is_refused_with_a_sentence(name: str, number
     entries = CONFIGS["llama3-8b"] | {name: number}
     with pytest.raises(RequestError):
         imports.read(json.dumps(entries).encode(), "config.json")
+
+
+def test_megatrons_t5_with_relative_positions_is_a_t5_with_the_parts_that_it_has() -> None:
+    spec = RunSpec(model=ModelSpec(family="t5", layers=12, hidden=512, heads=8, vocab=32128, seq=512, vocab_multiple=128))
+    script = settings(spec, "megatron").rstrip() + " --vocab-size 32000 --relative-attention-num-buckets 32"
+    found = imports.read(script.encode(), "t5.sh").model
+    scaled = {"inner": "gelu_tanh", "scaled_scores": True, "scaled_output": False, "vocab": 32100}
+    assert found == spec.model.model_copy(update=scaled)
+    assert found.padded_vocab(1) == 32128
+    with pytest.raises(RequestError, match="relative-attention-num-buckets=64 is not supported here; only 32"):
+        imports.read(script.replace("buckets 32", "buckets 64").encode(), "t5.sh")
