@@ -15,12 +15,15 @@ _BUCKETS = {
     "embedding.token": sentence("the token table"),
     "embedding.places": sentence("positions"),
     "embedding.norm": sentence("the embedding's norm"),
+    "encoder_norm": sentence("the norm at the encoder's end"),
     "head": sentence("the head"),
 }
 _MODULES = {
     "embedding.token": sentence("token embedding"),
     "embedding.places.position": sentence("position embedding"),
     "embedding.places.segment": sentence("segment embedding"),
+    "embedding.places.buckets": sentence("tables of biases"),
+    "encoder_norm": sentence("norm at the encoder's end"),
     "embedding.norm": sentence("norm of the embeddings"),
     "layers": sentence("residual stream"),
     "layers.attention": sentence("attention"),

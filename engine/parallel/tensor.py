@@ -105,7 +105,8 @@ class ShardSpec:
     `shape` is that of the whole parameter. `dim` is the sharded dimension; None: every tp rank holds the whole. `blocks` are
     sizes that add up to that dimension, for example q, k and v of a fused weight. Each block is sharded by itself, padded with
     zeros to a multiple of tp. `least`: the least size of a shard of each block, 0: none. A block that is too small for a shard of
-    that size on each rank is held by several ranks: neighbours have copies of a shard. Such blocks come last.
+    that size on each rank is held by several ranks: neighbours have copies of a shard. Such blocks come last. `multiple`: shards
+    are padded to a multiple of it, one that is the whole as well.
     """
 
     shape: tuple[int, ...]
@@ -114,10 +115,11 @@ class ShardSpec:
     least: tuple[int, ...] = ()
     init: Literal["normal", "zeros", "ones"] = "normal"
     std: float = 0.02
+    multiple: int = 1
 
     def shard(self, whole: Tensor, index: int, of: int) -> Tensor:
         """Shard `index` of `of`."""
-        if self.dim is None or of == 1:
+        if self.dim is None or (of == 1 and self.multiple == 1):
             return whole
         parts = []
         for block, (size, copies) in zip(whole.split(self.sizes, self.dim), self.shards(of), strict=True):
@@ -134,7 +136,7 @@ class ShardSpec:
 
     def unshard(self, shards: list[Tensor], copy: int = 0) -> Tensor:
         """The whole parameter from the shards of all tp ranks. The padding is removed. `copy`: which copy of a shard is taken."""
-        if self.dim is None or len(shards) == 1:
+        if self.dim is None or (len(shards) == 1 and self.multiple == 1):
             return shards[0]
         every = self.shards(len(shards))
         pieces = [s.split([size for size, _ in every], self.dim) for s in shards]
@@ -155,7 +157,7 @@ class ShardSpec:
         found = []
         for size, least in zip(self.sizes, self.least or (0,) * len(self.sizes), strict=True):
             copies = max(1, least * of // size)
-            found.append((-(-size * copies // of), copies))
+            found.append((-(-size * copies // (of * self.multiple)) * self.multiple, copies))
         return found
 
     def copies(self, of: int) -> int:
