@@ -42,7 +42,7 @@ def _of_nodes(result: RunResult) -> str:
     sent = result.summary["wire_bytes_per_rank"] * result.spec.layout.ranks
     between, error = result.summary["wire_bytes_between_nodes"], result.environment["clock_error_ns"]
     return sentence(
-        "a step sent {sent:,} bytes, {between:,} of them between nodes; their clocks agree within {error:.3f} ms",
+        "a step sent {sent:,} bytes, {between:,} of them between nodes; their clocks are aligned within {error:.3f} ms",
         sent=round(sent), between=between, error=error / 1e6,
     )  # fmt: skip
 

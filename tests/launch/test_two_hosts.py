@@ -113,7 +113,7 @@ def test_a_run_on_two_hosts_equals_a_run_on_one(
     assert run.summary["wire_bytes_between_nodes"] == traffic.loc[traffic["axis"] == "pp", "wire_bytes"].sum() > 0
     assert "nodes" not in one.environment
     error_ns = run.environment["clock_error_ns"]
-    assert f"their clocks agree within {error_ns / 1e6:.3f} ms" in said
+    assert f"their clocks are aligned within {error_ns / 1e6:.3f} ms" in said
     messages = too_early(run.tables["spans"], error_ns)
     with capsys.disabled():
         print(
