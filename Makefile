@@ -22,7 +22,7 @@ classroom: $(VENV)/.app
 test: dev chromium
 	$(RUN) pytest $(PYTEST_ARGS)
 
-# Faults in every phase, a million inputs, five hundred runs, killed writers: about half an hour. Each prints its count.
+# Faults in every phase, a million inputs, five hundred runs, killed writers, two hosts: half an hour or more. Each prints its count.
 soak: dev
 	$(RUN) pytest -m nightly tests/launch tests/test_fuzz.py $(PYTEST_ARGS)
 

@@ -97,7 +97,7 @@ class TwoHosts:
         for host in self.hosts:
             limits = ("root", "handle", "1:", "tbf", "rate", RATE, "burst", "64kb", "latency", "200ms")
             host.do("tc", "qdisc", "add", "dev", host.device, *limits)
-        delay = ("parent", "1:", "netem", "delay", f"{DELAY_MS}ms")
+        delay = ("parent", "1:1", "netem", "delay", f"{DELAY_MS}ms")
         done = [
             subprocess.run(host.command("tc", "qdisc", "add", "dev", host.device, *delay), capture_output=True, check=False)
             for host in self.hosts
