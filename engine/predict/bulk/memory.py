@@ -17,12 +17,11 @@ from engine.ledger.dimensions import dimensions
 from engine.ledger.keep import Key, Ledgers
 from engine.ledger.store import NotRecordedError
 from engine.predict.bulk.actions import form_actions
-from engine.predict.bulk.arrays import multiplied
-from engine.predict.bulk.chunks import VALUES, Chunks, Table
+from engine.predict.bulk.chunks import VALUES, Chunks, ChunkValues
 from engine.predict.bulk.peak_candidates import peak_candidates
 from engine.predict.bulk.pieces import Piece, pieces, pieces_of
 from engine.predict.bulk.traces import ONES, ChunkForm, Layouts
-from engine.predict.grid import RECOMPUTES, Grid, chunked_loss, distinct
+from engine.predict.grid import RECOMPUTES, Grid, chunked_loss, distinct, multiplied
 from engine.schedule import SCHEDULES
 from engine.schedule.orders import enough_microbatches
 from engine.spec import SCHEDULE_FACTS, ModelSpec, WorkloadSpec
@@ -129,12 +128,10 @@ class _SizesOf:
             for group in groups:
                 some = {form: slice(*entries[form].bounds([group.start, group.stop])) for form in forms}
                 present = [form for form, of in some.items() if of.start < of.stop]
-                within = slice(group.start - here.start, group.stop - here.start)
-                made = chunks.tables(present, within)
+                values = ChunkValues(chunks, present, slice(group.start - here.start, group.stop - here.start))
                 for form in present:
                     of = some[form]
-                    which, between = entries[form].sizes[of] - group.start, entries[form].between[of]
-                    tables[form][:, of] = _values(made[form], which, between)
+                    tables[form][:, of] = values.of(form, entries[form].sizes[of] - group.start, entries[form].between[of])
         return tables, rows
 
     def _check(self, forms_of: list[list[ChunkForm]]) -> None:
@@ -187,19 +184,6 @@ def _runs(of: Array, start: int) -> list[slice]:
     """Runs of equal numbers, the first of which is number `start`."""
     cuts = [0, *(np.flatnonzero(np.diff(of)) + 1).tolist(), len(of)]
     return [slice(start + one, start + other) for one, other in itertools.pairwise(cuts)]
-
-
-def _values(made: Table, which: Array, between: Array) -> Real:
-    """`VALUES` of a form of chunk for some sizes and numbers of layers, (values, n)."""
-    own, *layers = made.parts
-    reached = own.take(which, axis=1)
-    for part, count, inner in zip(layers, between.T, made.inner, strict=False):  # of one kind of layers or of two
-        if count.any():
-            rows = np.flatnonzero(part.any(1))
-            reached[rows] += part[rows].take(which, axis=1) * count
-        if len(inner):
-            reached[inner] *= count > 0
-    return np.maximum.reduceat(reached, made.starts, axis=0)[made.which]
 
 
 def _enough(grid: Grid) -> Array:

@@ -19,9 +19,8 @@ from engine.ledger.form import Part, Slicing
 from engine.ledger.keep import Key, Ledgers
 from engine.ledger.store import LedgerStore, ledger_store
 from engine.ledger.symbolic import letter
-from engine.predict.bulk.arrays import multiplied
 from engine.predict.bulk.pieces import pieces
-from engine.predict.grid import RECOMPUTES, Grid, Whole, chunked_loss, distinct
+from engine.predict.grid import RECOMPUTES, Grid, Whole, chunked_loss, distinct, multiplied
 from engine.predict.traffic.calls import PredictedCall, wire_bytes
 from engine.predict.traffic.chunk import trained
 from engine.predict.traffic.reductions import reductions
