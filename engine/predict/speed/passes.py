@@ -95,7 +95,7 @@ def _by_structure(model: ModelSpec, workload: WorkloadSpec, grid: Grid) -> dict[
     for row, (tp, size, sequence, recompute, in_chunks) in enumerate(zip(*(column.tolist() for column in columns), strict=True)):
         key = tp, size, sequence, in_chunks
         if key not in known:
-            cut, loss_chunk = slicing(tp, sequence), workload.most_loss_tokens(model.vocab, tp) if in_chunks else None
+            cut, loss_chunk = slicing(tp, sequence), workload.most_loss_tokens(model, tp) if in_chunks else None
             sizes = dimensions(model, cut, tp, size, loss_chunk=loss_chunk)
             known[key] = structure(model, workload, "none", cut, sizes), sizes
         one, sizes = known[key]
