@@ -98,6 +98,13 @@ def _softmax_and_losses(logits: Tensor, targets: Tensor, vocab: int, tp: TensorP
     columns = logits.shape[-1]  # V/tp
     first = columns * tp.index
     logits[..., max(0, vocab - first) :] = float("-inf")  # the padding is no token
+    if tp.degree == 1:
+        not_here = targets < 0
+        local = targets.masked_fill(not_here, 0).unsqueeze(-1)
+        torch.log_softmax(logits, -1, out=logits)
+        losses = logits.gather(-1, local).squeeze(-1).neg_()
+        logits.exp_()
+        return losses, local, not_here
     largest = tp.comm.all_reduce(logits.amax(-1), "tp", "max")
     logits.sub_(largest.unsqueeze(-1))
     local = targets - first
