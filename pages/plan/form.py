@@ -341,5 +341,5 @@ def _assumed(assumed: Assumptions, words: Words) -> None:
             st.toggle(labels[name], key=key, on_change=_moved, args=(name,))
         else:
             least = 0.0 if name.endswith("overlap") else 0.05
-            scale = (0.0, 200.0, 1.0) if name == "launch_us" else (least, 1.0, 0.01)
-            st.slider(labels[name], *scale, key=key, on_change=_moved, args=(name,))
+            least, most, step = (0.0, 200.0, 1.0) if name == "launch_us" else (least, 1.0, 0.01)
+            st.slider(labels[name], least, most, step=step, key=key, on_change=_moved, args=(name,))
