@@ -21,12 +21,13 @@ def unfolded(tmp_path: Path):
 
 
 def test_a_part_is_chosen_and_the_plan_is_for_that_model(tmp_path: Path) -> None:
+    """The part is that of Qwen 3, whose ledgers come with the program: others would be recorded first."""
     app = unfolded(tmp_path)
-    app.selectbox(key="plan/part/norm").set_value("layer").run()
+    app.selectbox(key="plan/part/qk_norm").set_value("head").run()
     assert not app.exception
-    assert model_of_link(link(app, "model")) == catalog.model("llama3-8b").model_copy(update={"norm": "layer"})
-    assert "Parts: Norm" in [expander.label for expander in app.expander]
-    app.selectbox(key="plan/part/norm").set_value(None).run()
+    assert model_of_link(link(app, "model")) == catalog.model("llama3-8b").model_copy(update={"qk_norm": "head"})
+    assert "Parts: Norm of queries and keys" in [expander.label for expander in app.expander]
+    app.selectbox(key="plan/part/qk_norm").set_value(None).run()
     assert link(app, "model") == "llama3-8b"
 
 
