@@ -16,6 +16,7 @@ _WEIGHTS = "workload.weights"
 TEXT_AT_ONCE: dict[str, Any] = {
     **{f"model.{name}": value for name, value in TRAINED},
     _WEIGHTS: "trained",
+    "workload.seed": 1,
     "generate.prompt": "The pipeline ",
     "generate.new_tokens": 100,
     "generate.temperature": DEFAULTS["generate.temperature"],

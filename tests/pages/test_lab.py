@@ -156,35 +156,6 @@ def test_a_published_model_has_its_name_and_can_be_changed_into_a_custom_one(par
     assert "llama3-8b" not in pick(app, "Size").options
 
 
-def test_text_from_the_trained_weights_is_one_press_away(parts: tuple[Service, Queue]):
-    app = page(parts[0])
-    click(app, "Generate text")
-    assert link(app, "spec") == "gpt-mini~dp2.tp2.pp2~1f1b~m4~b2~n20~r0.003~e0~yVGhlIHBpcGVsaW5lIA~w100~v0.8~s~jtrained"
-    click(app, "Run on 8 processes")
-    [spec] = [state.spec for state in parts[1].states.values()]
-    assert (spec.workload.weights, spec.generate.prompt, spec.generate.skip_training) == ("trained", "The pipeline ", True)
-
-
-def test_another_model_has_no_trained_weights(parts: tuple[Service, Queue]):
-    app = page(parts[0], spec="gpt-mini~dp2.tp2.pp2~1f1b~jtrained")
-    select(app, "Size", "small")
-    assert link(app, "spec").startswith("gpt-small~dp2.tp2.pp2")
-    assert not link(app, "spec").endswith("trained")
-    wrong = page(parts[0], spec="gpt-tiny~dp2.tp2.pp2~1f1b~jtrained")
-    assert "trained weights are those of gpt-mini" in text(wrong)
-    click(wrong, "weights=drawn")
-    assert link(wrong, "spec") == "gpt-tiny~dp2.tp2.pp2~1f1b~m4~b2~n20~r0.003~e0"
-
-
-def test_the_text_that_a_run_generated_is_told_apart_from_its_prompt(parts: tuple[Service, Queue], tmp_path: Path):
-    folder = saved(parts[0].home, PAIR)
-    run = store.load(folder)
-    run.summary["generated"] = {"prompt": "The ", "tokens": [101, 110, 100], "text": "end"}
-    store.save(run, parts[0].home / "told")
-    shown = text(page(parts[0], run="told"))
-    assert 'class="ss-new">end</span>' in shown
-
-
 def test_run_writes_the_run_into_the_link_and_shows_its_progress(parts: tuple[Service, Queue]):
     app = page(parts[0])
     click(app, "Run on 8 processes")
