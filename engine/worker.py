@@ -36,6 +36,7 @@ from engine.store import save
 from engine.summary import summarize
 from engine.tables import Rows, RunResult, table
 from engine.text import load
+from engine.weights import initial
 from engine.wire import WireError, pack_rows, unpack_rows
 
 _MEDIAN_OF = 9  # steps, the last ones: their median is drawn, so that one slow step is not
@@ -129,8 +130,9 @@ class Trainer:
             for c, stage in enumerate(schedule.placement)
             if stage == comm.at.pp
         }
+        weights = initial(workload)
         for c, chunk in self.chunks.items():
-            chunk.initialize(workload.seed)
+            chunk.initialize(workload.seed, weights)
             self.data.add_chunk(c, chunk.parts())
         tied = {chunk.embedding.token: chunk for chunk in self.chunks.values() if chunk.embedding is not None}
         copies = [table for table, chunk in tied.items() if not chunk.first]

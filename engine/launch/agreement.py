@@ -20,6 +20,7 @@ import psutil
 import torch
 import torch.distributed as dist
 
+from engine import weights
 from engine.spec import RequestError, RunSpec, Sentence, sentence
 from engine.text import load
 from engine.wire import WireError, pack, unpack, whole
@@ -88,10 +89,10 @@ def check_reached(host: str, port: int, seconds: float) -> None:
 
 
 def _code() -> str:
-    """A digest of the engine's modules, by name."""
+    """A digest of the engine's modules, by name, and of the weights that come with it."""
     home = Path(__file__).parents[1]
     digest = hashlib.sha256()
-    for path in sorted(home.rglob("*.py")):
+    for path in (*sorted(home.rglob("*.py")), weights.FILE):
         digest.update(path.relative_to(home).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()
 

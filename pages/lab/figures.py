@@ -12,6 +12,9 @@ from pages.charts.words import Words
 from pages.shared.figures import Figure
 
 PARITY_LIMIT = 1e-5  # of the largest entry of a parameter's gradient, in fp32
+# The gradients of a trained model are small differences of large terms: from the trained weights, those of the unsharded model in
+# fp32 are 4e-5 from the same in fp64.
+_TRAINED_LIMIT = 1e-4
 
 
 def figures(result: RunResult, say: Words) -> list[Figure]:
@@ -75,8 +78,9 @@ def parity(result: RunResult, say: Words) -> Parity | None:
     worst = float(result.tables["parity"]["max_rel"].max(skipna=False))
     if not math.isfinite(worst):
         return Parity(False, say("Gradients cannot be compared with the unsharded model's: some are not finite"))
-    good = worst <= PARITY_LIMIT
-    measured = {"worst": scientific(worst), "limit": scientific(PARITY_LIMIT)}
+    limit = _TRAINED_LIMIT if result.spec.workload.weights == "trained" else PARITY_LIMIT
+    good = worst <= limit
+    measured = {"worst": scientific(worst), "limit": scientific(limit)}
     if good:
         sentence = say(
             "Gradients equal to the unsharded model: largest difference {worst} of the largest entry, ≤ {limit}", **measured
