@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from html import escape
-
 import pandas as pd
 import streamlit as st
 
@@ -14,6 +12,7 @@ from pages.charts import teaching
 from pages.charts.drawing import Drawing
 from pages.charts.look import View, look
 from pages.charts.units import in_bytes, short, significant
+from pages.learn import tables
 from pages.learn.lesson_state import Lesson, LessonState
 from pages.learn.question import AnswerChoice, Knob, Question
 from pages.learn.sizes import CARDS, PUBLISHED_GPT, card
@@ -142,11 +141,7 @@ def _table(state: LessonState) -> None:
         ("3", "Ψ/dp", "Ψ/dp", "Ψ/dp", passes[3]),
     ]
     names = ("ZeRO", say("values"), say("gradients"), say("optimizer"), say("communication between replicas"))
-    head = "".join(f"<th>{escape(name)}</th>" for name in names)
-    body = "".join(
-        f"<tr><th scope=row>{row[0]}</th>{''.join(f'<td>{escape(cell)}</td>' for cell in row[1:])}</tr>" for row in rows
-    )
-    st.html(f'<table class="ss-plain"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>')
+    st.html(tables.plain(names, rows))
     state.text(
         say(
             "A ring all-reduce is a reduce-scatter and an all-gather, one after the other: so ZeRO 1 sends no more "
