@@ -12,6 +12,7 @@ import streamlit as st
 
 from engine.predict.planner.search import MIXED
 from engine.spec import LayoutSpec, ModelSpec, RequestError, RunSpec, WorkloadSpec
+from pages.charts.look import Look
 from pages.charts.units import in_bytes, percent, significant
 from pages.charts.words import Words
 from pages.learn.lesson_state import READABLE_PX, LessonState
@@ -155,7 +156,7 @@ def draw(state: LessonState, task: Task) -> None:
         state.controls(*(_control(state, setting) for setting in task.settings))
         values = {setting.name: st.session_state[_key(state, setting)] for setting in task.settings}
         goals = judged(task, values, say)
-        st.html(_listed(goals, say))
+        st.html(_listed(goals, state.style))
         if all(goal.met for goal in goals):
             st.success(say("Solved. Other choices may do it too: try one."), icon=":material/check_circle:")
             if state.number not in solved():
@@ -189,11 +190,12 @@ def _control(state: LessonState, setting: Setting) -> Callable[[], Any]:
     )
 
 
-def _listed(goals: list[Goal], say: Words) -> str:
-    lines = "".join(
-        f'<li data-met="{str(goal.met).lower()}"><b>{say("reached") if goal.met else say("missing")}</b> {escape(goal.said)}</li>'
-        for goal in goals
-    )
+def _listed(goals: list[Goal], style: Look) -> str:
+    lines, say = "", style.say
+    for goal in goals:
+        colour = style.green if goal.met else style.orange
+        word = say("reached") if goal.met else say("missing")
+        lines += f'<li style="border-color:{colour}"><b>{word}</b> {escape(goal.said)}</li>'
     return f'<ul class="ss-goals" aria-live="polite">{lines}</ul>'
 
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from engine import catalog
 from engine.predict.planner.candidates import cheap_recompute
 from engine.predict.planner.search import MIXED
-from engine.spec import SCHEDULE_FACTS, WHOLE_LOSS, Recompute, RequestError, RunSpec, sentence
+from engine.spec import WHOLE_LOSS, Recompute, RequestError, RunSpec, sentence
 from pages.charts import names
 from pages.charts.units import in_bytes, percent
 from pages.charts.words import Words
@@ -160,10 +158,10 @@ TENSOR = Task(
 
 
 def _staged(values: Values) -> RunSpec:
-    schedule, chunks = values["schedule"]
+    schedule, chunks = values["schedule"].split("×")
     return spec(
         catalog.model("gpt3-175b"), 32, dp=1, tp=8, pp=8, size=32 // values["microbatches"],
-        schedule=schedule, chunks=chunks, sequence_parallel=True, recompute=_SELECTIVE,
+        schedule=schedule, chunks=int(chunks), sequence_parallel=True, recompute=_SELECTIVE,
     )  # fmt: skip
 
 
@@ -191,9 +189,9 @@ def _half_the_bubble(task: Task, found: Outcome, say: Words) -> list[Goal]:
     ]
 
 
-def _schedule_name(say: Words, choice: tuple[Any, int]) -> str:
-    schedule, chunks = choice
-    return names.schedule(schedule, say) + (f" × {chunks}" if chunks > SCHEDULE_FACTS["1f1b"].least_chunks else "")
+def _schedule_name(say: Words, choice: str) -> str:
+    schedule, chunks = choice.split("×")
+    return names.schedule(schedule, say) + (f" × {chunks}" if int(chunks) > 1 else "")
 
 
 PIPELINE = Task(
@@ -206,8 +204,8 @@ PIPELINE = Task(
         Setting(
             "schedule",
             lambda say: say("Schedule"),
-            (("gpipe", 1), ("1f1b", 1), ("interleaved", 2), ("interleaved", 3), ("interleaved", 4), ("zb-h1", 1), ("zb-v", 2)),
-            ("1f1b", 1),
+            ("gpipe×1", "1f1b×1", "interleaved×2", "interleaved×3", "interleaved×4", "zb-h1×1", "zb-v×2"),
+            "1f1b×1",
             _schedule_name,
         ),
         Setting("microbatches", lambda say: say("Microbatches m"), (8, 16, 32), 16),

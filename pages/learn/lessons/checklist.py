@@ -65,7 +65,9 @@ def _draw(state: LessonState) -> None:
                         "**Does it fit?** 16 to 20 bytes a parameter, and activations. If so, replicas alone are "
                         "simplest and fastest."
                     ),
-                    say("**Fused attention and the loss in chunks** cost nothing. Use them always."),
+                    say(
+                        "**Fused attention** is faster and keeps less, and **the loss in chunks** costs next to nothing. Use both always."
+                    ),
                     say("**ZeRO 1** costs no extra traffic. Use it wherever there are replicas."),
                     say("**Selective recompute** costs a few percent of time for most of the activations."),
                     say(

@@ -12,9 +12,11 @@ from pages.charts import teaching
 from pages.charts.drawing import Drawing
 from pages.charts.look import View, look
 from pages.charts.units import in_bytes, short, significant
-from pages.learn import tables
+from pages.learn import motion, tables
 from pages.learn.lesson_state import Lesson, LessonState
 from pages.learn.question import AnswerChoice, Knob, Question
+from pages.learn.scene import Scene
+from pages.learn.scenes import zero as buckets
 from pages.learn.sizes import CARDS, PUBLISHED_GPT, card
 from pages.learn.steps import LessonStep, as_html, done_by, model_of
 from pages.shared import drawing
@@ -40,9 +42,15 @@ def _draw(state: LessonState) -> None:
     state.heading(say("One stage, with its formula"))
     state.controls(state.switch("zero", say("ZeRO stage")))
     _formula(state)
+    motion.show(_scene(state["zero"], state.view), "zero", say, seconds=2.2)
     _steps(state)
     state.heading(say("What is gathered when"))
     _table(state)
+
+
+@st.cache_data(max_entries=16, show_spinner=False)
+def _scene(zero: int, view: View) -> Scene:
+    return buckets.scene(zero, look(view))
 
 
 def _per_rank(name: str, zero: int, dp: int) -> dict[str, int]:
