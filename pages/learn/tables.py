@@ -14,5 +14,5 @@ def plain(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
         cells = "".join(
             f'<td data-label="{escape(name)}">{escape(cell)}</td>' for name, cell in zip(head[1:], others, strict=True)
         )
-        body += f"<tr><th scope=row>{escape(first)}</th>{cells}</tr>"
+        body += f'<tr><th scope=row data-label="{escape(head[0])}">{escape(first)}</th>{cells}</tr>'
     return f'<table class="ss-plain"><thead><tr>{names}</tr></thead><tbody>{body}</tbody></table>'

@@ -66,7 +66,8 @@ def _draw(state: LessonState) -> None:
                         "simplest and fastest."
                     ),
                     say(
-                        "**Fused attention** is faster and keeps less, and **the loss in chunks** costs next to nothing. Use both always."
+                        "**Fused attention** is faster and keeps less, and **the loss in chunks** costs next to nothing. "
+                        "Use both always."
                     ),
                     say("**ZeRO 1** costs no extra traffic. Use it wherever there are replicas."),
                     say("**Selective recompute** costs a few percent of time for most of the activations."),

@@ -17,7 +17,7 @@ from pages.charts import teaching, timeline
 from pages.charts.drawing import Drawing
 from pages.charts.look import View, look
 from pages.charts.units import in_bytes, percent, significant
-from pages.learn import tables
+from pages.learn import symbols, tables
 from pages.learn.lesson_state import Lesson, LessonState
 from pages.learn.question import AnswerChoice, Knob, Question
 from pages.learn.sizes import PUBLISHED_GPT
@@ -47,6 +47,7 @@ def _draw(state: LessonState) -> None:
     drawing.show(_kept(state["model"], state["s"], state["b"], state.view), "kept")
     state.heading(say("Kept and recomputed"))
     _table(state)
+    symbols.draw(state, _model(state["model"], state["s"]), "s", "b", "h", "a", b=state["b"])
     state.controls(state.switch("kind", say("Recompute"), names.__getitem__))
     _formula(state)
     _steps(state)

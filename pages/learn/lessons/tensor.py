@@ -128,7 +128,7 @@ def _split(state: LessonState, layers: TwoLayers, slices: list[Slice], colours: 
     state.text(
         say.plural(
             "One rank holds all of A and B.",
-            "Each of the {count} ranks holds {each} of 4 columns of A and the {each} rows of B that belong to them.",
+            "Each of the {count} ranks holds {each} of 4 columns of A and the rows of B that belong to them.",
             len(slices),
             each=4 // len(slices),
         )

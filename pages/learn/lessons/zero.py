@@ -33,6 +33,13 @@ def _draw(state: LessonState) -> None:
             "1 shards the optimizer’s state, stage 2 also the gradients, stage 3 also the parameters."
         )
     )
+    state.text(
+        say(
+            "**ZeRO 3 and FSDP are the same method.** ZeRO 3 is its name in the paper and in DeepSpeed; PyTorch calls it *fully "
+            "sharded data parallel* (`FullyShardedDataParallel`, now `fully_shard`). FSDP’s `SHARD_GRAD_OP` is ZeRO 2. "
+            "Megatron-LM’s *distributed optimizer* is ZeRO 1."
+        )
+    )
     state.controls(
         state.pick("model", say("Model")),
         state.slide("dp", say("Replicas (dp)"), lambda n: f"{n:,}"),
@@ -40,7 +47,7 @@ def _draw(state: LessonState) -> None:
     )
     drawing.show(_bars(state["model"], state["dp"], state["device"], state.view), "zero")
     state.heading(say("One stage, with its formula"))
-    state.controls(state.switch("zero", say("ZeRO stage")))
+    state.controls(state.switch("zero", say("ZeRO stage"), lambda stage: "3 (FSDP)" if stage == 3 else str(stage)))
     _formula(state)
     motion.show(_scene(state["zero"], state.view), "zero", say, seconds=2.2)
     _steps(state)
