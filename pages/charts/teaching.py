@@ -202,7 +202,7 @@ def columns(
 def _swatches(signed: bool) -> alt.Legend:
     """A legend of coloured squares. An SVG gradient refers to the page's address, so it vanishes when the address changes."""
     values = [1.0, 0.5, 0.0, -0.5, -1.0] if signed else [1.0, 0.8, 0.6, 0.4, 0.2, 0.0]
-    return alt.Legend(orient="right", type="symbol", symbolType="square", symbolSize=240, values=values, format=".1f")
+    return alt.Legend(orient="right", type="symbol", symbolType="square", symbolSize=240, values=values, format=".1f", columns=1)
 
 
 def _legend(names: list[str]) -> alt.Legend | None:

@@ -49,6 +49,10 @@ def dots(left: Array, right: Array) -> list[list[str]]:
     ]
 
 
+def _factor(value: float) -> str:
+    return f"({number(value)})" if value < 0 else number(value)
+
+
 def line(*parts: str, product: bool = False) -> str:
     """Matrices and the signs between them in one line. `product`: pointing at a number of the result marks its row and column."""
     shown = (part if part.startswith("<") else f"<span>{escape(part)}</span>" for part in parts)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import streamlit as st
 
-from pages.learn import predict, task
+from pages.learn import glossary, predict, task
 from pages.learn.lesson_state import LessonState, moved, note_move
 from pages.learn.lessons import LESSONS, TASKS
 from pages.shared import frame
@@ -91,7 +91,7 @@ def _lesson(state: LessonState) -> None:
         )
     st.caption(say("Lesson {number} of {all}", number=number, all=len(LESSONS)))
     st.markdown(f"# {state.lesson.title(say)}", anchors=False)
-    state.text(f"*{state.lesson.goal(say)}*")
+    st.markdown(f"*{state.lesson.goal(say)}*", width=glossary.READABLE_PX)
     state.lesson.draw(state)
     predict.draw(state)
     if number in TASKS:
@@ -107,3 +107,4 @@ def _lesson(state: LessonState) -> None:
                     on_click=_open,
                     args=(number + step,),
                 )
+    glossary.draw(say)

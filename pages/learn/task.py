@@ -15,7 +15,8 @@ from engine.spec import LayoutSpec, ModelSpec, RequestError, RunSpec, WorkloadSp
 from pages.charts.look import Look
 from pages.charts.units import in_bytes, percent, significant
 from pages.charts.words import Words
-from pages.learn.lesson_state import READABLE_PX, LessonState
+from pages.learn.glossary import READABLE_PX
+from pages.learn.lesson_state import LessonState
 from pages.learn.outcome import Outcome, outcome, outcomes
 
 _SOLVED = "learn/solved"

@@ -13,7 +13,8 @@ from pages.charts.drawing import Drawing
 from pages.charts.look import View, look
 from pages.charts.units import byte_unit, in_bytes, percent
 from pages.learn import symbols
-from pages.learn.lesson_state import READABLE_PX, Lesson, LessonState
+from pages.learn.glossary import READABLE_PX
+from pages.learn.lesson_state import Lesson, LessonState
 from pages.learn.question import Knob, Question
 from pages.learn.toys import attention, learned, rotated, scores_by_distance, sinusoids
 from pages.shared import drawing
@@ -50,8 +51,9 @@ def _draw(state: LessonState) -> None:
             "tensor parallelism will give each rank some of the heads."
         )
     )
-    state.side_by_side(lambda: _who_looks_at_whom(state), lambda: _where(state))
-    state.side_by_side(lambda: _cost(state), lambda: _layers(state))
+    state.side_by_side(lambda: _who_looks_at_whom(state), lambda: _layers(state))
+    _where(state)
+    _cost(state)
 
 
 def _formula(latex: str) -> None:
@@ -104,8 +106,10 @@ def _where(state: LessonState) -> None:
             )
         )
         _formula(r"q_m \cdot k_n = (R_m\, q)^{\mathsf T} (R_n\, k) = q^{\mathsf T} R_{n-m}\, k")
-    drawing.show(_positions(encoding, state.view), "positions")
-    drawing.show(_by_distance(encoding, state.view), "by-distance")
+    state.side_by_side(
+        lambda: drawing.show(_positions(encoding, state.view), "positions"),
+        lambda: drawing.show(_by_distance(encoding, state.view), "by-distance"),
+    )
 
 
 def _cost(state: LessonState) -> None:

@@ -104,7 +104,7 @@ def _hide(state: LessonState) -> None:
     state.text(
         say(
             "The ratio falls with more tokens on each device: backward then takes longer, and the gradients are as large as "
-            "before. Above 1 the network is the limit, and only the first layers’ all-reduces find computation to hide behind."
+            "before. Above 1 the all-reduces queue up, and those of the first layers, which come last, are exposed."
         )
     )
 
@@ -163,7 +163,10 @@ def _gradients(state: LessonState) -> str:
     rows.append((say("one device, the whole batch"), whole, ""))
     body = "".join(
         f"<tr><th scope=row style='border-left:5px solid {colour or 'transparent'};padding-left:.5rem'>{name}</th>"
-        + "".join(f"<td>{number(round(float(value), 2))}</td>" for value in gradient)
+        + "".join(
+            f'<td data-label="{say("gradient of w{index}", index=index)}">{number(round(float(value), 2))}</td>'
+            for index, value in enumerate(gradient)
+        )
         + "</tr>"
         for name, gradient, colour in rows
     )
