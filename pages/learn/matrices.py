@@ -45,7 +45,7 @@ def matrix(
 def dots(left: Array, right: Array) -> list[list[str]]:
     """ "1·2 + 3·0": how each number of a product is computed."""
     return [
-        [" + ".join(f"{number(a)}·{number(b)}" for a, b in zip(row, column, strict=True)) for column in right.T] for row in left
+        [" + ".join(f"{_factor(a)}·{_factor(b)}" for a, b in zip(row, column, strict=True)) for column in right.T] for row in left
     ]
 
 

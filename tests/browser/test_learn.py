@@ -66,8 +66,10 @@ def at(scene: Locator) -> int:
     return int(scene.get_attribute("data-step") or -1)
 
 
-def test_a_scene_plays_when_it_is_seen_and_can_be_paused_and_stepped(server: Server, watched: Watched):
-    page = lesson(watched, server, "lesson=4")
+def test_a_scene_plays_when_it_is_seen_and_can_be_paused_and_stepped(server: Server, browser: Browser):
+    context = browser.new_context(locale="en-US", reduced_motion="no-preference")
+    window = Watched(context)
+    page = lesson(window, server, "lesson=4")
     scene = page.locator(".ss-motion")
     scene.scroll_into_view_if_needed()
     expect(scene).to_have_attribute("data-playing", "yes")
@@ -86,12 +88,13 @@ def test_a_scene_plays_when_it_is_seen_and_can_be_paused_and_stepped(server: Ser
     expect(scene).to_have_attribute("data-playing", "yes")
     scene.get_by_role("button", name="Pause").click()
     assert at(scene) < 6
+    window.close()
+    context.close()
 
 
-def test_nothing_moves_for_a_reader_who_wants_no_motion(server: Server, browser: Browser):
-    context = browser.new_context(locale="en-US", reduced_motion="reduce")
-    window = Watched(context)
-    page = lesson(window, server, "lesson=5&with=schedule-1f1b~p-4~m-6")
+def test_nothing_moves_for_a_reader_who_wants_no_motion(server: Server, watched: Watched):
+    """As all windows of these tests do."""
+    page = lesson(watched, server, "lesson=5&with=schedule-1f1b~p-4~m-6")
     scene = page.locator(".ss-motion")
     scene.scroll_into_view_if_needed()
     expect(scene).to_have_attribute("data-playing", "no")
@@ -101,8 +104,6 @@ def test_nothing_moves_for_a_reader_who_wants_no_motion(server: Server, browser:
     step = at(scene)
     scene.get_by_role("button", name="Step forward").click()
     expect(scene).to_have_attribute("data-step", str(step + 1))
-    window.close()
-    context.close()
 
 
 def test_pointing_at_a_product_marks_its_row_and_column_and_a_term_unfolds(server: Server, watched: Watched):
