@@ -32,7 +32,7 @@ class _Buckets:
         row = _KINDS.index(kind) * len(_LAYERS) + layer - 1
         return self.corner[replica] + shard * _SLOT, _TOP + row * _ROW
 
-    def say(self, words: str) -> None:
+    def tell(self, words: str) -> None:
         self.made.said.append(words)
         self.step = len(self.made.said)
 
@@ -78,7 +78,7 @@ def scene(zero: int, style: Look) -> Scene:
     for layer in _LAYERS:
         buckets.have("values", layer, own=zero == 3)
         buckets.have("optimizer", layer, own=zero > 0)
-    buckets.say(_begins(zero, say))
+    buckets.tell(_begins(zero, say))
     (_gathered if zero == 3 else _whole)(buckets, zero, say)
     made.still = max(range(len(made.said)), key=lambda step: _seen(made, step))
     return made
@@ -97,49 +97,49 @@ def _whole(buckets: _Buckets, zero: int, say: Words) -> None:
     """A step of stages 0 to 2: all values are there all the time."""
     for layer in reversed(_LAYERS):
         buckets.have("gradients", layer, _LOCAL)
-        buckets.say(say("Backward of layer {layer}: every replica has its own gradients of it.", layer=layer))
+        buckets.tell(say("Backward of layer {layer}: every replica has its own gradients of it.", layer=layer))
         if zero == 2:
             buckets.scatter("gradients", layer)
-            buckets.say(say("Reduce-scatter: each shard is averaged on its owner. The others drop it."))
+            buckets.tell(say("Reduce-scatter: each shard is averaged on its owner. The others drop it."))
     if zero < 2:
         for layer in _LAYERS:
             buckets.scatter("gradients", layer)
-        buckets.say(say("Reduce-scatter: each shard is averaged on its owner."))
+        buckets.tell(say("Reduce-scatter: each shard is averaged on its owner."))
     if zero == 0:
         for layer in _LAYERS:
             buckets.gather("gradients", layer)
-        buckets.say(say("All-gather: every replica gets all averages. The two halves together are an all-reduce."))
+        buckets.tell(say("All-gather: every replica gets all averages. The two halves together are an all-reduce."))
     for layer in _LAYERS:
         buckets.release("gradients", layer, own=True)
         if zero:
             buckets.release("values", layer)
     if zero == 0:
-        buckets.say(say("Update: every replica updates all values. They stay equal."))
+        buckets.tell(say("Update: every replica updates all values. They stay equal."))
         return
-    buckets.say(say("Update: each replica updates the shard whose optimizer state it has. The other values are old."))
+    buckets.tell(say("Update: each replica updates the shard whose optimizer state it has. The other values are old."))
     for layer in _LAYERS:
         buckets.gather("values", layer)
-    buckets.say(say("All-gather: every replica gets the new values of the others."))
+    buckets.tell(say("All-gather: every replica gets the new values of the others."))
 
 
 def _gathered(buckets: _Buckets, zero: int, say: Words) -> None:
     """A step of stage 3: the values of a layer are there only around its use."""
     for layer in _LAYERS:
         buckets.gather("values", layer)
-        buckets.say(say("All-gather: the values of layer {layer} are there for its forward.", layer=layer))
+        buckets.tell(say("All-gather: the values of layer {layer} are there for its forward.", layer=layer))
         buckets.release("values", layer)
-        buckets.say(say("Forward of layer {layer} is done. Its gathered values are dropped.", layer=layer))
+        buckets.tell(say("Forward of layer {layer} is done. Its gathered values are dropped.", layer=layer))
     for layer in reversed(_LAYERS):
         buckets.gather("values", layer)
-        buckets.say(say("Backward needs the values of layer {layer} again: a second all-gather.", layer=layer))
+        buckets.tell(say("Backward needs the values of layer {layer} again: a second all-gather.", layer=layer))
         buckets.have("gradients", layer, _LOCAL)
-        buckets.say(say("Backward of layer {layer}: every replica has its own gradients of it.", layer=layer))
+        buckets.tell(say("Backward of layer {layer}: every replica has its own gradients of it.", layer=layer))
         buckets.scatter("gradients", layer)
         buckets.release("values", layer)
-        buckets.say(say("Reduce-scatter: each shard is averaged on its owner. The others drop it, and the values."))
+        buckets.tell(say("Reduce-scatter: each shard is averaged on its owner. The others drop it, and the values."))
     for layer in _LAYERS:
         buckets.release("gradients", layer, own=True)
-    buckets.say(say("Update: each replica updates its shard. Nothing is gathered until the next forward."))
+    buckets.tell(say("Update: each replica updates its shard. Nothing is gathered until the next forward."))
 
 
 def _seen(made: Scene, step: int) -> float:
