@@ -14,11 +14,11 @@ from typing import Any, TypeVar
 from engine import catalog
 from engine.families import FAMILIES
 from engine.launch.recording import with_ledgers
+from engine.ledger.form import Ledger
+from engine.ledger.keep import Key
+from engine.ledger.layout import LayoutLedgers
+from engine.ledger.store import ledger_store
 from engine.optimizer import OPTIMIZERS
-from engine.predict.ledger.form import Ledger
-from engine.predict.ledger.keep import Key
-from engine.predict.ledger.layout import LayoutLedgers
-from engine.predict.ledger.store import ledger_store
 from engine.schedule import SCHEDULES
 from engine.spec import SCHEDULE_FACTS, LayoutSpec, ModelSpec, RequestError, RunSpec, WorkloadSpec
 

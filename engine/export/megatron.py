@@ -18,7 +18,7 @@ from engine.export.common import (
     optimizer_settings,
 )
 from engine.families import ModelParts
-from engine.predict.planner.frameworks import parts_lacked
+from engine.planner.frameworks import parts_lacked
 from engine.spec import AttentionName, LayoutSpec, ModelSpec, RunSpec, recomputes
 
 VERSION = "core_v0.17.1"

@@ -14,11 +14,11 @@ from engine.launch.free_memory import memory_for_runs, usual_reserve
 from engine.launch.recording import with_ledgers
 from engine.optimizer import optimizer_of
 from engine.predict import inference, traffic
-from engine.predict.terms import total
 from engine.schedule import entries, in_flight_bound
 from engine.spec import BYTES_OF, LayoutSpec, RequestError, RunSpec, joined, misfits, recomputes, sentence
 from engine.store import OWN
 from engine.tables import CATEGORIES
+from engine.terms import total
 from engine.text import load
 
 MOST_RANKS = 16

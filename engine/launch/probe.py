@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from math import isqrt
 from typing import NamedTuple
 
-from engine.predict.ledger.dimensions import QKV, dimensions
-from engine.predict.ledger.form import Part, Product, Structure
+from engine.ledger.dimensions import QKV, dimensions
+from engine.ledger.form import Part, Product, Structure
 from engine.spec import BYTE_VOCABULARY, ModelSpec
 
 # Primes for tp, S, B, G/tp, D, H, F/tp and V/tp; half of H, rounded up, is 19. If heads share keys, A/G and A/G + 2 must be two

@@ -10,10 +10,10 @@ from collections.abc import Mapping, Sequence
 from math import prod
 from typing import Any
 
+from engine.ledger.form import ACCUMULATES, INPUT_GRADIENTS, INPUTS, OUTPUT_GRADIENTS, OUTPUTS
+from engine.ledger.form import LOSS_CHUNK as OF_LOSS_CHUNK
 from engine.measure.memory import is_operation
 from engine.measure.recorder import ACTION_MARK, COMMUNICATION_MARK
-from engine.predict.ledger.form import ACCUMULATES, INPUT_GRADIENTS, INPUTS, OUTPUT_GRADIENTS, OUTPUTS
-from engine.predict.ledger.form import LOSS_CHUNK as OF_LOSS_CHUNK
 
 # Marks from `engine.launch.record`: the current layer and module, what happens to a bucket, a call, the tensors handed on, and a
 # chunk of the loss.

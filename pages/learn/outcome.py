@@ -9,8 +9,8 @@ import numpy as np
 import streamlit as st
 
 from engine.devices import DEVICES
+from engine.papers.accounting import accounting
 from engine.predict.grid import Grid
-from engine.predict.papers.accounting import accounting
 from engine.predict.reserve import reserve
 from engine.predict.speed.cost import Cost
 from engine.predict.speed.rates import Assumptions

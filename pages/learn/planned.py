@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import streamlit as st
 
-from engine.predict.planner.advice import Try
-from engine.predict.planner.explain import why
-from engine.predict.planner.search import Plan
+from engine.planner.advice import Try
+from engine.planner.explain import why
+from engine.planner.search import Plan
 from engine.spec import LayoutSpec, RequestError
 from pages.charts import names
 from pages.charts.units import significant

@@ -10,7 +10,7 @@ import numpy as np
 from engine import catalog
 from engine.devices import DEVICES
 from engine.launch.recording import with_ledgers
-from engine.predict.planner.search import Plan, search
+from engine.planner.search import Plan, search
 from engine.spec import LayoutSpec
 
 

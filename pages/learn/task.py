@@ -10,7 +10,7 @@ from typing import Any
 
 import streamlit as st
 
-from engine.predict.planner.search import MIXED
+from engine.planner.search import MIXED
 from engine.spec import LayoutSpec, ModelSpec, RequestError, RunSpec, WorkloadSpec
 from pages.charts.look import Look
 from pages.charts.units import in_bytes, percent, significant

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from engine import catalog
-from engine.predict.planner.candidates import cheap_recompute
-from engine.predict.planner.search import MIXED
+from engine.planner.candidates import cheap_recompute
+from engine.planner.search import MIXED
 from engine.spec import WHOLE_LOSS, Recompute, RequestError, RunSpec, sentence
 from pages.charts import names
 from pages.charts.units import in_bytes, percent

@@ -11,8 +11,8 @@ from streamlit.testing.v1 import AppTest
 
 from engine import catalog, store
 from engine.devices import DEVICES
-from engine.predict.planner.advice import advice
-from engine.predict.planner.search import search
+from engine.planner.advice import advice
+from engine.planner.search import search
 from engine.predict.timeline import simulate, textbook
 from engine.predict.traffic import traffic
 from engine.schedule import SCHEDULES, in_flight, plan

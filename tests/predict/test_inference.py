@@ -7,9 +7,9 @@ import pytest
 from engine.catalog import MODELS
 from engine.families import FAMILIES
 from engine.predict.inference import cache, inference_table, inference_traffic, most_sequences, weights
-from engine.predict.terms import total
 from engine.spec import LayoutSpec, ModelSpec
 from engine.tables import KV_CACHE
+from engine.terms import total
 from tests.engine import test_generation
 from tests.runs import Runs
 

@@ -9,7 +9,7 @@ import streamlit as st
 from engine import catalog
 from engine.devices import DEVICES
 from engine.launch.recording import with_ledgers
-from engine.predict.planner.advice import Lever, Try, advice, advise, left_out
+from engine.planner.advice import Lever, Try, advice, advise, left_out
 from engine.predict.timeline import simulate, textbook
 from engine.schedule import plan
 from engine.spec import LayoutSpec, RequestError
