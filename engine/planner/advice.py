@@ -23,13 +23,7 @@ from engine.predict.speed.step_time import simulated
 from engine.spec import LayoutSpec, ModelSpec, Recompute, RequestError, RunSpec, WorkloadSpec, sentence
 
 Lever = Literal["replicas", "zero", "recompute", "fsdp", "fsdp_full", "tensor", "pipeline", "full"]
-_SHARDS_STATES: tuple[Lever, ...] = (
-    "replicas",
-    "zero",
-    "recompute",
-    "fsdp",
-    "fsdp_full",
-)  # the first way; the others are the second
+_SHARDS_STATES: tuple[Lever, ...] = ("replicas", "zero", "recompute", "fsdp", "fsdp_full")  # the first way, not the second
 
 
 @dataclass(frozen=True)

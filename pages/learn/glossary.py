@@ -23,7 +23,9 @@ def terms(say: Words) -> dict[str, str]:
         say("bucket"): say("Parameters of a layer in one flat tensor, which is reduced or gathered in one call."),
         say("collective"): say("An operation in which all ranks of a group take part, such as an all-reduce."),
         say("data parallelism"): say("Every replica has the whole model and a part of the batch. Gradients are averaged."),
-        say("exposed"): say("Communication that nothing is computed beside, so that ranks wait for it. The other is hidden."),
+        say("exposed"): say(
+            "Communication that does not overlap with computation, so that ranks wait for it. What overlaps is hidden."
+        ),
         say("FSDP"): say("Fully sharded data parallel, PyTorch’s name for ZeRO 3."),
         say("fused attention"): say(
             "One kernel for scores, softmax and the sum of values. It never holds the S² scores (FlashAttention)."
@@ -32,19 +34,21 @@ def terms(say: Words) -> dict[str, str]:
         say("KV cache"): say("Keys and values of all tokens so far, kept while text is generated."),
         say("logit"): say("The score of a word of the vocabulary before the softmax."),
         say("microbatch"): say("The sequences that go through the model in one forward pass. A step has several of them."),
-        say("mixed precision"): say("Products in bf16, with an fp32 copy of the parameters in the optimizer."),
+        say("mixed precision"): say("Matrix products in bf16, with an fp32 copy of the parameters in the optimizer."),
         say("node"): say("A machine with several devices, whose links are much faster than those to other machines."),
         say("1F1B"): say("A schedule that runs one backward after each forward, as soon as it can. It keeps few activations."),
         say("pipeline parallelism"): say("Each rank has some of the layers. Microbatches go from stage to stage."),
         say("rank"): say("One process with one device. Its number says where it is in the mesh of dp, tp and pp."),
-        say("recomputation"): say("Drop activations after forward and compute them again in backward: time for memory."),
+        say("recomputation"): say(
+            "Activations are dropped after forward and computed again in backward: more time, less memory."
+        ),
         say("reduce-scatter"): say("A collective that adds up all ranks’ tensors and leaves each rank its shard of the sum."),
         say("replica"): say("One copy of the model, on one rank or on several. There are dp of them."),
         say("residual stream"): say("The vector of each token that all layers read from and add to."),
         say("sequence parallelism"): say("Norms and the residual stream are cut along the sequence over the tp ranks."),
-        say("shard"): say("The part of a tensor that one rank holds."),
+        say("shard"): say("The part of a tensor that one rank holds. To shard is to cut into such parts."),
         say("softmax"): say("Turns scores into positive weights that add up to 1."),
-        say("stage"): say("The layers that one rank of a pipeline holds."),
+        say("pipeline stage"): say("The layers that one rank of a pipeline holds."),
         say("tensor parallelism"): say("The matrices of each layer are cut over ranks, which add up their results."),
         say("token"): say("A piece of text, such as a word or a part of one. A model reads and writes tokens."),
         say("ZeRO"): say("Replicas shard the optimizer’s state (1), gradients too (2), parameters too (3)."),

@@ -152,7 +152,7 @@ def draw(state: LessonState, task: Task) -> None:
     """The task, its controls, what the engine says of the choice, and hints."""
     say = state.say
     with st.container(border=True, key="task", gap="small"):
-        st.markdown(f"#### :material/target: {say('A task')}", anchors=False)
+        st.markdown(f"#### :material/target: {say('Task')}", anchors=False)
         st.markdown(task.asked(say), width=READABLE_PX)
         state.controls(*(_control(state, setting) for setting in task.settings))
         values = {setting.name: st.session_state[_key(state, setting)] for setting in task.settings}
@@ -195,7 +195,7 @@ def _listed(goals: list[Goal], style: Look) -> str:
     lines, say = "", style.say
     for goal in goals:
         colour = style.green if goal.met else style.orange
-        word = say("reached") if goal.met else say("missing")
+        word = say("met") if goal.met else say("not met")
         lines += f'<li style="border-color:{colour}"><b>{word}</b> {escape(goal.said)}</li>'
     return f'<ul class="ss-goals" aria-live="polite">{lines}</ul>'
 

@@ -46,8 +46,8 @@ MEMORY = Task(
         "Train *gpt3-6.7b* on **one** h100-80gb with 8 sequences a step. Make it fit, and lose little time by it."
     ),
     settings=(
-        Setting("optimizer", lambda say: say("Optimizer’s copy and states in"), ("fp32", "bf16"), "fp32", lambda say, v: v),
-        Setting("accumulate", lambda say: say("Gradients added up in"), ("fp32", "bf16"), "fp32", lambda say, v: v),
+        Setting("optimizer", lambda say: say("Optimizer precision"), ("fp32", "bf16"), "fp32", lambda say, v: v),
+        Setting("accumulate", lambda say: say("Gradient accumulation in"), ("fp32", "bf16"), "fp32", lambda say, v: v),
         _recompute(("none", _SELECTIVE, "full"), "none"),
         _size((1, 2, 4, 8), 4),
     ),

@@ -73,7 +73,7 @@ def _draw(state: LessonState) -> None:
                     say("**Selective recompute** costs a few percent of time for most of the activations."),
                     say(
                         "**ZeRO 3 (FSDP)** if each replica has enough work to hide its gathers: many tokens for each "
-                        "device, fast links. It gathers all values for forward and again for backward of **each** microbatch."
+                        "device, fast links. It gathers all parameters for forward and again for backward of **each** microbatch."
                     ),
                     say("**Tensor parallelism** up to the size of a node and no further; with sequence parallelism."),
                     say("**Pipeline parallelism** across nodes, as few stages as make it fit."),
@@ -99,7 +99,10 @@ def _names(say: Words) -> dict[Lever, tuple[str, str]]:
         "replicas": (say("data parallelism only"), say("only gradients are sent, once a step")),
         "zero": (say("ZeRO 1"), say("the optimizer’s state is sharded, with the same traffic")),
         "recompute": (say("ZeRO 1, selective recompute"), cheap),
-        "fsdp": (say("ZeRO 3 (FSDP), selective recompute"), say("all states are sharded; values are gathered around each use")),
+        "fsdp": (
+            say("ZeRO 3 (FSDP), selective recompute"),
+            say("all states are sharded; parameters are gathered around each use"),
+        ),
         "fsdp_full": (say("ZeRO 3 (FSDP), full recompute"), say("a third more time; only the layers’ inputs are kept")),
         "tensor": (say("tensor parallelism"), say("inside a node, where links are fast")),
         "pipeline": (say("pipeline parallelism"), say("across nodes, for little traffic and a bubble")),

@@ -213,7 +213,7 @@ def _saves(state: LessonState) -> Question:
     return Question(
         asked=say(
             "One device trains a model of 1 B parameters. Now {dp} devices train it with data parallelism. How much memory do "
-            "values, gradients and optimizer take on **each** of them?",
+            "parameters, gradients and optimizer take on **each** of them?",
             dp=dp,
         ),
         right={1.0: "same", 1 / dp: "quarter"}[ratio],

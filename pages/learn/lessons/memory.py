@@ -63,7 +63,7 @@ def _training_formulas(state: LessonState, model: ModelSpec) -> None:
     layer = layer_activations(model, 1)
     rows = [
         (
-            say("States: value, gradient and optimizer"),
+            say("States: parameter, gradient and optimizer"),
             f"(2 + 2 + 12) · Ψ = {STATE_BYTES} · Ψ",
             f"{STATE_BYTES} · {count:,}",
             states_in(count),

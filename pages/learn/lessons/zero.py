@@ -88,7 +88,7 @@ def _bars(name: str, dp: int, device: str, view: View) -> Drawing:
     captions = (
         say.plural("States of {model} on its only replica", "States of {model} on each of {count} replicas", dp, model=name),
         title,
-        say("Values, gradients and optimizer in mixed precision, 16 bytes a parameter in all; activations come on top."),
+        say("Parameters, gradients and optimizer in mixed precision, 16 bytes a parameter in all; activations come on top."),
     )
     return drawing.packed(teaching.stacks(rows, (device, card(device)), captions, style))
 
@@ -99,7 +99,7 @@ def _formula(state: LessonState) -> None:
     symbols = " + ".join(term.symbols.replace("bytes", str(term.factors[0].value)) for term in terms.values())
     numbers = " + ".join(term.numbers for term in terms.values())
     total = in_bytes(sum(term.value for term in terms.values()))
-    state.formula(say("Values + gradients + optimizer, on each replica, ZeRO {stage}", stage=zero), symbols, numbers, total)
+    state.formula(say("Parameters + gradients + optimizer, on each replica, ZeRO {stage}", stage=zero), symbols, numbers, total)
 
 
 def _steps(state: LessonState) -> None:
@@ -117,7 +117,7 @@ def _steps(state: LessonState) -> None:
         0: say("Gradients are averaged on all replicas."),
         1: say("Each replica receives the average of its share of the gradients."),
         2: say("After each microbatch, each replica receives its share of the gradients and drops the rest."),
-        3: say("Values are gathered again, layer by layer; each replica receives its share of the gradients."),
+        3: say("Parameters are gathered again, layer by layer; each replica receives its share of the gradients."),
     }
     update = {
         0: say("Every replica updates all parameters."),
@@ -128,7 +128,7 @@ def _steps(state: LessonState) -> None:
     forward = (
         say("Independently.")
         if zero < 3
-        else say("Each layer’s values are gathered just before their use, and dropped after it.")
+        else say("Each layer’s parameters are gathered just before their use, and dropped after it.")
     )
     steps = [
         LessonStep(say("Split"), split[zero]),
@@ -145,9 +145,9 @@ def _table(state: LessonState) -> None:
     say = state.say
     passes = (
         say("all-reduce of the gradients, once a step"),
-        say("reduce-scatter of the gradients, once a step; all-gather of the new values"),
-        say("reduce-scatter of the gradients, for each microbatch; all-gather of the new values"),
-        say("reduce-scatter of the gradients, for each microbatch; all-gather of each layer’s values around each use"),
+        say("reduce-scatter of the gradients, once a step; all-gather of the new parameters"),
+        say("reduce-scatter of the gradients, for each microbatch; all-gather of the new parameters"),
+        say("reduce-scatter of the gradients, for each microbatch; all-gather of each layer’s parameters around each use"),
     )
     rows = [
         ("0", "Ψ", "Ψ", "Ψ", passes[0]),
@@ -155,12 +155,12 @@ def _table(state: LessonState) -> None:
         ("2", "Ψ", "Ψ/dp", "Ψ/dp", passes[2]),
         ("3", "Ψ/dp", "Ψ/dp", "Ψ/dp", passes[3]),
     ]
-    names = ("ZeRO", say("values"), say("gradients"), say("optimizer"), say("communication between replicas"))
+    names = ("ZeRO", say("parameters"), say("gradients"), say("optimizer"), say("communication between replicas"))
     st.html(tables.plain(names, rows))
     state.text(
         say(
             "A ring all-reduce is a reduce-scatter and an all-gather, one after the other: so ZeRO 1 sends no more "
-            "than plain data parallelism. ZeRO 3 gathers the values for forward and again for backward."
+            "than plain data parallelism. ZeRO 3 gathers the parameters for forward and again for backward."
         )
     )
 

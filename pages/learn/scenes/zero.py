@@ -66,7 +66,7 @@ def scene(zero: int, style: Look) -> Scene:
     label = say("The buckets of two layers on four replicas during one step of ZeRO {stage}", stage=zero)
     made = Scene(label, _TOP + len(_KINDS) * len(_LAYERS) * _ROW + 4)
     buckets = _Buckets(made, style)
-    named = {"values": say("values"), "gradients": say("gradients"), "optimizer": say("optimizer")}
+    named = {"values": say("parameters"), "gradients": say("gradients"), "optimizer": say("optimizer")}
     for kind, layer in product(_KINDS, _LAYERS):
         y = buckets.place(kind, layer, 0, 0)[1]
         made.fixed += text(0, y + _ROW - 11, f"{named[kind]} {layer}", anchor="start", size=14)
@@ -86,9 +86,9 @@ def scene(zero: int, style: Look) -> Scene:
 
 def _begins(zero: int, say: Words) -> str:
     return (
-        say("Every replica holds all values and all of the optimizer’s state of both layers."),
-        say("Every replica holds all values. Of the optimizer’s state it holds its shard, one colour."),
-        say("Every replica holds all values. Of the optimizer’s state it holds its shard, one colour."),
+        say("Every replica holds all parameters and all of the optimizer’s state of both layers."),
+        say("Every replica holds all parameters. Of the optimizer’s state it holds its shard, one colour."),
+        say("Every replica holds all parameters. Of the optimizer’s state it holds its shard, one colour."),
         say("Every replica holds its shard of everything, one colour."),
     )[zero]
 
@@ -114,29 +114,29 @@ def _whole(buckets: _Buckets, zero: int, say: Words) -> None:
         if zero:
             buckets.release("values", layer)
     if zero == 0:
-        buckets.tell(say("Update: every replica updates all values. They stay equal."))
+        buckets.tell(say("Update: every replica updates all parameters. They stay equal."))
         return
-    buckets.tell(say("Update: each replica updates the shard whose optimizer state it has. The other values are old."))
+    buckets.tell(say("Update: each replica updates the shard whose optimizer state it has. The other parameters are old."))
     for layer in _LAYERS:
         buckets.gather("values", layer)
-    buckets.tell(say("All-gather: every replica gets the new values of the others."))
+    buckets.tell(say("All-gather: every replica gets the new parameters of the others."))
 
 
 def _gathered(buckets: _Buckets, zero: int, say: Words) -> None:
     """A step of stage 3: the values of a layer are there only around its use."""
     for layer in _LAYERS:
         buckets.gather("values", layer)
-        buckets.tell(say("All-gather: the values of layer {layer} are there for its forward.", layer=layer))
+        buckets.tell(say("All-gather: the parameters of layer {layer} are there for its forward.", layer=layer))
         buckets.release("values", layer)
-        buckets.tell(say("Forward of layer {layer} is done. Its gathered values are dropped.", layer=layer))
+        buckets.tell(say("Forward of layer {layer} is done. Its gathered parameters are dropped.", layer=layer))
     for layer in reversed(_LAYERS):
         buckets.gather("values", layer)
-        buckets.tell(say("Backward needs the values of layer {layer} again: a second all-gather.", layer=layer))
+        buckets.tell(say("Backward needs the parameters of layer {layer} again: a second all-gather.", layer=layer))
         buckets.have("gradients", layer, _LOCAL)
         buckets.tell(say("Backward of layer {layer}: every replica has its own gradients of it.", layer=layer))
         buckets.scatter("gradients", layer)
         buckets.release("values", layer)
-        buckets.tell(say("Reduce-scatter: each shard is averaged on its owner. The others drop it, and the values."))
+        buckets.tell(say("Reduce-scatter: each shard is averaged on its owner. The others drop it, and the parameters."))
     for layer in _LAYERS:
         buckets.release("gradients", layer, own=True)
     buckets.tell(say("Update: each replica updates its shard. Nothing is gathered until the next forward."))
