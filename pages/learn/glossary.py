@@ -68,6 +68,8 @@ def unfolding(markdown: str, say: Words) -> str:
         meaning = escape(meanings[term.lower()])
         return f'<span class="ss-term" tabindex="0">{found[0]}<span class="ss-meaning">{meaning}</span></span>'
 
+    if say.language == "zh":  # without blanks around it, ** next to a tag is no bold text in Markdown
+        markdown = re.sub(r"\*\*(.+?)\*\*", r"<b>\1</b>", markdown)
     return pattern.sub(marked, markdown)
 
 

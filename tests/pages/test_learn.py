@@ -338,6 +338,13 @@ def slider(app: AppTest, label: str, task: bool = True) -> Any:
 # ------------------------------------------------------------------------------------------------------------ glossary
 
 
+def test_a_term_in_bold_chinese_stays_bold():
+    """There are no blanks around it, which Markdown would need."""
+    shown = unfolding("切成**微批次**后", words("zh"))
+    assert shown.startswith('切成<b><span class="ss-term" tabindex="0">微批次<span')
+    assert shown.endswith("</span></span></b>后")
+
+
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_terms_unfold_where_they_occur_once_in_a_text(language: Language):
     say = words(language)
