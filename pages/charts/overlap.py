@@ -28,7 +28,7 @@ def overlap(bars: Sequence[Bar], captions: tuple[str, str, str], style: Look) ->
     say = style.say
     named = {
         "forward": say("forward"), "backward": say("backward"),
-        "hidden": say("communication, hidden"), "exposed": say("communication, exposed"),
+        "hidden": say("hidden"), "exposed": say("exposed"),
     }  # fmt: skip
     lane = style.lane
     colour = {

@@ -32,7 +32,7 @@ def stacks(rows: pd.DataFrame, capacity: tuple[str, int] | None, captions: tuple
     order = rows["category"].map(list(style.category).index)
     drawn = rows.assign(amount=rows["bytes"] / unit.size, order=order, category=rows["category"].map(named))
     y = alt.Y("bar:N", sort=bars, title=None, scale=alt.Scale(domain=bars))
-    room = alt.Scale(domain=[0, 1.18 * most / unit.size], nice=False)
+    room = alt.Scale(domain=[0, 1.3 * most / unit.size], nice=False)  # for the texts behind bars, on a phone too
     x = alt.X("amount:Q", title=say("memory ({unit})", unit=unit.name), axis=alt.Axis(tickCount=8), scale=room)
     bar = (
         alt.Chart(drawn[drawn["bytes"] > 0])

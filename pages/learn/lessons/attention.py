@@ -41,10 +41,8 @@ def _draw(state: LessonState) -> None:
         )
     )
     _formula(r"\mathrm{Attention}(Q, K, V) = \mathrm{softmax}\!\left(\frac{Q K^{\mathsf T}}{\sqrt{d_k}}\right) V")
-    _formula(
-        r"\mathrm{MultiHead} = \mathrm{Concat}(\mathrm{head}_1, \ldots, \mathrm{head}_h)\, W^O, \qquad "
-        r"\mathrm{head}_i = \mathrm{Attention}(Q W_i^Q,\; K W_i^K,\; V W_i^V)"
-    )
+    _formula(r"\mathrm{MultiHead} = \mathrm{Concat}(\mathrm{head}_1, \ldots, \mathrm{head}_h)\, W^O")
+    _formula(r"\mathrm{head}_i = \mathrm{Attention}(Q W_i^Q,\; K W_i^K,\; V W_i^V)")
     state.text(
         say(
             "Several heads do this side by side, each with matrices of its own: remember that they are independent, because "
