@@ -5,8 +5,6 @@ A reader whose system asks for reduced motion sees the telling step at once, and
 
 from __future__ import annotations
 
-from dataclasses import astuple
-
 import streamlit as st
 from streamlit.components.v2.types import ComponentRenderer
 
@@ -23,7 +21,7 @@ def show(scene: Scene, key: str, say: Words, seconds: float = 1.1) -> None:
             "width": WIDTH,
             "height": scene.height,
             "fixed": scene.fixed,
-            "things": [astuple(thing) for thing in scene.things],
+            "things": [(thing.svg, thing.at) for thing in scene.things],
             "said": scene.said,
             "still": scene.still,
             "milliseconds": round(1000 * seconds),
