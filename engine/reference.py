@@ -102,9 +102,10 @@ def compare(spec: RunSpec, store: dist.Store) -> tuple[list[dict[str, Any]], lis
     gradients, losses, parameters = train_unsharded(spec)
     layout = spec.layout
     rows = []
-    for name, whole in gradients.items():
+    for name, gradient in gradients.items():
         copies = [name, "tied"] if name == TIED and spec.model.parts.tied and len(layout.placement) > 1 else [name]
         sharding = parameters[name].shard_spec
+        whole = sharding.unshard([gradient])  # without padding
         shape = sharding.shard(whole, 0, layout.tp).shape
         joined: list[Tensor] = []
         for key in copies:

@@ -33,9 +33,10 @@ PARTS: dict[str, dict[str, Any]] = {
     "gemma's": {"placement": "both", "qk_norm": "head", "inner": "geglu", "scaled_embedding": True},
     "olmo's": {"placement": "output", "qk_norm": "full"},
     "falcon's": {"placement": "pre", "parallel": "one_norm", "attention_bias": "qkv", "inner": "relu2"},
-    "mistral's": {"position": "rotary", "rotary_width": 8, "kv_heads": 1, "window": 9, "global_every": 3},
+    "mistral's": {"position": "rotary", "rotary_width": 8, "kv_heads": 1, "window": 9, "global_every": 3}
+    | {"rotary_local_base": 100},
     "bloom's": {"position": "alibi", "embedding_norm": True, "kv_heads": 2},
-    "opt's": {"position": "learned", "spare_positions": 2},
+    "opt's": {"position": "learned", "spare_positions": 2, "vocab_multiple": 48},
 }
 CHOICES: dict[str, list[Any]] = {
     "family": list(FAMILIES),

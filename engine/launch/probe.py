@@ -114,6 +114,7 @@ def _numbers(structure: Structure, seq: int) -> dict[str, int]:
     """The fields of the model that `structure.sized_parts` names."""
     every = {
         "window": 1,
+        "rotary_local_base": 2,
         "rotary_width": 2 if "D′/2" in structure.ones else 2 * _TURNED,
         "spare_positions": next(n for n in itertools.count(max(seq, _MANY)) if _is_prime(n)) - seq,
     }

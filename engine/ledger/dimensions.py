@@ -7,7 +7,7 @@
     S + spare  rows of the table of learned positions, if there are more than tokens
     G/tp     key heads on a rank, at least 1    A/G      query heads on a rank that share a key head there; A/G + 2, for q, k and
                                                          v, is another
-    F/tp     inner width of the MLP on a rank   V/tp     rows of the token table on a rank, rounded up
+    F/tp     inner width of the MLP on a rank   V/tp     rows of the token table on a rank, with padding
     tp       tensor-parallel ranks              C        tokens of a chunk of the loss, if it is computed in chunks
 
 With two-stream attention there are also: R rows of a sequence, or R/tp; T of these rows that are query rows, one for each
@@ -43,7 +43,7 @@ def dimensions(
     (keys, shared), position = _heads(model, tp), model.parts.position
     found: dict[str, Any] = {
         "B": microbatch_size, "H": model.hidden, "G/tp": keys, "A/G": shared, QKV: shared + 2,
-        "F/tp": model.ffn_width // tp, "V/tp": -(-model.vocab // tp),
+        "F/tp": model.ffn_width // tp, "V/tp": model.vocab_rows(tp),
     }  # fmt: skip
     whole = position == "rotary" and "rotary_width" not in model.sized_parts
     found |= {"D/2": model.head_width // 2} if whole else {"D": model.head_width}

@@ -15,12 +15,15 @@ _BUCKETS = {
     "embedding.token": sentence("the token table"),
     "embedding.places": sentence("positions"),
     "embedding.norm": sentence("the embedding's norm"),
+    "encoder_norm": sentence("the norm at the encoder's end"),
     "head": sentence("the head"),
 }
 _MODULES = {
     "embedding.token": sentence("token embedding"),
     "embedding.places.position": sentence("position embedding"),
     "embedding.places.segment": sentence("segment embedding"),
+    "embedding.places.buckets": sentence("tables of biases"),
+    "encoder_norm": sentence("norm at the encoder's end"),
     "embedding.norm": sentence("norm of the embeddings"),
     "layers": sentence("residual stream"),
     "layers.attention": sentence("attention"),
@@ -55,6 +58,7 @@ _OPERATIONS = {
     "_softmax_backward_data": sentence("gradient of the softmax"), "native_layer_norm": sentence("normalized values"),
     "native_layer_norm_backward": sentence("gradients of the norm"), "gelu": sentence("GELU"),
     "gelu_backward": sentence("gradient of GELU"), "silu": sentence("SiLU"), "relu": sentence("ReLU"),
+    "silu_backward": sentence("gradient of SiLU"),
     "threshold_backward": sentence("gradient of ReLU"), "_to_copy": sentence("the same tensor in another dtype"),
     "clone": _COPY, "cat": sentence("joined tensors"), "stack": sentence("joined tensors"),
     "constant_pad_nd": sentence("padded tensor"), "slice_backward": sentence("gradient of a slice"), "add": _SUM, "sum": _SUM,

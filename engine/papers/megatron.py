@@ -81,7 +81,8 @@ class _Asked:
         self.layers = np.ceil(model.layers / grid.pp)
         self.queries, self.keys = model.heads * model.head_width, model.key_heads * model.head_width * key_copies(model, grid)
         self.gated = model.parts.gated
-        self.words = 128 * -(-model.vocab // (128 * grid.tp))  # rows of the vocabulary on a rank
+        multiple = model.vocab_multiple or 128
+        self.words = multiple * -(-model.vocab // (multiple * grid.tp))  # rows of the vocabulary on a rank
         self.logits = model.seq * grid.microbatch_size * self.words
 
     def within_layers(self, stage: Any, has_head: Any) -> Real:

@@ -42,7 +42,7 @@ def parts_lacked(framework: Framework, model: ModelSpec) -> list[str]:
     if framework == "deepspeed":
         return []
     if framework == "torchtitan":
-        chosen = [name for name, _ in model.chosen_parts] + [*model.sized_parts]
+        chosen = [name for name, _ in model.chosen_parts] + [*model.sized_parts] + ["vocab_multiple"] * (model.vocab_multiple > 1)
         return [f"{name}={getattr(model, name)}".lower() for name in chosen]
     return [f"{name}={getattr(model.parts, name)}".lower() for name, has in _megatron_has(model).items() if not has]
 
@@ -55,13 +55,17 @@ def _megatron_has(model: ModelSpec) -> dict[str, bool]:
         "placement": of_its_own or parts.placement == "pre",
         "qk_norm": parts.qk_norm != "full",  # its norm of queries and keys is of each head
         "parallel": parts.parallel == "none",
-        "position": of_its_own or parts.position in ("learned", "rotary", "none"),
+        "position": (of_its_own and parts.position != "buckets")
+        or parts.position in ("learned", "rotary", "none")
+        or parts.encoder,
         "inner": of_its_own or parts.inner in ("gelu", "gelu_tanh", "relu2", "swiglu"),
         "head": of_its_own or parts.head == "norm",
         "output_bias": of_its_own or not parts.output_bias,
         "attention_bias": of_its_own or (parts.attention_bias, parts.mlp_bias) in biases,
         "embedding_norm": of_its_own or not parts.embedding_norm,
         "scaled_embedding": of_its_own or not parts.scaled_embedding,
+        "scaled_scores": of_its_own or parts.scaled_scores,
+        "scaled_output": of_its_own or not parts.scaled_output,
     }
 
 

@@ -63,6 +63,22 @@ CASES = {
     "encoder and decoder, all layers in one chunk": spec(
         "dp2.pp3", "gpipe", {"split": (0, 6, 0), "zero": 1}, {"family": "transformer", "layers": 6}
     ),
+    "T5": spec(
+        "dp2.tp2.pp2", "1f1b", {"zero": 3, "sequence_parallel": True}, {"family": "t5", "layers": 8}, microbatch_size=2,
+        precision="bf16",
+    ),
+    "T5 over a V, a padded vocabulary": spec(
+        "tp2.pp2", "zb-v", {"chunks": 2, "recompute": "core_attn"}, {"family": "t5", "layers": 8, "vocab_multiple": 200},
+        microbatches=4,
+    ),
+    "bert, learned biases of distances": spec(
+        "dp2.pp2", "zb-h1", {"zero": 2, "recompute": "full"},
+        {"family": "bert", "layers": 6, "vocab": 264, "position": "buckets"},
+    ),
+    "llama, another base in layers with a window": spec(
+        "tp2.pp2", "1f1b", {}, {"family": "llama", "layers": 6, "window": 5, "global_every": 3, "rotary_local_base": 10_000},
+        microbatch_size=2,
+    ),
     "encoder and decoder": spec(
         "dp2.tp2.pp2", "1f1b", {"zero": 2, "sequence_parallel": True}, {"family": "transformer", "layers": 6}, microbatch_size=2
     ),

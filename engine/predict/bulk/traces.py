@@ -183,7 +183,7 @@ class FormTraces:
 
     def _dimensions(self, cut: bool) -> dict[str, Any]:
         model, workload, tp = self.layouts.model, self.layouts.workload, letter("tp")
-        loss_chunk = workload.most_loss_tokens(model.vocab, tp) if self.layouts.chunked_loss else None
+        loss_chunk = workload.most_loss_tokens(model, tp) if self.layouts.chunked_loss else None
         found = dimensions(model, self.layouts.slicing(cut), tp, letter("B"), loss_chunk=loss_chunk)
         return found | dict.fromkeys((one for one in self.layouts.ones if one in found), 1)
 

@@ -214,7 +214,7 @@ class _Costs:
 
     def _setting(self, slicing: Slicing, zero: int, chunked: bool, here: Whole) -> Setting:
         some, workload = self.grid.take(here), self.workload
-        loss_chunk = workload.most_loss_tokens(self.model.vocab, some.tp) if chunked else None
+        loss_chunk = workload.most_loss_tokens(self.model, some.tp) if chunked else None
         sizes = dimensions(self.model, slicing, some.tp, some.microbatch_size, loss_chunk=loss_chunk)
         copies = np.maximum(1, some.tp // self.model.key_heads)
         e, g = Factor("e", BYTES_OF[workload.precision]), Factor("g", BYTES_OF[workload.gradient_precision])

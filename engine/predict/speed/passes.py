@@ -92,7 +92,7 @@ def _by_structure(model: ModelSpec, workload: WorkloadSpec, grid: Grid) -> dict[
     chunked = chunked_loss(model, workload, grid)
     columns = grid.tp, grid.microbatch_size, grid.sequence_parallel, grid.recompute, chunked
     for row, (tp, size, sequence, recompute, in_chunks) in enumerate(zip(*(column.tolist() for column in columns), strict=True)):
-        cut, loss_chunk = slicing(tp, sequence), workload.most_loss_tokens(model.vocab, tp) if in_chunks else None
+        cut, loss_chunk = slicing(tp, sequence), workload.most_loss_tokens(model, tp) if in_chunks else None
         sizes = dimensions(model, cut, tp, size, loss_chunk=loss_chunk)
         found[structure(model, workload, RECOMPUTES[recompute], cut, sizes)][row] = sizes
     return found
