@@ -57,6 +57,12 @@ def _draw(state: LessonState) -> None:
     except RequestError as error:
         st.warning(say("This does not go together: {reason}.", reason=say.sentence(error.sentence)), icon=":material/rule:")
     else:
+        state.text(
+            say(
+                "Watch the squares: each is what a stage keeps of one microbatch, from its forward to its backward. Stage 0 "
+                "starts first and gets its gradients last."
+            )
+        )
         motion.show(_scene(layout, m, state.view), "pipeline", say)
         drawing.show(_timeline(layout, m, state.view), "lesson-timeline")
         state.side_by_side(lambda: _bubble(state, layout, m), lambda: _held(state, layout, m))

@@ -49,6 +49,12 @@ def _draw(state: LessonState) -> None:
     state.heading(say("One stage, with its formula"))
     state.controls(state.switch("zero", say("ZeRO stage"), lambda stage: "3 (FSDP)" if stage == 3 else str(stage)))
     _formula(state)
+    state.text(
+        say(
+            "One step on four replicas, with a model of two layers. A square is a quarter of a layer’s numbers. Its colour says "
+            "which replica owns it."
+        )
+    )
     motion.show(_scene(state["zero"], state.view), "zero", say, seconds=2.2)
     _steps(state)
     state.heading(say("What is gathered when"))
