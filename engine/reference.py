@@ -21,6 +21,7 @@ from engine.parallel.comm import Comm
 from engine.parallel.tensor import ShardedParameter, TensorParallel
 from engine.spec import RunSpec
 from engine.text import load
+from engine.weights import initial
 from engine.wire import WireError, pack, unpack
 
 
@@ -37,7 +38,7 @@ def train_unsharded(spec: RunSpec) -> tuple[dict[str, Tensor], list[float], dict
     low = workload.precision == "bf16"
     tp = TensorParallel(Comm.alone(torch.device("cpu")), dtype=torch.bfloat16 if low else torch.float32)
     model = TransformerChunk(spec.model, range(spec.model.layers), True, True, fetch, tp, attention=spec.attention)
-    model.initialize(workload.seed)
+    model.initialize(workload.seed, initial(workload))
     masters = {name: p.detach().float().clone() if low else p for name, p in model.named_parameters()}
     updated: dict[str, Tensor] = dict(model.named_parameters()) if workload.update_precision == "bf16" else masters
     optimizer = make_optimizer(workload, updated.values())
@@ -102,9 +103,10 @@ def compare(spec: RunSpec, store: dist.Store) -> tuple[list[dict[str, Any]], lis
     gradients, losses, parameters = train_unsharded(spec)
     layout = spec.layout
     rows = []
-    for name, whole in gradients.items():
+    for name, gradient in gradients.items():
         copies = [name, "tied"] if name == TIED and spec.model.parts.tied and len(layout.placement) > 1 else [name]
         sharding = parameters[name].shard_spec
+        whole = sharding.unshard([gradient])  # without padding
         shape = sharding.shard(whole, 0, layout.tp).shape
         joined: list[Tensor] = []
         for key in copies:

@@ -20,14 +20,7 @@ from engine.launch.marks import MarkingRecorder, mark, mark_instant, mark_module
 from engine.launch.probe import Probe, probe
 from engine.launch.profiled import BUCKET, HANDS, LAYER, MODULE, Reading, SeenMicrobatch
 from engine.launch.record_generation import generation
-from engine.model.chunk import TransformerChunk, streams_before, to_tensors
-from engine.objective import feed
-from engine.parallel.comm import Comm
-from engine.parallel.context import own_tokens
-from engine.parallel.data import Bucket, DataParallel, ParameterUse, Streams
-from engine.parallel.pipeline import Executor
-from engine.parallel.tensor import DTYPES, ShardedParameter, TensorParallel
-from engine.predict.ledger.form import (
+from engine.ledger.form import (
     ACCUMULATES,
     ALLOCATES,
     CALLS,
@@ -49,6 +42,13 @@ from engine.predict.ledger.form import (
     Structure,
     case,
 )  # fmt: skip
+from engine.model.chunk import TransformerChunk, streams_before, to_tensors
+from engine.objective import feed
+from engine.parallel.comm import Comm
+from engine.parallel.context import own_tokens
+from engine.parallel.data import Bucket, DataParallel, ParameterUse, Streams
+from engine.parallel.pipeline import Executor
+from engine.parallel.tensor import DTYPES, ShardedParameter, TensorParallel
 from engine.schedule import Action, Kind, Schedule
 from engine.spec.context import kind_of
 from engine.topology import Mesh

@@ -9,15 +9,18 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from engine.families import BUCKETS
 from engine.model.ends import Embedding, Head
 from engine.model.layers import Layer
-from engine.model.position import AttentionInputs, KVCache
+from engine.model.norm import make_norm
+from engine.model.position import AttentionInputs, KVCache, bucket_bias
 from engine.objective import Feed
 from engine.parallel.data import ParameterUse, Streams, run_in_order
 from engine.parallel.pipeline import TensorShape
 from engine.parallel.tensor import ShardedParameter, TensorParallel
 from engine.parallel.vocabulary import VocabParallelEmbedding
 from engine.spec import AttentionName, ModelSpec, Recompute
+from engine.weights import Weights
 
 Batch = Callable[[int], Feed]  # microbatch → its tensors
 Through = Callable[[Sequence[ParameterUse], Streams], Streams]
@@ -30,7 +33,8 @@ class TransformerChunk(nn.Module):
 
     From layer to layer one tensor (B, r, H) is passed; r rows, sharded over tp under sequence parallelism. With encoder and
     decoder there are two: in the encoder, its activations and the decoder's input, so that the token table is needed at the
-    pipeline's two ends only; in the decoder, its activations and the encoder's output.
+    pipeline's two ends only; in the decoder, its activations and the encoder's output. Tables of biases that all layers share
+    follow them (`engine.model.position.BucketTables`).
     """
 
     def __init__(
@@ -56,6 +60,9 @@ class TransformerChunk(nn.Module):
         self.spec, self.first, self.last, self.batch, self.tp, self.recompute = spec, first, last, batch, tp, recompute
         self.embedding = Embedding(spec, tp, first) if first or (last and spec.parts.tied) else None
         self.layers = nn.ModuleDict({str(i): Layer(spec, tp, recompute, i, attention) for i in layers})
+        # With a norm before the output matrix, the encoder ends with one as well.
+        ends = spec.parts.head == "norm" and spec.encoder_layers - 1 in layers
+        self.encoder_norm = make_norm(spec, tp) if ends else None
         self.head = Head(spec, tp) if last else None
         self._embedded = () if self.embedding is None else _with_parameters(self.embedding.token, self.embedding.places)
         # If the chunk is first too, the gradient of the table is complete after the backward of the embedding.
@@ -85,6 +92,8 @@ class TransformerChunk(nn.Module):
         attention_inputs = AttentionInputs.of(self.spec, feed, self.tp, self.attention) if self.layers else AttentionInputs()
         for number, layer in self.layers.items():
             yield ParameterUse((layer,), partial(self._run_layer, int(number), layer, attention_inputs))
+            if (norm := self.encoder_norm) is not None and int(number) == self.spec.encoder_layers - 1:
+                yield ParameterUse((norm,), partial(_after_encoder, norm))
 
     def _head_uses(self, feed: Feed | None) -> Iterator[ParameterUse]:
         if self.head is not None:
@@ -122,13 +131,30 @@ class TransformerChunk(nn.Module):
     def _embedding_uses(self, feed: Feed | None) -> Iterator[ParameterUse]:
         embedding = self.embedding
         assert embedding is not None and embedding.places is not None and feed is not None
-        yield ParameterUse(self._embedded, lambda _: embedding.embed(feed), lookup=True)
-        norm = embedding.norm
+        yield ParameterUse(self._embedded, lambda _: (*embedding.embed(feed), *embedding.tables()), lookup=True)
+        norm, count = embedding.norm, self.spec.parts.stacks
         if norm is not None:
-            yield ParameterUse((norm,), lambda streams: tuple(norm(x) for x in streams))
+            yield ParameterUse((norm,), lambda streams: (*(norm(x) for x in streams[:count]), *streams[count:]))
 
     def _run_layer(self, number: int, layer: nn.Module, attention_inputs: AttentionInputs, streams: Streams) -> Streams:
-        """One layer, and the inputs of the next one."""
+        """One layer, and the inputs of the next one.
+
+        If there are tables of biases, they follow the activations. The first layer of a stack here computes its biases, which
+        then follow the tables. The tables that go to another chunk are a copy: what was received is kept until backward.
+        """
+        spec = self.spec
+        if spec.parts.position != "buckets":
+            return self._activations(number, layer, attention_inputs, streams)
+        stacks, decodes = spec.parts.stacks, number >= spec.encoder_layers > 0
+        tables, bias = streams[stacks], streams[stacks + 1 :] or (bucket_bias(streams[stacks], decodes, spec.seq, decodes),)
+        out = self._activations(number, layer, attention_inputs._replace(bias=bias[0]), streams[:stacks])
+        if number == spec.layers - 1:
+            return out
+        if str(number) == [*self.layers][-1]:
+            return *out, tables.clone()
+        return *out, tables, *(() if number == spec.encoder_layers - 1 else bias)
+
+    def _activations(self, number: int, layer: nn.Module, attention_inputs: AttentionInputs, streams: Streams) -> Streams:
         spec = self.spec
         if not spec.parts.encoder:
             return (self._checkpointed(layer, streams[0], attention_inputs),)
@@ -158,18 +184,28 @@ class TransformerChunk(nn.Module):
         The token table is a bucket of its own, so that it has the same layout at both ends of the pipeline.
         """
         embedding = [] if self.embedding is None else [self.embedding.token, self.embedding.places, self.embedding.norm]
-        return list(_with_parameters(*embedding, *self.layers.values(), self.head))
+        return list(_with_parameters(*embedding, *self.layers.values(), self.encoder_norm, self.head))
 
     @torch.no_grad()
-    def initialize(self, seed: int) -> None:
-        """Set every parameter to this rank's shard of the model of that seed."""
+    def initialize(self, seed: int, weights: Weights | None = None) -> None:
+        """Set every parameter to this rank's shard of the model with those weights, or of the model of that seed."""
+        at = self.tp.index, self.tp.degree
         for name, parameter in self.named_parameters():
-            assert isinstance(parameter, ShardedParameter)
-            ShardedParameter.initialize(parameter, name, seed, self.tp.index, self.tp.degree)  # a fake parameter lacks the method
+            assert isinstance(parameter, ShardedParameter)  # a fake parameter lacks the methods
+            if weights is None:
+                ShardedParameter.initialize(parameter, name, seed, *at)
+            else:
+                ShardedParameter.assign(parameter, torch.tensor(weights[name]), *at)
 
 
 def _one_stream(layer: nn.Module, attention_inputs: AttentionInputs, streams: Streams) -> Streams:
     return (layer(streams[0], attention_inputs),)
+
+
+def _after_encoder(norm: nn.Module, streams: Streams) -> Streams:
+    """The decoder's input, and the encoder's output after its norm."""
+    following, memory, *tables = streams
+    return following, norm(memory), *tables
 
 
 def _with_parameters(*modules: nn.Module | None) -> tuple[nn.Module, ...]:
@@ -180,8 +216,11 @@ def _with_parameters(*modules: nn.Module | None) -> tuple[nn.Module, ...]:
 def streams_before(spec: ModelSpec, layer: int, size: int, tp: TensorParallel) -> list[TensorShape]:
     """Shape and type of each input of layer `layer`, or of the head after the last layer. `size`: sequences of a microbatch."""
     rows = spec.rows // tp.comm.mesh.cp // (tp.degree if tp.shards_sequence else 1)
-    count = 2 if spec.parts.encoder and layer < spec.layers else 1
-    return [TensorShape((size, rows, spec.hidden), tp.dtype)] * count
+    if layer == spec.layers:
+        return [TensorShape((size, rows, spec.hidden), tp.dtype)]
+    stacks = spec.parts.stacks
+    tables = [TensorShape((stacks * BUCKETS, spec.heads // tp.degree), tp.dtype)] if spec.parts.position == "buckets" else []
+    return [TensorShape((size, rows, spec.hidden), tp.dtype)] * stacks + tables
 
 
 def to_tensors(feed: Feed, device: torch.device) -> Feed:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import ctypes
-import hashlib
-import platform
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import torch
 
+from engine.parallel.clocks import Line
 from engine.topology import Axis
 
 Reduction = Literal["sum", "max"]
@@ -39,7 +37,7 @@ class Group:
     handle: Any = None  # torch's process group; None for one rank alone
 
 
-class Transport(Protocol):
+class Transport(Line, Protocol):
     """What `Comm` sends by. Tensors are contiguous, and must not be used until the call is complete."""
 
     def all_reduce(self, tensor: torch.Tensor, reduction: Reduction, to: Group) -> Works: ...
@@ -110,12 +108,14 @@ class NoPeers:
     def latest(self, instant: int, device: torch.device) -> int:
         return instant
 
+    def gathered(self, numbers: list[int]) -> list[list[int]]:
+        raise AssertionError("what differs between ranks is not asked of one rank alone")
 
-def machine() -> int:
-    """A number for this boot of this machine."""
-    boot = Path("/proc/sys/kernel/random/boot_id")
-    name = boot.read_text() if boot.exists() else platform.node()
-    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:6])
+    def tell(self, number: int, peer: int) -> None:
+        raise AssertionError("one rank alone asks nobody for the time")
+
+    def told_by(self, peer: int) -> int:
+        raise AssertionError("one rank alone asks nobody for the time")
 
 
 def unowned_view(tensor: torch.Tensor) -> torch.Tensor:

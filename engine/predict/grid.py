@@ -27,6 +27,8 @@ from engine.topology import AXES, AXES_AS_WRITTEN, REPLICATED, Axis
 
 RECOMPUTES: tuple[Recompute, ...] = get_args(Recompute)
 Whole = NDArray[np.int64]
+Real = NDArray[np.float64]
+_SMALL = 200_000  # multiplications
 
 
 def distinct(*columns: Any) -> tuple[Whole, Whole]:
@@ -45,9 +47,17 @@ def distinct(*columns: Any) -> tuple[Whole, Whole]:
     return first, which
 
 
+def multiplied(one: Real, other: Real) -> Real:
+    """(a, b) · (b, c), some columns at a time: products so small are not shared out among threads, which would wait for work."""
+    at_once = max(1, _SMALL // one.size)
+    if at_once >= other.shape[1]:
+        return one @ other
+    return np.concatenate([one @ other[:, i : i + at_once] for i in range(0, other.shape[1], at_once)], axis=1)
+
+
 def chunked_loss(model: ModelSpec, workload: WorkloadSpec, grid: Grid) -> NDArray[np.bool_]:
     """Where the loss is computed in chunks of tokens. (n,)"""
-    return workload.most_loss_tokens(model.vocab, grid.tp) < grid.microbatch_size * (model.output_rows // grid.cp)
+    return workload.most_loss_tokens(model, grid.tp) < grid.microbatch_size * (model.output_rows // grid.cp)
 
 
 @dataclass(frozen=True)

@@ -59,8 +59,10 @@ def _not_built(model: ModelSpec) -> Sentence | None:
     """What of a model is not built with context parallelism."""
     if model.parts.position == "relative":
         return sentence("two-stream attention, which {family} has, is not built with context parallelism", family=model.family)
-    if model.parts.position == "alibi":
-        return sentence("position=alibi is not built with context parallelism")
+    if model.parts.position in ("alibi", "buckets"):
+        return sentence("position={position} is not built with context parallelism", position=model.parts.position)
+    if not model.parts.scaled_scores:
+        return sentence("scaled_scores=false is not built with context parallelism")
     if "window" in model.sized_parts:
         return sentence("window={window} is not built with context parallelism", window=model.window)
     return None

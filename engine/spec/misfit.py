@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from engine.spec.sentence import Sentence
 
@@ -13,4 +14,4 @@ class Misfit:
 
     field: str  # dotted name of the field to change first, such as "layout.tp"
     sentence: Sentence  # with the arithmetic, and the nearest values that fit
-    choices: tuple[int, ...] = ()  # values of that field that fit, nearest first
+    choices: tuple[Any, ...] = ()  # values of that field that fit, nearest first

@@ -27,6 +27,7 @@ Precision = Literal["fp32", "bf16"]
 AttentionName = Literal["fused", "written"]
 ContextParallelName = Literal["ring", "all_gather", "ulysses"]
 OptimizerName = Literal["adamw", "sgd", "lion"]
+WeightsName = Literal["drawn", "trained"]
 
 
 def recomputes(recompute: Recompute, part: RecomputePart) -> bool:
@@ -153,7 +154,7 @@ class WorkloadSpec(Spec):
     attention: AttentionName = Field(
         "fused",
         description="fused never keeps the scores, written keeps them for backward; two-stream attention (xlnet) is always "
-        "written, because torch has no fused operation with relative positions",
+        "written, and so are T5's buckets, because torch has no fused operation with learned positions in scores",
     )
     loss_chunk: int = Field(
         0,
@@ -163,6 +164,10 @@ class WorkloadSpec(Spec):
         "whole: all",
     )
     seed: int = Field(0, ge=0, le=2**31 - 1, description="seed of the weights and of the order of the data")
+    weights: WeightsName = Field(
+        "drawn",
+        description="initial weights: drawn at random from the seed, or trained: those that come with this program for gpt-mini",
+    )
     text: str | None = Field(
         None, min_length=1, description="a UTF-8 text file to train on, at most 1 MB; otherwise the built-in text"
     )
@@ -174,8 +179,8 @@ class WorkloadSpec(Spec):
         return _LOSS_CHUNKS.get(value, value) if isinstance(value, str) else value
 
     def attention_of(self, model: ModelSpec) -> AttentionName:
-        """The attention that a model really has: two-stream attention is always written."""
-        return "written" if model.parts.position == "relative" else self.attention
+        """The attention that a model really has: with learned positions in its scores it is always written."""
+        return "written" if model.parts.position in ("relative", "buckets") else self.attention
 
     @property
     def gradient_precision(self) -> Precision:
@@ -192,15 +197,15 @@ class WorkloadSpec(Spec):
         """Bytes of a parameter's copy for the optimizer; 0 if the optimizer updates the parameter itself."""
         return 0 if self.update_precision == self.precision else BYTES_OF[self.update_precision]
 
-    def most_loss_tokens(self, vocab: int, tp: Any) -> Any:
+    def most_loss_tokens(self, model: ModelSpec, tp: Any) -> Any:
         """Tokens of a chunk of the loss, if a microbatch has more. Unlimited if it is whole. `tp` may be an array or a symbol."""
         if self.loss_chunk == WHOLE_LOSS:
             return 1 << 62
-        return self.loss_chunk or LOSS_BUFFER // (4 * -(-vocab // tp))
+        return self.loss_chunk or LOSS_BUFFER // (4 * model.vocab_rows(tp))
 
     def loss_tokens(self, model: ModelSpec, tp: int, cp: int = 1) -> int | None:
         """Tokens of a chunk of the loss. None: the loss of a rank's part of a microbatch is computed as a whole."""
-        most: int = self.most_loss_tokens(model.vocab, tp)
+        most: int = self.most_loss_tokens(model, tp)
         return most if most < self.microbatch_size * (model.output_rows // cp) else None
 
 
@@ -210,9 +215,9 @@ class GenerateSpec(Spec):
     prompt: str = Field("", max_length=100_000, description="text to continue, after training; empty means no text is generated")
     new_tokens: int = Field(32, ge=1, le=100_000, description="tokens to generate")
     temperature: float = Field(
-        0.0, ge=0, le=100, allow_inf_nan=False, description="0 always takes the most likely token; above 0, tokens are sampled"
+        0.8, ge=0, le=100, allow_inf_nan=False, description="0 always takes the most likely token; above 0, tokens are sampled"
     )
-    skip_training: bool = Field(False, description="generate without training, with random initial weights, and measure that")
+    skip_training: bool = Field(False, description="generate without training, with the initial weights, and measure that")
 
 
 class FaultSpec(Spec):

@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from engine.ledger.split import part_of_stack
 from engine.predict.bulk.traces import ChunkForm
 from engine.predict.grid import Grid
-from engine.predict.ledger.split import part_of_stack
 from engine.spec import ModelSpec
 
 _KEPT = 512  # numbers of chunks, the latest
@@ -45,9 +45,9 @@ def pieces(layers: int, encoders: int, chunks: int, bends: bool = False) -> tupl
     return tuple(found), which
 
 
-def pieces_of(model: ModelSpec, grid: Grid) -> dict[Any, Any]:
+def pieces_of(model: ModelSpec, grid: Grid) -> dict[Piece, Any]:
     """Of each piece of a model that some layout has, which layouts: (n,) masks."""
-    masks: dict[Any, Any] = {}
+    masks: dict[Piece, Any] = {}
     total = grid.pp * grid.chunks * 2 + grid.v_shaped
     for count in np.unique(total).tolist():
         mask = total == count

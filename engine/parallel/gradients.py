@@ -1,0 +1,64 @@
+"""The gradients of linear layers, which are added up here and not by autograd: at once, or deferred until W."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+
+from torch import Tensor, nn
+
+from engine.parallel.product import outer
+
+# weight → the computation of its gradient, which adds it up, in order of backward
+DeferredWeightGradients = dict[nn.Parameter, Callable[[], None]]
+
+
+class LinearGradients:
+    """Adds the gradients of linear layers to `grad` of their parameters, which autograd does not see.
+
+    A zero-bubble schedule computes weight gradients in W, not in I (Qi et al. 2023).
+    """
+
+    def __init__(self) -> None:
+        self.added: Callable[[nn.Parameter], None] = lambda parameter: None  # called after each gradient
+        self._waiting: DeferredWeightGradients | None = None
+
+    @contextmanager
+    def collect(self) -> Iterator[DeferredWeightGradients]:
+        """Inside this context, backward computes no weight gradient of a linear layer. It stores the computation instead."""
+        self._waiting = {}
+        try:
+            yield self._waiting
+        finally:
+            self._waiting = None
+
+    @property
+    def defers(self) -> bool:
+        return self._waiting is not None
+
+    def add_or_defer(self, weight: nn.Parameter, gradient: Tensor, x: Callable[[], Tensor]) -> None:
+        """Add the gradient of `weight` (out, in), or store its computation. `gradient` (B, S, out), `x` (B, S, in)."""
+        if self._waiting is None:
+            self._add(weight, gradient, x)
+        else:
+            assert weight not in self._waiting, "a weight that is used twice is left to autograd"
+            self._waiting[weight] = partial(self._add, weight, gradient, x)
+
+    def _add(self, weight: nn.Parameter, gradient: Tensor, x: Callable[[], Tensor]) -> None:
+        _accumulate(weight, outer(gradient, x()))
+        self.added(weight)
+
+    def add_bias(self, bias: nn.Parameter | None, gradient: Tensor) -> None:
+        """Add the gradient of `bias` (out), if there is one. `gradient` (B, S, out)."""
+        if bias is not None:
+            _accumulate(bias, gradient.flatten(0, -2).sum(0))
+            self.added(bias)
+
+
+def _accumulate(parameter: nn.Parameter, gradient: Tensor) -> None:
+    so_far = parameter.grad
+    if so_far is None:
+        parameter.grad = gradient
+    else:
+        so_far.add_(gradient)
