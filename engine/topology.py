@@ -17,6 +17,10 @@ Axis = Literal["tp", "dp", "pp"]
 # In the order of ranks: the first varies fastest, as in Megatron-LM, so that ranks that communicate most are neighbours in a
 # node.
 AXES: tuple[Axis, ...] = get_args(Axis)
+# Of traffic there is one more: ep, the ranks that share the experts of a layer. They are neighbours along dp.
+CallAxis = Literal[Axis, "ep"]
+EP: CallAxis = "ep"
+CALL_AXES: tuple[CallAxis, ...] = (*AXES, EP)
 AXES_AS_WRITTEN: tuple[Axis, ...] = ("dp", "tp", "pp")  # in the short form of a layout, in links, and in a product of degrees
 AXES_BY_FREQUENCY: tuple[Axis, ...] = ("tp", "pp", "dp")  # the one with most calls in a step first: the order of legends
 MOST_MEMBERS = 2**20  # ranks × members of a rank's group along one axis; no layout of 1,024 ranks has more

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from engine.schedule import Action
-from engine.topology import Axis
+from engine.topology import CallAxis
 
 ACTION_MARK, COMMUNICATION_MARK = "shardscope.action ", "shardscope.communication "
 
@@ -23,7 +23,7 @@ ACTION_MARK, COMMUNICATION_MARK = "shardscope.action ", "shardscope.communicatio
 class TrafficKey(NamedTuple):
     """Calls with the same key are one row of the traffic table. `group`: the ranks that take part."""
 
-    axis: Axis
+    axis: CallAxis
     collective: str
     phase: str
     group: tuple[int, ...]
@@ -129,6 +129,13 @@ class Recorder:
 
     def loss_chunk(self, number: int) -> AbstractContextManager[Any]:
         """What runs inside is chunk `number` of the loss. A recorded ledger marks it; a run does not."""
+        return nullcontext()
+
+    def product(self, flops: int, read: int, written: int) -> AbstractContextManager[Any]:
+        """What runs inside is one product of matrices, whatever it is made of. A recorded ledger marks it; a run does not.
+
+        FLOPs, and bytes read and written.
+        """
         return nullcontext()
 
     @property

@@ -84,7 +84,7 @@ class TransformerChunk(nn.Module):
             yield from self._embedding_uses(feed)
         attention_inputs = AttentionInputs.of(self.spec, feed, self.tp, self.attention) if self.layers else AttentionInputs()
         for number, layer in self.layers.items():
-            yield ParameterUse((layer,), partial(self._run_layer, int(number), layer, attention_inputs))
+            yield ParameterUse(layer.buckets, partial(self._run_layer, int(number), layer, attention_inputs))
 
     def _head_uses(self, feed: Feed | None) -> Iterator[ParameterUse]:
         if self.head is not None:
@@ -110,7 +110,7 @@ class TransformerChunk(nn.Module):
             yield ParameterUse(self._embedded, lambda _: embedding.embed(feed, cache.length), lookup=True)
         attention_inputs = AttentionInputs.decoding(self.spec, cache, count, self.tp, self.attention)
         for layer in self.layers.values():
-            yield ParameterUse((layer,), partial(_one_stream, layer, attention_inputs))
+            yield ParameterUse(layer.buckets, partial(_one_stream, layer, attention_inputs))
         if self.head is not None:
             head, table = self.head, self._table()
             yield ParameterUse((*self._predicting, *self._borrowed), lambda streams: (head.logits(streams[0][:, -1:], table),))
@@ -158,14 +158,16 @@ class TransformerChunk(nn.Module):
         The token table is a bucket of its own, so that it has the same layout at both ends of the pipeline.
         """
         embedding = [] if self.embedding is None else [self.embedding.token, self.embedding.places, self.embedding.norm]
-        return list(_with_parameters(*embedding, *self.layers.values(), self.head))
+        layers = [module for layer in self.layers.values() for module in layer.buckets]
+        return list(_with_parameters(*embedding, *layers, self.head))
 
     @torch.no_grad()
     def initialize(self, seed: int) -> None:
         """Set every parameter to this rank's shard of the model of that seed."""
         for name, parameter in self.named_parameters():
             assert isinstance(parameter, ShardedParameter)
-            ShardedParameter.initialize(parameter, name, seed, self.tp.index, self.tp.degree)  # a fake parameter lacks the method
+            # A fake parameter lacks the method.
+            ShardedParameter.initialize(parameter, name, seed, self.tp.index, self.tp.degree, self.tp.experts)
 
 
 def _one_stream(layer: nn.Module, attention_inputs: AttentionInputs, streams: Streams) -> Streams:

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from engine.model.attention import CrossAttention, RelativeAttention, SelfAttention
+from engine.model.experts import ExpertLayer
 from engine.model.mlp import MLP
 from engine.model.norm import make_norm
 from engine.model.position import AttentionInputs
@@ -44,7 +45,10 @@ class Layer(nn.Module):
         self.cross_output_norm = make_norm(spec, tp) if decodes and parts.placement == "both" else None
         self.mlp_norm = None if parts.parallel == "one_norm" else make_norm(spec, tp)
         self.mlp_output_norm = make_norm(spec, tp) if parts.placement == "both" else None
-        self.mlp = MLP(spec, tp, recomputes(recompute, "mlp_act"))
+        recomputes_activation = recomputes(recompute, "mlp_act")
+        self.mlp: nn.Module = MLP(spec, tp, recomputes_activation)
+        if spec.has_experts(number):
+            self.mlp = ExpertLayer(spec, tp, number, recomputes_activation)
 
     def forward(self, x: Tensor, inputs: AttentionInputs, memory: Tensor | None = None) -> Tensor:
         """(B, s, H) → (B, s, H). `memory` is the encoder's output (B, s, H), for cross-attention."""
@@ -59,6 +63,11 @@ class Layer(nn.Module):
             cross = self.cross
             x = self._residual(x, lambda y, again: cross(y, memory, again), self.cross_norm, self.cross_output_norm)
         return self._residual(x, self.mlp, self.mlp_norm, self.mlp_output_norm)
+
+    @property
+    def buckets(self) -> tuple[nn.Module, ...]:
+        """The modules whose parameters form a bucket each: the layer without its experts, and these."""
+        return (self, self.mlp.experts) if isinstance(self.mlp, ExpertLayer) else (self,)
 
     def _residual(self, x: Tensor, block: Block, norm: nn.Module | None, output_norm: nn.Module | None) -> Tensor:
         assert norm is not None

@@ -6,10 +6,11 @@ algorithm for that collective, whatever the backend does inside:
     all_reduce       2 (n − 1) / n × payload
     reduce_scatter     (n − 1) / n × payload       (the payload is the whole input)
     all_gather         (n − 1)     × payload       (the payload is this rank's shard)
+    all_to_all       what goes to other ranks        (the payload is all that is handed in)
     send                             payload
     recv                           0
 
-On the CPU, reduce_scatter and all_gather are sends and receives between the ranks, which send exactly these bytes. gloo's own
+On the CPU, reduce_scatter, all_gather and all_to_all are sends and receives between the ranks, which send exactly these bytes. gloo's own
 reduce_scatter copies the whole input and all-reduces the copy.
 """
 
@@ -19,7 +20,7 @@ import ctypes
 import hashlib
 import platform
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -29,9 +30,9 @@ import torch
 import torch.distributed as dist
 
 from engine.measure.recorder import Recorder, Span, TrafficKey
-from engine.parallel.transport import Group, NoPeers, Reduction, Transport, Works
+from engine.parallel.transport import Group, NoPeers, Parts, Reduction, Transport, Works
 from engine.schedule import Flow
-from engine.topology import Axis, Mesh
+from engine.topology import EP, CallAxis, Mesh
 
 _PIPELINE_GROUPS = (
     "activation downstream",
@@ -40,6 +41,7 @@ _PIPELINE_GROUPS = (
     "gradient upstream",
 )  # what is sent, and in which direction
 KEY_COPIES = "key copies"  # the name of the group of the tp ranks that hold the same key head
+EXPERT_REPLICAS = "expert replicas"  # the name of the group of the dp ranks that hold the same experts
 _REDUCTIONS = {"sum": dist.ReduceOp.SUM, "max": dist.ReduceOp.MAX}
 
 
@@ -137,6 +139,19 @@ class ProcessGroups:
     def reduce_scatter(self, out: torch.Tensor, tensor: torch.Tensor, to: Group) -> Works:
         return [dist.reduce_scatter_single(_unowned_view(out), _unowned_view(tensor), group=to.handle, async_op=True)]
 
+    def all_to_all(self, out: Parts, parts: Parts, to: Group, tag: int) -> Works:
+        """By sends and receives: gloo's own makes copies. A part of no numbers is not sent."""
+        works: Works = []
+        for rank, into, part in zip(to.ranks, out, parts, strict=True):
+            if rank == self._rank:
+                into.copy_(part)
+                continue
+            if into.numel():
+                works.append(dist.irecv(_unowned_view(into), rank, group=to.handle, tag=tag))
+            if part.numel():
+                works.append(dist.isend(_unowned_view(part), rank, group=to.handle, tag=tag))
+        return works
+
     def send(self, tensor: torch.Tensor, peer: int, to: Group, tag: int) -> Works:
         return [dist.isend(_unowned_view(tensor), peer, group=to.handle, tag=tag)]
 
@@ -155,14 +170,25 @@ class Comm:
     """
 
     def __init__(
-        self, mesh: Mesh, rank: int, recorder: Recorder, device: torch.device, transport: Transport, key_copies: int = 1
+        self,
+        mesh: Mesh,
+        rank: int,
+        recorder: Recorder,
+        device: torch.device,
+        transport: Transport,
+        key_copies: int = 1,
+        ep: int = 1,
     ) -> None:
-        """`key_copies`: how many tp ranks hold the same key head, see `ModelSpec.key_copies`."""
+        """`key_copies`: how many tp ranks hold the same key head, see `ModelSpec.key_copies`. `ep`: how many neighbours along dp
+        share the experts.
+        """
         self.mesh, self.rank, self.recorder, self.device, self._transport = mesh, rank, recorder, device, transport
         self.at = mesh.coordinate(rank)
         self.one_clock = True  # whether all ranks read the same monotonic clock
         self.groups: dict[str, Group] = {axis: Group(axis, mesh.group(axis, rank)) for axis in mesh}
         self.groups[KEY_COPIES] = Group("tp", mesh.neighbours("tp", rank, key_copies))
+        self.groups[EP] = Group(EP, mesh.neighbours("dp", rank, ep))
+        self.groups[EXPERT_REPLICAS] = Group("dp", mesh.group("dp", rank)[self.at.dp % ep :: ep])
         self._tags: dict[tuple[int, ...], int] = {}  # of the latest collective that was made of transfers, by ranks
 
     @classmethod
@@ -170,9 +196,11 @@ class Comm:
         return cls.without_others(Mesh({}), 0, Recorder(), device)
 
     @classmethod
-    def without_others(cls, mesh: Mesh, rank: int, recorder: Recorder, device: torch.device, key_copies: int = 1) -> Comm:
+    def without_others(
+        cls, mesh: Mesh, rank: int, recorder: Recorder, device: torch.device, key_copies: int = 1, ep: int = 1
+    ) -> Comm:
         """Calls are counted as if the peers were there."""
-        comm = cls(mesh, rank, recorder, device, NoPeers(rank), key_copies)
+        comm = cls(mesh, rank, recorder, device, NoPeers(rank), key_copies, ep)
         stages = comm.groups["pp"].ranks
         comm.groups |= dict.fromkeys(_PIPELINE_GROUPS, comm.groups["pp"])
         comm.groups["tie"] = Group("pp", (stages[0], stages[-1]) if mesh.pp > 1 else stages)
@@ -188,14 +216,16 @@ class Comm:
         seconds: float,
         recorder: Recorder,
         key_copies: int = 1,
+        ep: int = 1,
     ) -> Comm:
         """Connect with the other ranks over `store`. `seconds` is the time-out of every later call."""
         limit = timedelta(seconds=seconds)
         try:
             dist.init_process_group(backend.name, store=store, rank=rank, world_size=mesh.size, timeout=limit)
-            comm = cls(mesh, rank, recorder, backend.device, ProcessGroups(rank), key_copies)
+            comm = cls(mesh, rank, recorder, backend.device, ProcessGroups(rank), key_copies, ep)
             for name, group in list(comm.groups.items()):
-                comm.groups[name] = comm._open(group.axis, group.ranks, limit)
+                same = name == EXPERT_REPLICAS and group.ranks == comm.groups["dp"].ranks
+                comm.groups[name] = comm.groups["dp"] if same else comm._open(group.axis, group.ranks, limit)
             stages = comm.groups["pp"].ranks
             # On NCCL each flow has a process group of its own in each direction. Calls in one group run one after the other, and
             # a send ends only when it is received. So two neighbours that both send first would wait for each other.
@@ -209,7 +239,7 @@ class Comm:
         return comm
 
     @staticmethod
-    def _open(axis: Axis, ranks: tuple[int, ...], limit: timedelta) -> Group:
+    def _open(axis: CallAxis, ranks: tuple[int, ...], limit: timedelta) -> Group:
         if len(ranks) == 1:
             return Group(axis, ranks)
         return Group(axis, ranks, dist.new_group(ranks, timeout=limit, use_local_synchronization=True))
@@ -312,6 +342,22 @@ class Comm:
         pending.afterwards = finish
         return pending
 
+    def all_to_all(self, tensor: torch.Tensor, group: str, sent: Sequence[int], received: Sequence[int]) -> torch.Tensor:
+        """Rows of `tensor` (rows, …) to the ranks of the group, in their order: `sent` to each. → (rows received, …)
+
+        `received`: rows that come from each. Nothing happens in a group of one: the result is `tensor` itself.
+        """
+        to = self.groups[group]
+        if len(to.ranks) == 1:
+            return tensor
+        own = to.ranks.index(self.rank)
+        row = tensor.nbytes // max(1, len(tensor))
+        out = tensor.new_empty((sum(received), *tensor.shape[1:]))
+        span = self._count(to.axis, "all_to_all", to.ranks, tensor.nbytes, row * (sum(sent) - sent[own]))
+        parts, into = tensor.split_with_sizes(list(sent)), out.split_with_sizes(list(received))
+        self._start(lambda: self._transport.all_to_all(into, parts, to, self._next_tag(to)), span, tensor, out).wait()
+        return out
+
     def _next_tag(self, to: Group) -> int:
         """A number for a collective: the same on all ranks of the group, which make their calls in the same order."""
         tag = self._tags[to.ranks] = self._tags.get(to.ranks, 0) + 1
@@ -335,7 +381,7 @@ class Comm:
         group = self.groups[f"{flow} {'downstream' if downstream else 'upstream'}"]
         return self._start(lambda: transfer(tensor, peer, group, tag), span, tensor)
 
-    def _count(self, axis: Axis, collective: str, ranks: tuple[int, ...], payload: int, wire: int) -> Span:
+    def _count(self, axis: CallAxis, collective: str, ranks: tuple[int, ...], payload: int, wire: int) -> Span:
         return self.recorder.start_call(TrafficKey(axis, collective, self.recorder.phase, ranks), payload, wire)
 
     def _start(self, call: Callable[[], Works], span: Span, *kept: torch.Tensor) -> Pending:

@@ -24,7 +24,9 @@ from torch.nn import functional as F
 
 from engine.parallel.comm import Comm
 from engine.parallel.product import linear
+from engine.parallel.routing import Routing
 from engine.spec import Precision
+from engine.topology import EP
 
 # weight → the computation of its gradient, which adds it up, in order of backward
 DeferredWeightGradients = dict[nn.Parameter, Callable[[], None]]
@@ -54,14 +56,18 @@ class LinearGradients:
 
     def add_or_defer(self, weight: nn.Parameter, gradient: Tensor, x: Callable[[], Tensor]) -> None:
         """Add the gradient of `weight` (out, in), or store its computation. `gradient` (B, S, out), `x` (B, S, in)."""
+        self.add_or_defer_product(weight, lambda: _outer(gradient, x()))
+
+    def add_or_defer_product(self, weight: nn.Parameter, product: Callable[[], Tensor]) -> None:
+        """The same, where `product` computes the gradient, of the shape of `weight`."""
         if self._waiting is None:
-            self._add(weight, gradient, x)
+            self._add(weight, product)
         else:
             assert weight not in self._waiting, "a weight that is used twice is left to autograd"
-            self._waiting[weight] = partial(self._add, weight, gradient, x)
+            self._waiting[weight] = partial(self._add, weight, product)
 
-    def _add(self, weight: nn.Parameter, gradient: Tensor, x: Callable[[], Tensor]) -> None:
-        _accumulate(weight, _outer(gradient, x()))
+    def _add(self, weight: nn.Parameter, product: Callable[[], Tensor]) -> None:
+        _accumulate(weight, product())
         self.added(weight)
 
     def add_bias(self, bias: nn.Parameter | None, gradient: Tensor) -> None:
@@ -92,6 +98,7 @@ class TensorParallel:
     sequence: bool = False  # sequence parallelism: norms and residual stream are sharded along the sequence
     dtype: torch.dtype = torch.float32  # of parameters and activations
     gradients: LinearGradients = field(default_factory=LinearGradients)
+    routing: Routing = Routing()
 
     @cached_property  # as they are asked for in every layer
     def degree(self) -> int:
@@ -100,6 +107,12 @@ class TensorParallel:
     @property
     def index(self) -> int:
         return self.comm.at.tp
+
+    @property
+    def experts(self) -> tuple[int, int]:
+        """This rank's index among the ranks that share the experts, and their number."""
+        ranks = self.comm.groups[EP].ranks
+        return ranks.index(self.comm.rank), len(ranks)
 
     @cached_property
     def shards_sequence(self) -> bool:
@@ -133,6 +146,8 @@ class ShardSpec:
     sizes that add up to that dimension, for example q, k and v of a fused weight. Each block is sharded by itself, padded with
     zeros to a multiple of tp. `least`: the least size of a shard of each block, 0: none. A block that is too small for a shard of
     that size on each rank is held by several ranks: neighbours have copies of a shard. Such blocks come last.
+
+    `experts`: the first dimension is the experts, which ep cuts.
     """
 
     shape: tuple[int, ...]
@@ -141,6 +156,11 @@ class ShardSpec:
     least: tuple[int, ...] = ()
     init: Literal["normal", "zeros", "ones"] = "normal"
     std: float = 0.02
+    experts: bool = False
+
+    def of_rank(self, whole: Tensor, index: int, of: int) -> Tensor:
+        """The experts of one of `of` ranks that share them; what has none is whole on each."""
+        return whole.chunk(of)[index] if self.experts else whole
 
     def shard(self, whole: Tensor, index: int, of: int) -> Tensor:
         """Shard `index` of `of`."""
@@ -210,14 +230,18 @@ class ShardedParameter(nn.Parameter, metaclass=_WithShardSpec):
     @staticmethod
     def of(spec: ShardSpec, tp: TensorParallel) -> ShardedParameter:
         shape = list(spec.shape)
+        if spec.experts:
+            shape[0] //= tp.experts[1]
         if spec.dim is not None:
             shape[spec.dim] = sum(size for size, _ in spec.shards(tp.degree))
         parameter = ShardedParameter(torch.empty(shape, dtype=tp.dtype, device=tp.comm.device))
         parameter.shard_spec = spec
         return parameter
 
-    def initialize(self, name: str, seed: int, index: int, of: int) -> None:
+    def initialize(self, name: str, seed: int, index: int, of: int, experts: tuple[int, int] = (0, 1)) -> None:
         """Set the values to shard `index` of `of` of the whole parameter. The whole is drawn from a seed made of its full name.
+
+        `experts`: see `TensorParallel.experts`.
 
         So every layout starts from the same model.
         """
@@ -228,7 +252,7 @@ class ShardedParameter(nn.Parameter, metaclass=_WithShardSpec):
         else:
             whole.fill_(1.0 if self.shard_spec.init == "ones" else 0.0)
         with torch.no_grad():
-            self.copy_(self.shard_spec.shard(whole, index, of))
+            self.copy_(self.shard_spec.shard(self.shard_spec.of_rank(whole, *experts), index, of))
 
 
 # ------------------------------------------------------------------------------------------------------------- the layers
@@ -236,13 +260,13 @@ class ShardedParameter(nn.Parameter, metaclass=_WithShardSpec):
 Again = Callable[[], Tensor]  # computes the input of a linear layer again
 
 
-def _keep(ctx: Any, x: Tensor, again: Again | None) -> None:
+def keep(ctx: Any, x: Tensor, again: Again | None) -> None:
     """Keep x for backward, or how it is computed again."""
     ctx.again = again
     ctx.save_for_backward(*([x] if again is None else []))
 
 
-def _kept(ctx: Any) -> Tensor:
+def kept(ctx: Any) -> Tensor:
     """x without its graph, which a deferred weight gradient must not keep."""
     again, ctx.again = ctx.again, None  # torch frees saved tensors after backward, but not this
     return ctx.saved_tensors[0].detach() if again is None else again()
@@ -279,12 +303,12 @@ class ColumnLinear(Function):
         `again`: see `ColumnParallelLinear.forward`.
         """
         ctx.own, ctx.tp, ctx.first, ctx.shared = own, tp, first, shared is not None
-        _keep(ctx, x, again)
+        keep(ctx, x, again)
         return linear(_rows(x, first, tp), *own)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        tp, own, first, x = ctx.tp, ctx.own, ctx.first, _kept(ctx)
+        tp, own, first, x = ctx.tp, ctx.own, ctx.first, kept(ctx)
         partial = linear(gradient, own.weight.T)
         for_input = tp.reduce_from_tp(F.pad(partial, (0, 0, first, 0)) if first else partial)  # (B, s, in)
         for_weight = None

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 import torch
 
-from engine.topology import Axis
+from engine.topology import CallAxis
 
 Reduction = Literal["sum", "max"]
 
@@ -18,6 +19,7 @@ class Work(Protocol):
     def wait(self) -> object: ...
 
 
+Parts = Sequence[torch.Tensor]  # a part for each rank of a group
 Works = list[Work | None]  # what a call must wait for
 
 
@@ -25,7 +27,7 @@ Works = list[Work | None]  # what a call must wait for
 class Group:
     """Ranks that take part in a collective, along one axis of the mesh."""
 
-    axis: Axis
+    axis: CallAxis
     ranks: tuple[int, ...]
     handle: Any = None  # torch's process group; None for one rank alone
 
@@ -46,6 +48,10 @@ class Transport(Protocol):
     def send(self, tensor: torch.Tensor, peer: int, to: Group, tag: int) -> Works: ...
 
     def receive(self, tensor: torch.Tensor, peer: int, to: Group, tag: int) -> Works: ...
+
+    def all_to_all(self, out: Parts, parts: Parts, to: Group, tag: int) -> Works:
+        """Part i of `parts` goes to rank i of the group, and part i of `out` takes what that rank sends here."""
+        ...
 
     def latest(self, instant: int, device: torch.device) -> int:
         """The largest of all ranks' `instant`."""
@@ -79,6 +85,14 @@ class NoPeers:
 
     def receive(self, tensor: torch.Tensor, peer: int, to: Group, tag: int) -> Works:
         tensor.zero_()
+        return []
+
+    def all_to_all(self, out: Parts, parts: Parts, to: Group, tag: int) -> Works:
+        for rank, into, part in zip(to.ranks, out, parts, strict=True):
+            if rank == self._rank:
+                into.copy_(part)
+            else:
+                into.zero_()
         return []
 
     def latest(self, instant: int, device: torch.device) -> int:
