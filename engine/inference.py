@@ -27,12 +27,13 @@ from engine.tables import Rows
 class Inference:
     """The model of one rank with its initial weights, and the rank's part in generation."""
 
-    def __init__(self, spec: RunSpec, comm: Comm, link: LauncherLink) -> None:
+    def __init__(self, spec: RunSpec, comm: Comm, link: LauncherLink, routing: Routing | None = None) -> None:
+        """`routing`: in place of what the spec says."""
         self.comm, self.recorder, self.link = comm, comm.recorder, link
         self.tokens: list[int] = []  # of the timed generation
         placement = spec.layout.placement
         ranges = spec.layout.layer_ranges(spec.model.layers)
-        tp = TensorParallel(comm, dtype=DTYPES[spec.workload.precision], routing=Routing(spec.workload.balanced_router))
+        tp = TensorParallel(comm, dtype=DTYPES[spec.workload.precision], routing=routing or Routing(spec.workload.balanced_router))
         last = len(placement) - 1
         self.chunks = {
             c: TransformerChunk(spec.model, ranges[c], c == 0, c == last, _no_batch, tp, attention=spec.attention)

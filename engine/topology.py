@@ -119,6 +119,10 @@ class Mesh(_ByAxis):
         """
         return range(0, self.size, 1 if self.all_listed else self.stride("pp"))
 
+    def along(self, axis: CallAxis) -> int:
+        """The degree of an axis of calls. Ranks that share experts are along dp."""
+        return self["dp" if axis == "ep" else axis]
+
     def stride(self, axis: Axis) -> int:
         """The difference in rank between neighbours along `axis`. Along pp, in the usual order, it is the ranks of a stage."""
         return self._strides[axis]

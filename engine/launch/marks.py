@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 from torch.autograd.profiler import profile, record_function
 
-from engine.launch.profiled import CALL, LOSS_CHUNK, MODULE
+from engine.launch.profiled import CALL, LOSS_CHUNK, MODULE, PRODUCT
 from engine.measure.recorder import Recorder, Span, TrafficKey
 
 
@@ -32,6 +32,9 @@ class MarkingRecorder(Recorder):
 
     def loss_chunk(self, number: int) -> Any:
         return mark(LOSS_CHUNK, number)
+
+    def product(self, flops: int, *sizes: int) -> Any:
+        return mark(PRODUCT, flops, *sizes)
 
 
 def path_without_numbers(path: str) -> str:

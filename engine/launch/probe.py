@@ -26,6 +26,9 @@ _VOCABULARY = {5: 293, 3: 302}  # by tp
 _ROWS = (263, 269)  # of the token table if tp does not shard it: one for every byte
 # For a loss in chunks a microbatch of one sequence needs more tokens, and more tp ranks if each has one of them.
 _CHUNKED = {"S": 43, "tp": 41}
+# Of a model with experts: those of a rank, of a token, ep if it is not 1 or if a rank has one expert, widths, and rows.
+_EXPERTS = {"E/ep": 83, "k": 61, "ep": 19, "X/tp": 71, "Z/tp": 103}
+_ONE_EXPERT_EP, _RECEIVED = 97, 997
 _NAMES = ("tp", "S", "B", "G/tp", "D", "H", "F/tp", "V/tp")
 
 
@@ -47,6 +50,12 @@ class Probe(NamedTuple):
     prompt: int = 0
     new_tokens: int = 0
     loss_chunk: int | None = None
+    ep: int = 1
+
+    @property
+    def received(self) -> int | None:
+        """Rows that this rank's experts get, if other ranks share them."""
+        return _RECEIVED if self.ep > 1 else None
 
     def name(self, size: int) -> Product:
         """A size as a product of dimensions, 2s and 3s. Raises `RecordingError` if it is none."""
@@ -85,21 +94,28 @@ def probe(structure: Structure, part: Part, primes: Sequence[int] = ()) -> Probe
     if structure.slicing == "none":
         del sizes["tp"]
         sizes["V/tp"] = next(rows for rows in _ROWS if rows not in chosen.values())
+    if "experts" in structure.sized_parts:
+        sizes |= _EXPERTS | ({"ep": _ONE_EXPERT_EP} if "E/ep" in structure.ones else {})
     tokens = (1 if "P" in structure.ones else _PROMPT, _TOKENS) if structure.generates else None
     if tokens is not None:
         sizes |= {"S": _FIT, "B": 1}
     sizes |= dict.fromkeys((one for one in structure.ones if one in sizes), 1)
     tp, group = sizes.get("tp", 1), _GROUP[0] if shares else 1
     start, layers, decoders = _stacks(part, parts.encoder)
+    experts = _experts(structure, part, sizes, tp)
+    if experts:
+        start, layers = experts.pop("start"), experts.pop("layers")
     seq = sizes[called["S"]] * (tp if cuts else 1)
     model = ModelSpec(
         family=structure.family, layers=layers, decoder_layers=decoders, hidden=sizes["H"],
         heads=tp * sizes["G/tp"] * group, kv_heads=tp * sizes["G/tp"], head_dim=2 * sizes["D/2"] if rotary else sizes["D"],
         ffn=tp * sizes["F/tp"], vocab=_vocabulary(structure, tp, sizes["V/tp"]), seq=seq,
-        **dict(structure.chosen_parts), **_numbers(structure, seq),
+        **dict(structure.chosen_parts), **_numbers(structure, seq), **experts,
     )  # fmt: skip
+    ep = sizes.get("ep", 1)
     assert model.vocab >= BYTE_VOCABULARY, "every token of the text has a row"
-    every = dimensions(model, structure.slicing, tp, sizes["B"], tokens)
+    every = dimensions(model, structure.slicing, tp, sizes["B"], tokens, ep=ep)
+    every |= {"M": _RECEIVED} if ep > 1 else {}
     loss_chunk = None
     if structure.chunked_loss:
         loss_chunk = 1 if "C" in structure.ones else _loss_chunk(sizes["B"] * model.output_rows, every)
@@ -107,7 +123,7 @@ def probe(structure: Structure, part: Part, primes: Sequence[int] = ()) -> Probe
     named = {name: size for name, size in every.items() if size > 1 and (name != QKV or shares)}
     largest = dict(sorted(named.items(), key=lambda item: -item[1]))
     prompt, every_token = tokens or (0, -1)
-    return Probe(model, tp, start, sizes["B"], largest, prompt, every_token - prompt + 1, loss_chunk)
+    return Probe(model, tp, start, sizes["B"], largest, prompt, every_token - prompt + 1, loss_chunk, ep)
 
 
 def _numbers(structure: Structure, seq: int) -> dict[str, int]:
@@ -117,7 +133,29 @@ def _numbers(structure: Structure, seq: int) -> dict[str, int]:
         "rotary_width": 2 if "D′/2" in structure.ones else 2 * _TURNED,
         "spare_positions": next(n for n in itertools.count(max(seq, _MANY)) if _is_prime(n)) - seq,
     }
-    return {name: every[name] for name in structure.sized_parts}
+    return {name: every[name] for name in structure.sized_parts if name in every}
+
+
+def _experts(structure: Structure, part: Part, sizes: Mapping[str, int], tp: int) -> dict[str, int]:
+    """The fields of a model with experts, and the chunk's first layer and the number of layers; empty for other models."""
+    if "experts" not in structure.sized_parts:
+        return {}
+    dense, experts = part.recorded
+    wanted = part.kinds or "d" * dense + "e" * experts
+    first, every = int(not part.first), 1
+    begins = first + dense
+    if part.kinds:
+        begins, every, first = next(
+            (begins, every, start)
+            for every, begins, start in itertools.product(range(1, len(wanted) + 2), range(len(wanted) + 2), range(len(wanted) + 2))
+            if wanted == "".join("e" if at >= begins and (at + 1) % every == 0 else "d" for at in range(start, start + len(wanted)))
+        )
+    found = {
+        "start": first, "layers": first + len(wanted) + max(1, every), "dense_layers": begins, "expert_every": every,
+        "experts": sizes["E/ep"] * sizes["ep"], "experts_per_token": sizes["k"], "expert_ffn": tp * sizes["X/tp"],
+    }  # fmt: skip
+    having = {"shared_ffn": tp * sizes["Z/tp"], "router_scale": 2, "capacity_factor": 1}
+    return found | {name: value for name, value in having.items() if name in structure.sized_parts}
 
 
 def _is_prime(number: int) -> bool:

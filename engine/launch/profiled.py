@@ -15,10 +15,10 @@ from engine.measure.recorder import ACTION_MARK, COMMUNICATION_MARK
 from engine.predict.ledger.form import ACCUMULATES, INPUT_GRADIENTS, INPUTS, OUTPUT_GRADIENTS, OUTPUTS
 from engine.predict.ledger.form import LOSS_CHUNK as OF_LOSS_CHUNK
 
-# Marks from `engine.launch.record`: the current layer and module, what happens to a bucket, a call, the tensors handed on, and a
-# chunk of the loss.
-LAYER, MODULE, BUCKET, CALL, HANDS, LOSS_CHUNK = (
-    f"shardscope.{what} " for what in ("layer", "module", "bucket", "call", "hands", "loss-chunk")
+# Marks from `engine.launch.record`: the current layer and module, what happens to a bucket, a call, the tensors handed on, a
+# chunk of the loss, and a product of experts.
+LAYER, MODULE, BUCKET, CALL, HANDS, LOSS_CHUNK, PRODUCT = (
+    f"shardscope.{what} " for what in ("layer", "module", "bucket", "call", "hands", "loss-chunk", "product")
 )
 _NODE = "autograd::engine::evaluate_function: "
 _OWN = "shardscope."
@@ -143,6 +143,10 @@ class Reading:
             self._hand([int(where) for where in what])
         elif kind == BUCKET:
             self._bucket(what[0], int(what[1]), event)
+        elif kind == PRODUCT:  # what is inside depends on the loads, and allocates nothing
+            if not self._ignored:
+                flops, *read, written = map(int, what)
+                self._put("run", SeenOperation(": ".join([*self._module[-1:], "grouped_mm"]), [flops], read, [written]))
         elif kind == LOSS_CHUNK:
             self._loss_chunk(int(what[0]), event)
         else:

@@ -131,10 +131,10 @@ class Recorder:
         """What runs inside is chunk `number` of the loss. A recorded ledger marks it; a run does not."""
         return nullcontext()
 
-    def product(self, flops: int, read: int, written: int) -> AbstractContextManager[Any]:
+    def product(self, flops: int, *sizes: int) -> AbstractContextManager[Any]:
         """What runs inside is one product of matrices, whatever it is made of. A recorded ledger marks it; a run does not.
 
-        FLOPs, and bytes read and written.
+        `sizes`: bytes of each matrix, last of what is written.
         """
         return nullcontext()
 

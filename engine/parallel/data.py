@@ -206,7 +206,7 @@ class Bucket:
         return [slice(max(0, a - first), max(0, b - first)) for a, b in zip(starts, stops, strict=True)]
 
 
-def _of_bucket(module: nn.Module) -> list[Any]:
+def of_bucket(module: nn.Module) -> list[Any]:
     """The parameters of a module: its experts if it has nothing else, otherwise all but experts, which are another bucket."""
     parameters: list[Any] = list(module.parameters())
     others = [p for p in parameters if not p.shard_spec.experts]
@@ -251,7 +251,7 @@ class DataParallel:
         """Make a bucket of each layer of a chunk. The parameters must have their values already."""
         self._reducing[chunk] = []
         for layer in layers:
-            parameters: Any = _of_bucket(layer)
+            parameters: Any = of_bucket(layer)
             self.buckets[layer] = bucket = Bucket(parameters, self.comm, self.zero, self.accumulate, self.masters)
             self._chunk_of[bucket] = chunk
             for p in bucket.parameters:

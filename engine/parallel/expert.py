@@ -171,7 +171,7 @@ def grouped(x: Tensor, weight: Tensor, counts: Sequence[int], comm: Comm) -> Ten
     it is a loop over experts too.
     """
     y = x.new_empty((len(x), weight.shape[-1]))
-    with comm.recorder.product(2 * x.numel() * weight.shape[-1], x.nbytes + weight.nbytes, y.nbytes):
+    with comm.recorder.product(2 * x.numel() * weight.shape[-1], x.nbytes, weight.nbytes, y.nbytes):
         if len(set(counts)) == 1:
             torch.bmm(x.view(len(counts), -1, x.shape[1]), weight, out=y.view(len(counts), -1, y.shape[1]))
             return y
@@ -184,7 +184,7 @@ def grouped(x: Tensor, weight: Tensor, counts: Sequence[int], comm: Comm) -> Ten
 def grouped_outer(gradient: Tensor, x: Tensor, counts: Sequence[int], comm: Comm) -> Tensor:
     """The gradients of each expert's matrix, from its rows. (M, out), (M, in) → (n, out, in)"""
     found = x.new_empty((len(counts), gradient.shape[1], x.shape[1]))
-    with comm.recorder.product(2 * x.numel() * gradient.shape[1], x.nbytes + gradient.nbytes, found.nbytes):
+    with comm.recorder.product(2 * x.numel() * gradient.shape[1], x.nbytes, gradient.nbytes, found.nbytes):
         if len(set(counts)) == 1:
             torch.bmm(
                 gradient.view(len(counts), -1, gradient.shape[1]).mT, x.view(len(counts), -1, x.shape[1]), out=found

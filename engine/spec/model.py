@@ -64,7 +64,7 @@ class ModelSpec(ExpertNumbers, Spec):
         0, ge=0, le=MOST_SEQ, description="tokens that a token sees, the last of them itself; 0 means all before it"
     )
     global_every: int = Field(0, ge=0, le=1024, description="every so many layers, one sees all tokens; 0: all have the window")
-    experts: int = Field(0, ge=0, le=1024, description="experts of a layer, of which each token goes to some; 0: an MLP instead")
+    experts: int = Field(0, ge=0, le=4096, description="experts of a layer, of which each token goes to some; 0: an MLP instead")
     experts_per_token: int = Field(0, ge=0, le=64, description="experts that a token goes to; 0 means 2")
     expert_ffn: int = Field(0, ge=0, le=1_000_000, description="inner width of an expert; 0 means that of the MLP")
     shared_ffn: int = Field(
@@ -275,7 +275,6 @@ class ModelSpec(ExpertNumbers, Spec):
             "window": 0 < self.window < self.seq,
             "experts": self.experts > 0,
             "shared_ffn": self.shared_ffn > 0,
-            "expert_groups": self.expert_groups > 0,
             "router_scale": self.router_scale != 1,
             "capacity_factor": self.capacity_factor > 0,
         }

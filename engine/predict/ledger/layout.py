@@ -56,7 +56,7 @@ class LayoutLedgers:
         if tokens is not None:
             recompute, batch = "none", 1
         loss_chunk = workload.loss_tokens(model, layout.tp) if tokens is None else None
-        self.sizes = dimensions(model, cut, layout.tp, batch, tokens, loss_chunk)
+        self.sizes = dimensions(model, cut, layout.tp, batch, tokens, loss_chunk, layout.ep)
         self.structure = structure(model, workload, recompute, cut, self.sizes, generates=tokens is not None)
         self.split = ChunkSplit(model, layout)
         self.e, self.g = Factor("e", BYTES_OF[workload.precision]), Factor("g", BYTES_OF[workload.gradient_precision])

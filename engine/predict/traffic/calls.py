@@ -6,13 +6,14 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from engine.predict.terms import Factor, Term
-from engine.topology import Axis
+from engine.topology import CallAxis
 
 # What a rank of n sends under the ring algorithm (`engine.parallel.comm`), as a formula for readers.
 WIRE: dict[str, str] = {
     "all_reduce": "2 (n − 1)/n × payload",
     "reduce_scatter": "(n − 1)/n × payload",
     "all_gather": "(n − 1) × payload",
+    "all_to_all": "(n − 1)/n × payload",
     "send": "payload",
     "recv": "0",
 }
@@ -22,7 +23,7 @@ def wire_bytes(collective: str, payload: Any, n: Any) -> Any:
     """Bytes that a rank sends in one call, rounded down. `payload` in bytes; `n`: ranks of the group. Both may be arrays."""
     if collective == "all_reduce":
         return 2 * (n - 1) * payload // n
-    if collective == "reduce_scatter":
+    if collective in ("reduce_scatter", "all_to_all"):  # the latter with equal parts
         return (n - 1) * payload // n
     return {"all_gather": n - 1, "send": 1, "recv": 0}[collective] * payload
 
@@ -34,12 +35,13 @@ class PredictedCall:
     times      how many calls: a product
     payload    bytes of one call: a product
     members    ranks of the group, if it is a part of the axis's; None: it is not
+    spread     how many places along the axis these are apart
     between    the two stages of a transfer, or of the all-reduce of tied weights; None: the group is the axis's
     layer      the index of the recorded layer that makes the calls. Each layer that it represents makes as many. −1: no layer
     reduced    the calls belong to one reduction of the chunk's deferred weight gradients. Each reduction makes as many
     """
 
-    axis: Axis
+    axis: CallAxis
     collective: str
     phase: str
     name: str
@@ -49,6 +51,7 @@ class PredictedCall:
     layer: int = -1
     reduced: bool = False
     members: Any = None
+    spread: int = 1
 
     @property
     def calls(self) -> Any:
