@@ -89,7 +89,7 @@ class NoPeers:
 
     def all_to_all(self, out: Parts, parts: Parts, to: Group, tag: int) -> Works:
         for rank, into, part in zip(to.ranks, out, parts, strict=True):
-            if rank == self._rank:
+            if rank == self._rank and into.shape == part.shape:
                 into.copy_(part)
             else:
                 into.zero_()

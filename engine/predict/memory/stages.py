@@ -67,6 +67,11 @@ class Stages:
         for bucket, times in self.buckets(stage):
             for kind in self.memory.standing(bucket):
                 counts[kind] += times
+        if self.spec.model.parts.balancing == "bias":
+            layers = sum(self.ledgers.split.chunks[chunk][1][1] for chunk in self.ledgers.split.on(stage))
+            if layers:
+                biases = (Factor("E", self.spec.model.experts), FOUR)
+                counts[BlockKind("parameters", sentence("biases of the routers"), biases, True)] += layers
         counts[BlockKind("temporary", sentence("loss and norm of the gradients"), (Factor("2", 2), FOUR), False)] += 1
         return counts
 

@@ -114,10 +114,10 @@ def data_parallel(chunk: ChunkTraffic, part: Part, setting: Setting) -> Iterator
     over tp.
     """
     # ZeRO 0 and 1 send accumulated gradients. ZeRO 2 and 3 send the gradients of one backward pass, before they are accumulated.
-    whole_setting = setting
+    every = setting
     for use in chunk.buckets:
-        bucket, layer = BucketSizes(use.bucket, part, setting.sizes, setting.parts, setting.ep), use.bucket.layer
-        setting = whole_setting._replace(zero=0) if bucket.alone else whole_setting
+        bucket, layer = BucketSizes(use.bucket, part, every.sizes, every.parts, every.ep), use.bucket.layer
+        setting = every._replace(zero=0) if bucket.alone else every
         number_bytes = setting.e if setting.zero >= 2 else setting.g
         deferred = setting.zero >= 2 and use.deferred
         often = (setting.m,) if setting.zero >= 2 and not use.deferred else _ONE
