@@ -33,7 +33,9 @@ class Inference:
         self.tokens: list[int] = []  # of the timed generation
         placement = spec.layout.placement
         ranges = spec.layout.layer_ranges(spec.model.layers)
-        tp = TensorParallel(comm, dtype=DTYPES[spec.workload.precision], routing=routing or Routing(spec.workload.balanced_router))
+        tp = TensorParallel(
+            comm, dtype=DTYPES[spec.workload.precision], routing=routing or Routing(spec.workload.balanced_router)
+        )
         last = len(placement) - 1
         self.chunks = {
             c: TransformerChunk(spec.model, ranges[c], c == 0, c == last, _no_batch, tp, attention=spec.attention)

@@ -119,9 +119,7 @@ def compare(spec: RunSpec, store: dist.Store) -> tuple[list[dict[str, Any]], lis
         joined: list[Tensor] = []
         for key in copies:
             for dp in range(0, layout.dp, ep):
-                by_expert = [
-                    [_published(store, key, dp + index, tp, shape) for tp in range(layout.tp)] for index in range(ep)
-                ]
+                by_expert = [[_published(store, key, dp + index, tp, shape) for tp in range(layout.tp)] for index in range(ep)]
                 if sharding.dim is None:
                     joined += by_expert[0]
                 else:

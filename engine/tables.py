@@ -106,7 +106,8 @@ TABLES: dict[str, TableSchema] = {
             "source": _SOURCE, "rank": _WHOLE, "lane": ColumnSchema("str", ("compute", "comm")),
             "kind": ColumnSchema("str", (*_ACTIONS, *COLLECTIVES)), "chunk": _NUMBER, "microbatch": _NUMBER,
             "step": ColumnSchema("int64", least=1), "start_ns": _INSTANT, "end_ns": _INSTANT, "cpu_ns": _WHOLE,
-            "axis": ColumnSchema("str", (*CALL_AXES, "none"), absent="none"), "exposed_ns": ColumnSchema("int64", least=-1, absent=-1),
+            "axis": ColumnSchema("str", (*CALL_AXES, "none"), absent="none"),
+            "exposed_ns": ColumnSchema("int64", least=-1, absent=-1),
         },
     ),
     "steps": TableSchema(

@@ -22,7 +22,7 @@ from engine.measure.memory import MakeTracer, MemoryTrace, Tracer
 from engine.measure.process import process_row, resident_bytes
 from engine.measure.recorder import Recorder, StepSpans
 from engine.model.chunk import TIED, TransformerChunk, streams_before, to_tensors
-from engine.model.experts import biased, expert_layers
+from engine.model.experts import biased, expert_layers, router_biases
 from engine.objective import Feed, feed
 from engine.parallel.comm import Backend, Comm, choose_backend
 from engine.parallel.data import DataParallel
@@ -179,7 +179,13 @@ class Trainer:
         """Rows of the table of loads for the last step."""
         index, _ = self.data.tp.experts
         return [
-            {"rank": self.comm.rank, "layer": layer.number, "expert": index * len(layer.taken) + number, "step": step, "tokens": taken}
+            {
+                "rank": self.comm.rank,
+                "layer": layer.number,
+                "expert": index * len(layer.taken) + number,
+                "step": step,
+                "tokens": taken,
+            }
             for layer in self.expert_layers
             for number, taken in enumerate(layer.taken)
         ]
@@ -189,7 +195,10 @@ class Trainer:
         buckets = list(self.data.buckets.values())
         owned: dict[str, list[torch.Tensor]] = {
             "optimizer": [*self.optimizer.state_tensors(), *(b.master for b in buckets)],
-            "parameters": [*(b.shard for b in buckets), *(e.router.bias for e in biased(self.expert_layers))],  # after the masters: in fp32 they are the same tensors
+            "parameters": [
+                *(b.shard for b in buckets),
+                *router_biases(self.expert_layers),
+            ],  # after the masters: in fp32 they are the same tensors
             "gradients": [b.gradients for b in buckets],
         }
         tracer = make_tracer(owned, self.recorder, self.comm.device)

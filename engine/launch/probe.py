@@ -26,9 +26,10 @@ _VOCABULARY = {5: 293, 3: 302}  # by tp
 _ROWS = (263, 269)  # of the token table if tp does not shard it: one for every byte
 # For a loss in chunks a microbatch of one sequence needs more tokens, and more tp ranks if each has one of them.
 _CHUNKED = {"S": 43, "tp": 41}
-# Of a model with experts: those of a rank, of a token, ep if it is not 1 or if a rank has one expert, widths, and rows.
-_EXPERTS = {"E/ep": 83, "k": 61, "ep": 19, "X/tp": 71, "Z/tp": 103}
-_ONE_EXPERT_EP, _RECEIVED = 97, 997
+# Of a model with experts. A probe with many experts takes longer, so there are fewer where no other dimension has their primes.
+_EXPERTS = {"E/ep": 31, "k": 19, "ep": 61, "X/tp": 71, "Z/tp": 103}
+_MORE_EXPERTS = _EXPERTS | {"E/ep": 79, "k": 53}
+_RECEIVED = 997  # M
 _NAMES = ("tp", "S", "B", "G/tp", "D", "H", "F/tp", "V/tp")
 
 
@@ -95,7 +96,7 @@ def probe(structure: Structure, part: Part, primes: Sequence[int] = ()) -> Probe
         del sizes["tp"]
         sizes["V/tp"] = next(rows for rows in _ROWS if rows not in chosen.values())
     if "experts" in structure.sized_parts:
-        sizes |= _EXPERTS | ({"ep": _ONE_EXPERT_EP} if "E/ep" in structure.ones else {})
+        sizes |= _MORE_EXPERTS if partly or parts.position == "sinusoidal" else _EXPERTS
     tokens = (1 if "P" in structure.ones else _PROMPT, _TOKENS) if structure.generates else None
     if tokens is not None:
         sizes |= {"S": _FIT, "B": 1}
@@ -147,8 +148,11 @@ def _experts(structure: Structure, part: Part, sizes: Mapping[str, int], tp: int
     if part.kinds:
         begins, every, first = next(
             (begins, every, start)
-            for every, begins, start in itertools.product(range(1, len(wanted) + 2), range(len(wanted) + 2), range(len(wanted) + 2))
-            if wanted == "".join("e" if at >= begins and (at + 1) % every == 0 else "d" for at in range(start, start + len(wanted)))
+            for every, begins, start in itertools.product(
+                range(1, len(wanted) + 2), range(len(wanted) + 2), range(len(wanted) + 2)
+            )
+            if wanted
+            == "".join("e" if at >= begins and (at + 1) % every == 0 else "d" for at in range(start, start + len(wanted)))
         )
     found = {
         "start": first, "layers": first + len(wanted) + max(1, every), "dense_layers": begins, "expert_every": every,

@@ -143,10 +143,9 @@ class Reading:
             self._hand([int(where) for where in what])
         elif kind == BUCKET:
             self._bucket(what[0], int(what[1]), event)
-        elif kind == PRODUCT:  # what is inside depends on the loads, and allocates nothing
-            if not self._ignored:
-                flops, *read, written = map(int, what)
-                self._put("run", SeenOperation(": ".join([*self._module[-1:], "grouped_mm"]), [flops], read, [written]))
+        elif kind == PRODUCT and not self._ignored:
+            flops, *read, written = map(int, what)
+            self._put("run", SeenOperation(": ".join([*self._module[-1:], "grouped_mm"]), [flops], read, [written]))
         elif kind == LOSS_CHUNK:
             self._loss_chunk(int(what[0]), event)
         else:

@@ -21,6 +21,7 @@ from engine.launch.probe import Probe, probe
 from engine.launch.profiled import BUCKET, HANDS, LAYER, MODULE, Reading, SeenMicrobatch
 from engine.launch.record_generation import generation
 from engine.model.chunk import TransformerChunk, streams_before, to_tensors
+from engine.model.layers import buckets_of
 from engine.objective import feed
 from engine.parallel.comm import Comm
 from engine.parallel.data import Bucket, DataParallel, ParameterUse, Streams, of_bucket
@@ -209,7 +210,7 @@ class _Chunk:
 
 
 def _buckets(chunk: TransformerChunk, name: Callable[[int], Product]) -> tuple[RecordedBucket, ...]:
-    layers = {bucket: number for number, layer in enumerate(chunk.layers.values()) for bucket in layer.buckets}
+    layers = {bucket: number for number, layer in enumerate(chunk.layers.values()) for bucket in buckets_of(layer)}
     paths = {module: path_without_numbers(path) for path, module in chunk.named_modules()}
     found = []
     for module in chunk.parts():

@@ -13,6 +13,7 @@ from engine.launch.marks import MarkingRecorder, mark_instant, mark_modules, tra
 from engine.launch.probe import Probe
 from engine.launch.profiled import LAYER, Reading, SeenMicrobatch
 from engine.model.chunk import TransformerChunk
+from engine.model.layers import buckets_of
 from engine.parallel.comm import Comm
 from engine.parallel.data import ParameterUse, Streams
 from engine.parallel.routing import Routing
@@ -35,7 +36,7 @@ def _seen(structure: Structure, part: Part, made: Probe, draws: bool) -> tuple[T
     inference = _inference(structure, part, made, draws)
     (chunk,) = inference.chunks.values()
     numbers = {module: number for number, module in enumerate(chunk.parts())}
-    layers = {bucket: number for number, layer in enumerate(chunk.layers.values()) for bucket in layer.buckets}
+    layers = {bucket: number for number, layer in enumerate(chunk.layers.values()) for bucket in buckets_of(layer)}
     chunk.through = partial(_through, numbers)
     mark_modules(chunk)
     tree = traced(inference.generator.run, inference.recorder)

@@ -131,12 +131,12 @@ class Recorder:
         """What runs inside is chunk `number` of the loss. A recorded ledger marks it; a run does not."""
         return nullcontext()
 
-    def product(self, flops: int, *sizes: int) -> AbstractContextManager[Any]:
-        """What runs inside is one product of matrices, whatever it is made of. A recorded ledger marks it; a run does not.
+    def product(self, multiply: Callable[[], None], flops: int, *sizes: int) -> None:
+        """Run a product of matrices that may be made of several operations, and allocates nothing.
 
-        `sizes`: bytes of each matrix, last of what is written.
+        A recording marks it with its FLOPs and the bytes of each matrix, last of the result, and does not run it.
         """
-        return nullcontext()
+        multiply()
 
     @property
     def phase(self) -> str:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from engine.model.ends import Embedding, Head
-from engine.model.layers import Layer
+from engine.model.layers import Layer, buckets_of
 from engine.model.position import AttentionInputs, KVCache
 from engine.objective import Feed
 from engine.parallel.data import ParameterUse, Streams, run_in_order
@@ -84,7 +84,7 @@ class TransformerChunk(nn.Module):
             yield from self._embedding_uses(feed)
         attention_inputs = AttentionInputs.of(self.spec, feed, self.tp, self.attention) if self.layers else AttentionInputs()
         for number, layer in self.layers.items():
-            yield ParameterUse(layer.buckets, partial(self._run_layer, int(number), layer, attention_inputs))
+            yield ParameterUse(buckets_of(layer), partial(self._run_layer, int(number), layer, attention_inputs))
 
     def _head_uses(self, feed: Feed | None) -> Iterator[ParameterUse]:
         if self.head is not None:
@@ -110,7 +110,7 @@ class TransformerChunk(nn.Module):
             yield ParameterUse(self._embedded, lambda _: embedding.embed(feed, cache.length), lookup=True)
         attention_inputs = AttentionInputs.decoding(self.spec, cache, count, self.tp, self.attention)
         for layer in self.layers.values():
-            yield ParameterUse(layer.buckets, partial(_one_stream, layer, attention_inputs))
+            yield ParameterUse(buckets_of(layer), partial(_one_stream, layer, attention_inputs))
         if self.head is not None:
             head, table = self.head, self._table()
             yield ParameterUse((*self._predicting, *self._borrowed), lambda streams: (head.logits(streams[0][:, -1:], table),))
@@ -158,7 +158,7 @@ class TransformerChunk(nn.Module):
         The token table is a bucket of its own, so that it has the same layout at both ends of the pipeline.
         """
         embedding = [] if self.embedding is None else [self.embedding.token, self.embedding.places, self.embedding.norm]
-        layers = [module for layer in self.layers.values() for module in layer.buckets]
+        layers = [module for layer in self.layers.values() for module in buckets_of(layer)]
         return list(_with_parameters(*embedding, *layers, self.head))
 
     @torch.no_grad()

@@ -115,8 +115,7 @@ class Experts(nn.Module):
 class ExpertLayer(nn.Module):
     """A router, its experts, and those that every token goes to. `recomputes`: as `MLP`.
 
-    `loads`: choices of each expert by this rank's tokens; `taken`: rows that each of this rank's experts got. Both since they were
-    last emptied.
+    `loads`: choices of each expert by this rank's tokens; `taken`: rows that each of this rank's experts got. Both since `empty`.
     """
 
     def __init__(self, spec: ModelSpec, tp: TensorParallel, number: int, recomputes: bool = False) -> None:
@@ -177,3 +176,8 @@ def expert_layers(chunks: Iterable[nn.Module]) -> list[ExpertLayer]:
 def biased(layers: Iterable[ExpertLayer]) -> list[ExpertLayer]:
     """Those whose router has a bias."""
     return [layer for layer in layers if layer.router.bias is not None]
+
+
+def router_biases(layers: Iterable[ExpertLayer]) -> list[Tensor]:
+    """Of those that have one."""
+    return [layer.router.bias for layer in layers if layer.router.bias is not None]

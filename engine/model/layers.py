@@ -45,10 +45,8 @@ class Layer(nn.Module):
         self.cross_output_norm = make_norm(spec, tp) if decodes and parts.placement == "both" else None
         self.mlp_norm = None if parts.parallel == "one_norm" else make_norm(spec, tp)
         self.mlp_output_norm = make_norm(spec, tp) if parts.placement == "both" else None
-        recomputes_activation = recomputes(recompute, "mlp_act")
-        self.mlp: nn.Module = MLP(spec, tp, recomputes_activation)
-        if spec.has_experts(number):
-            self.mlp = ExpertLayer(spec, tp, number, recomputes_activation)
+        again = recomputes(recompute, "mlp_act")
+        self.mlp = ExpertLayer(spec, tp, number, again) if spec.has_experts(number) else MLP(spec, tp, again)
 
     def forward(self, x: Tensor, inputs: AttentionInputs, memory: Tensor | None = None) -> Tensor:
         """(B, s, H) → (B, s, H). `memory` is the encoder's output (B, s, H), for cross-attention."""
@@ -64,11 +62,6 @@ class Layer(nn.Module):
             x = self._residual(x, lambda y, again: cross(y, memory, again), self.cross_norm, self.cross_output_norm)
         return self._residual(x, self.mlp, self.mlp_norm, self.mlp_output_norm)
 
-    @property
-    def buckets(self) -> tuple[nn.Module, ...]:
-        """The modules whose parameters form a bucket each: the layer without its experts, and these."""
-        return (self, self.mlp.experts) if isinstance(self.mlp, ExpertLayer) else (self,)
-
     def _residual(self, x: Tensor, block: Block, norm: nn.Module | None, output_norm: nn.Module | None) -> Tensor:
         assert norm is not None
         if self.placement == "post":
@@ -80,6 +73,7 @@ class Layer(nn.Module):
 
     def _in_parallel(self, x: Tensor, attend: Callable[[Tensor, Again | None], RowInput]) -> Tensor:
         """The output layers of attention and MLP have one reduction over tp."""
+        assert isinstance(self.mlp, MLP), "experts are not in parallel to attention"
         norm = self.mlp_norm or self.attention_norm
         y = self.attention_norm(x)
         return x + self.mlp.out.sum_of(
@@ -92,3 +86,9 @@ class Layer(nn.Module):
     def _again(self, norm: nn.Module, x: Tensor) -> Again | None:
         """How backward computes the input of a block again, if its norm is recomputed."""
         return partial(norm, x) if self.recomputes_norms else None
+
+
+def buckets_of(layer: nn.Module) -> tuple[nn.Module, ...]:
+    """The modules of a layer whose parameters form a bucket each: the layer without its experts, and these."""
+    assert isinstance(layer, Layer)
+    return (layer, layer.mlp.experts) if isinstance(layer.mlp, ExpertLayer) else (layer,)

@@ -10,18 +10,16 @@ algorithm for that collective, whatever the backend does inside:
     send                             payload
     recv                           0
 
-On the CPU, reduce_scatter, all_gather and all_to_all are sends and receives between the ranks, which send exactly these bytes. gloo's own
-reduce_scatter copies the whole input and all-reduces the copy.
+On the CPU, reduce_scatter, all_gather and all_to_all are sends and receives between the ranks, which send exactly these bytes.
+gloo's own reduce_scatter copies the whole input and all-reduces the copy.
 """
 
 from __future__ import annotations
 
-import ctypes
 import hashlib
 import platform
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -30,7 +28,9 @@ import torch
 import torch.distributed as dist
 
 from engine.measure.recorder import Recorder, Span, TrafficKey
+from engine.parallel.pending import CommError, Pending, of_others, wait_for
 from engine.parallel.transport import Group, NoPeers, Parts, Reduction, Transport, Works
+from engine.parallel.unowned import unowned_view
 from engine.schedule import Flow
 from engine.topology import EP, CallAxis, Mesh
 
@@ -43,16 +43,6 @@ _PIPELINE_GROUPS = (
 KEY_COPIES = "key copies"  # the name of the group of the tp ranks that hold the same key head
 EXPERT_REPLICAS = "expert replicas"  # the name of the group of the dp ranks that hold the same experts
 _REDUCTIONS = {"sum": dist.ReduceOp.SUM, "max": dist.ReduceOp.MAX}
-
-
-# A view of raw memory. ctypes would create a new array type for each size, which is garbage later.
-_memoryview = ctypes.pythonapi.PyMemoryView_FromMemory
-_memoryview.argtypes, _memoryview.restype = (ctypes.c_void_p, ctypes.c_ssize_t, ctypes.c_int), ctypes.py_object
-_WRITABLE = 0x200  # PyBUF_WRITE
-
-
-class CommError(RuntimeError):
-    """A collective or transfer failed: another rank was gone first."""
 
 
 @dataclass(frozen=True)
@@ -72,43 +62,6 @@ def choose_backend(ranks_here: int, local_rank: int) -> Backend:
     return Backend("gloo", torch.device("cpu"), f"{counted}, so gloo on the CPU")
 
 
-class Pending:
-    """A call in progress. It must be waited for: gloo cancels a transfer whose handle is freed."""
-
-    def __init__(self, works: Works, tensors: tuple[torch.Tensor, ...], span: Span, recorder: Recorder) -> None:
-        """`tensors` are kept until the call is complete; see `_unowned_view`."""
-        self._works, self._tensors, self._span, self._recorder = works, tensors, span, recorder
-        self.afterwards: Callable[[], object] | None = None  # what is left to do when the works are complete
-
-    def wait(self) -> None:
-        began = time.perf_counter_ns()
-        _wait_for(self._works)
-        if self.afterwards is not None:
-            with self._recorder.communication_region(self._span.kind):
-                self.afterwards()
-        self._recorder.close(self._span)
-        # On a GPU a wait returns at once, and the device waits later: nobody knows how long.
-        on_cpu = all(tensor.device.type == "cpu" for tensor in self._tensors)
-        self._span.exposed_ns = self._span.exposed_ns + self._span.end_ns - began if on_cpu else -1
-        self._tensors, self.afterwards = (), None
-
-
-@contextmanager
-def _of_others() -> Iterator[None]:
-    """torch raises `RuntimeError` from a call if another rank is gone. Only calls belong inside: other errors are this rank's."""
-    try:
-        yield
-    except RuntimeError as error:
-        raise CommError(str(error)) from error
-
-
-def _wait_for(works: Works) -> None:
-    with _of_others():
-        for work in works:
-            assert work is not None, "this rank is in every group it calls"
-            work.wait()
-
-
 class ProcessGroups:
     """Transport by gloo or NCCL."""
 
@@ -116,12 +69,12 @@ class ProcessGroups:
         self._rank = rank
 
     def all_reduce(self, tensor: torch.Tensor, reduction: Reduction, to: Group) -> Works:
-        return [dist.all_reduce(_unowned_view(tensor), _REDUCTIONS[reduction], group=to.handle, async_op=True)]
+        return [dist.all_reduce(unowned_view(tensor), _REDUCTIONS[reduction], group=to.handle, async_op=True)]
 
     def all_gather(self, out: torch.Tensor, tensor: torch.Tensor, to: Group, tag: int) -> Works:
         if tensor.device.type == "cpu":
-            return self._gather_by_transfers(_unowned_view(out), _unowned_view(tensor), to, tag)
-        return [dist.all_gather_single(_unowned_view(out), _unowned_view(tensor), group=to.handle, async_op=True)]
+            return self._gather_by_transfers(unowned_view(out), unowned_view(tensor), to, tag)
+        return [dist.all_gather_single(unowned_view(out), unowned_view(tensor), group=to.handle, async_op=True)]
 
     def _gather_by_transfers(self, out: torch.Tensor, tensor: torch.Tensor, to: Group, tag: int) -> Works:
         """An all-gather by sends and receives. gloo's own makes a copy of the whole, which another thread frees at a random
@@ -137,30 +90,27 @@ class ProcessGroups:
         return works
 
     def reduce_scatter(self, out: torch.Tensor, tensor: torch.Tensor, to: Group) -> Works:
-        return [dist.reduce_scatter_single(_unowned_view(out), _unowned_view(tensor), group=to.handle, async_op=True)]
+        return [dist.reduce_scatter_single(unowned_view(out), unowned_view(tensor), group=to.handle, async_op=True)]
 
-    def all_to_all(self, out: Parts, parts: Parts, to: Group, tag: int) -> Works:
-        """By sends and receives: gloo's own makes copies. A part of no numbers is not sent."""
+    def exchange(self, out: Parts, parts: Parts, to: Group, tag: int) -> Works:
         works: Works = []
         for rank, into, part in zip(to.ranks, out, parts, strict=True):
             if rank == self._rank:
                 into.copy_(part)
                 continue
-            if into.numel():
-                works.append(dist.irecv(_unowned_view(into), rank, group=to.handle, tag=tag))
-            if part.numel():
-                works.append(dist.isend(_unowned_view(part), rank, group=to.handle, tag=tag))
+            works += [dist.irecv(unowned_view(into), rank, group=to.handle, tag=tag)] if into.numel() else []
+            works += [dist.isend(unowned_view(part), rank, group=to.handle, tag=tag)] if part.numel() else []
         return works
 
     def send(self, tensor: torch.Tensor, peer: int, to: Group, tag: int) -> Works:
-        return [dist.isend(_unowned_view(tensor), peer, group=to.handle, tag=tag)]
+        return [dist.isend(unowned_view(tensor), peer, group=to.handle, tag=tag)]
 
     def receive(self, tensor: torch.Tensor, peer: int, to: Group, tag: int) -> Works:
-        return [dist.irecv(_unowned_view(tensor), peer, group=to.handle, tag=tag)]
+        return [dist.irecv(unowned_view(tensor), peer, group=to.handle, tag=tag)]
 
     def latest(self, instant: int, device: torch.device) -> int:
         clock = torch.tensor([instant], dtype=torch.int64, device=device)
-        dist.all_reduce(_unowned_view(clock), dist.ReduceOp.MAX)
+        dist.all_reduce(unowned_view(clock), dist.ReduceOp.MAX)
         return int(clock.item())
 
 
@@ -317,7 +267,7 @@ class Comm:
             received = torch.empty_like(part)
 
         def receive(source: int) -> Works:
-            with _of_others():
+            with of_others():
                 return self._transport.receive(received, source, to, tag)
 
         def start() -> Works:
@@ -329,9 +279,9 @@ class Comm:
         def finish() -> None:
             for source in sources:
                 if source != sources[0]:
-                    _wait_for(receive(source))
+                    wait_for(receive(source))
                 out.add_(received)
-            _wait_for(sends)
+            wait_for(sends)
 
         pending = self._start(start, span, tensor)
         with self.recorder.communication_region(span.kind):
@@ -342,21 +292,14 @@ class Comm:
         pending.afterwards = finish
         return pending
 
-    def all_to_all(self, tensor: torch.Tensor, group: str, sent: Sequence[int], received: Sequence[int]) -> torch.Tensor:
-        """Rows of `tensor` (rows, …) to the ranks of the group, in their order: `sent` to each. → (rows received, …)
-
-        `received`: rows that come from each. Nothing happens in a group of one: the result is `tensor` itself.
+    def start_exchange(self, out: Parts, parts: Parts, tensor: torch.Tensor, group: str) -> Pending:
+        """An all-to-all with parts of any size: part i of `parts`, of `tensor`, goes to rank i of the group, and part i of `out`
+        takes what it sends here.
         """
         to = self.groups[group]
-        if len(to.ranks) == 1:
-            return tensor
-        own = to.ranks.index(self.rank)
-        row = tensor.nbytes // max(1, len(tensor))
-        out = tensor.new_empty((sum(received), *tensor.shape[1:]))
-        span = self._count(to.axis, "all_to_all", to.ranks, tensor.nbytes, row * (sum(sent) - sent[own]))
-        parts, into = tensor.split_with_sizes(list(sent)), out.split_with_sizes(list(received))
-        self._start(lambda: self._transport.all_to_all(into, parts, to, self._next_tag(to)), span, tensor, out).wait()
-        return out
+        wire = tensor.nbytes - parts[to.ranks.index(self.rank)].nbytes
+        span = self._count(to.axis, "all_to_all", to.ranks, tensor.nbytes, wire)
+        return self._start(lambda: self._transport.exchange(out, parts, to, self._next_tag(to)), span, tensor, *out)
 
     def _next_tag(self, to: Group) -> int:
         """A number for a collective: the same on all ranks of the group, which make their calls in the same order."""
@@ -385,7 +328,7 @@ class Comm:
         return self.recorder.start_call(TrafficKey(axis, collective, self.recorder.phase, ranks), payload, wire)
 
     def _start(self, call: Callable[[], Works], span: Span, *kept: torch.Tensor) -> Pending:
-        with _of_others(), self.recorder.communication_region(span.kind):
+        with of_others(), self.recorder.communication_region(span.kind):
             pending = Pending(call(), kept, span, self.recorder)
         span.exposed_ns = time.perf_counter_ns() - span.start_ns
         return pending
@@ -411,7 +354,7 @@ class Comm:
             return True
         here = _machine()
         ends = torch.tensor([here, -here], dtype=torch.int64, device=self.device)
-        dist.all_reduce(_unowned_view(ends), dist.ReduceOp.MAX)
+        dist.all_reduce(unowned_view(ends), dist.ReduceOp.MAX)
         highest, lowest = ends.tolist()
         return highest == -lowest
 
@@ -421,15 +364,3 @@ def _machine() -> int:
     boot = Path("/proc/sys/kernel/random/boot_id")
     name = boot.read_text() if boot.exists() else platform.node()
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:6])
-
-
-def _unowned_view(tensor: torch.Tensor) -> torch.Tensor:
-    """The same memory as a flat tensor that does not own it. The caller keeps the owner until the call is complete.
-
-    gloo's threads free their reference to a tensor some time after the wait. If it were the last one, memory would be freed at a
-    random instant by a thread that the profiler does not see. NCCL follows the order of the stream.
-    """
-    assert tensor.is_contiguous()
-    if tensor.device.type != "cpu":
-        return tensor.view(-1)
-    return torch.frombuffer(_memoryview(tensor.data_ptr(), tensor.nbytes, _WRITABLE), dtype=tensor.dtype)

@@ -30,7 +30,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import Function
 
-from engine.parallel.comm import EXPERT_REPLICAS, KEY_COPIES, Comm, Pending
+from engine.parallel.comm import EXPERT_REPLICAS, KEY_COPIES, Comm
+from engine.parallel.pending import Pending
 from engine.parallel.tensor import ShardedParameter, TensorParallel
 
 Streams = tuple[Tensor, ...]  # the activations between two uses

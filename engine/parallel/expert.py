@@ -40,7 +40,7 @@ class Dispatch:
         flat = chosen.flatten()
         self.loads = torch.zeros(experts, dtype=torch.int64, device=flat.device).index_add_(0, flat, torch.ones_like(flat))
         kept_loads = self.loads if capacity is None else self.loads.clamp_max(capacity)
-        theirs = self.comm.all_to_all(kept_loads, EP, [here] * ranks, [here] * ranks)
+        theirs = _exchanged(self.comm, kept_loads, [here] * ranks, [here] * ranks)
         if routing.balanced:  # known without looking, so that fake tensors can be routed too
             all_loads = _dealt(flat.numel(), experts)
             by_expert = [min(load, flat.numel() if capacity is None else capacity) for load in all_loads]
@@ -65,7 +65,7 @@ class Dispatch:
 
     def to_experts(self, rows: Tensor) -> Tensor:
         """(N, …) rows of this rank's tokens, by expert → (M, …) rows of this rank's experts, by expert"""
-        rows = self.comm.all_to_all(rows, EP, self.sent, self.received)
+        rows = _exchanged(self.comm, rows, self.sent, self.received)
         return _regrouped(rows, self._arriving, len(self.counts)) if self._regroups else rows
 
     def from_experts(self, rows: Tensor) -> Tensor:
@@ -73,7 +73,19 @@ class Dispatch:
         if self._regroups:
             here = len(self.counts)
             rows = _regrouped(rows, [n for expert in range(here) for n in self._arriving[expert::here]], len(self.received))
-        return self.comm.all_to_all(rows, EP, self.received, self.sent)
+        return _exchanged(self.comm, rows, self.received, self.sent)
+
+
+def _exchanged(comm: Comm, rows: Tensor, sent: Sequence[int], received: Sequence[int]) -> Tensor:
+    """Rows (rows, …) to the ranks that share the experts: `sent` to each. → (rows received, …), `received` of each
+
+    Nothing happens in a group of one: the result is `rows` itself.
+    """
+    if len(sent) == 1:
+        return rows
+    out = rows.new_empty((sum(received), *rows.shape[1:]))
+    comm.start_exchange(out.split_with_sizes(list(received)), rows.split_with_sizes(list(sent)), rows, EP).wait()
+    return out
 
 
 def _dealt(rows: int, experts: int) -> list[int]:
@@ -95,7 +107,8 @@ class _ToExperts(Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        return ctx.dispatch.from_experts(gradient.contiguous()), None
+        dispatch, ctx.dispatch = ctx.dispatch, None  # torch frees saved tensors after backward, but not this
+        return dispatch.from_experts(gradient.contiguous()), None
 
 
 class _FromExperts(Function):
@@ -106,7 +119,8 @@ class _FromExperts(Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        return ctx.dispatch.to_experts(gradient.contiguous()), None
+        dispatch, ctx.dispatch = ctx.dispatch, None  # torch frees saved tensors after backward, but not this
+        return dispatch.to_experts(gradient.contiguous()), None
 
 
 def to_experts(rows: Tensor, dispatch: Dispatch) -> Tensor:
@@ -171,26 +185,32 @@ def grouped(x: Tensor, weight: Tensor, counts: Sequence[int], comm: Comm) -> Ten
     it is a loop over experts too.
     """
     y = x.new_empty((len(x), weight.shape[-1]))
-    with comm.recorder.product(2 * x.numel() * weight.shape[-1], x.nbytes, weight.nbytes, y.nbytes):
+
+    def multiply() -> None:
         if len(set(counts)) == 1:
             torch.bmm(x.view(len(counts), -1, x.shape[1]), weight, out=y.view(len(counts), -1, y.shape[1]))
-            return y
-        for rows, matrix, into in zip(x.split_with_sizes(list(counts)), weight, y.split_with_sizes(list(counts)), strict=True):
+            return
+        sizes = list(counts)
+        for rows, matrix, into in zip(x.split_with_sizes(sizes), weight, y.split_with_sizes(sizes), strict=True):
             if len(rows):
                 torch.mm(rows, matrix, out=into)
+
+    comm.recorder.product(multiply, 2 * x.numel() * weight.shape[-1], x.nbytes, weight.nbytes, y.nbytes)
     return y
 
 
 def grouped_outer(gradient: Tensor, x: Tensor, counts: Sequence[int], comm: Comm) -> Tensor:
     """The gradients of each expert's matrix, from its rows. (M, out), (M, in) → (n, out, in)"""
     found = x.new_empty((len(counts), gradient.shape[1], x.shape[1]))
-    with comm.recorder.product(2 * x.numel() * gradient.shape[1], x.nbytes, gradient.nbytes, found.nbytes):
+
+    def multiply() -> None:
         if len(set(counts)) == 1:
-            torch.bmm(
-                gradient.view(len(counts), -1, gradient.shape[1]).mT, x.view(len(counts), -1, x.shape[1]), out=found
-            )
-            return found
+            by_expert = gradient.view(len(counts), -1, gradient.shape[1])
+            torch.bmm(by_expert.mT, x.view(len(counts), -1, x.shape[1]), out=found)
+            return
         sizes = list(counts)
         for of, rows, into in zip(gradient.split_with_sizes(sizes), x.split_with_sizes(sizes), found, strict=True):
             torch.mm(of.mT, rows, out=into)
+
+    comm.recorder.product(multiply, 2 * x.numel() * gradient.shape[1], x.nbytes, gradient.nbytes, found.nbytes)
     return found

@@ -11,10 +11,9 @@ Shapes: B batch, S sequence, H hidden, tp the tensor parallel degree; s is S, or
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -23,71 +22,13 @@ from torch.autograd import Function
 from torch.nn import functional as F
 
 from engine.parallel.comm import Comm
+from engine.parallel.gradients import LinearGradients, outer
 from engine.parallel.product import linear
 from engine.parallel.routing import Routing
 from engine.spec import Precision
 from engine.topology import EP
 
-# weight → the computation of its gradient, which adds it up, in order of backward
-DeferredWeightGradients = dict[nn.Parameter, Callable[[], None]]
-
-
 DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
-
-
-class LinearGradients:
-    """Adds the gradients of linear layers to `grad` of their parameters, which autograd does not see.
-
-    A zero-bubble schedule computes weight gradients in W, not in I (Qi et al. 2023).
-    """
-
-    def __init__(self) -> None:
-        self.added: Callable[[nn.Parameter], None] = lambda parameter: None  # called after each gradient
-        self._waiting: DeferredWeightGradients | None = None
-
-    @contextmanager
-    def collect(self) -> Iterator[DeferredWeightGradients]:
-        """Inside this context, backward computes no weight gradient of a linear layer. It stores the computation instead."""
-        self._waiting = {}
-        try:
-            yield self._waiting
-        finally:
-            self._waiting = None
-
-    def add_or_defer(self, weight: nn.Parameter, gradient: Tensor, x: Callable[[], Tensor]) -> None:
-        """Add the gradient of `weight` (out, in), or store its computation. `gradient` (B, S, out), `x` (B, S, in)."""
-        self.add_or_defer_product(weight, lambda: _outer(gradient, x()))
-
-    def add_or_defer_product(self, weight: nn.Parameter, product: Callable[[], Tensor]) -> None:
-        """The same, where `product` computes the gradient, of the shape of `weight`."""
-        if self._waiting is None:
-            self._add(weight, product)
-        else:
-            assert weight not in self._waiting, "a weight that is used twice is left to autograd"
-            self._waiting[weight] = partial(self._add, weight, product)
-
-    def _add(self, weight: nn.Parameter, product: Callable[[], Tensor]) -> None:
-        _accumulate(weight, product())
-        self.added(weight)
-
-    def add_bias(self, bias: nn.Parameter | None, gradient: Tensor) -> None:
-        """Add the gradient of `bias` (out), if there is one. `gradient` (B, S, out)."""
-        if bias is not None:
-            _accumulate(bias, gradient.flatten(0, -2).sum(0))
-            self.added(bias)
-
-
-def _accumulate(parameter: nn.Parameter, gradient: Tensor) -> None:
-    so_far = parameter.grad
-    if so_far is None:
-        parameter.grad = gradient
-    else:
-        so_far.add_(gradient)
-
-
-def _outer(gradient: Tensor, x: Tensor) -> Tensor:
-    """The weight's gradient. (B, S, out), (B, S, in) → (out, in)"""
-    return linear(gradient.flatten(0, -2).T, x.flatten(0, -2).T)
 
 
 @dataclass(frozen=True)
@@ -98,7 +39,7 @@ class TensorParallel:
     sequence: bool = False  # sequence parallelism: norms and residual stream are sharded along the sequence
     dtype: torch.dtype = torch.float32  # of parameters and activations
     gradients: LinearGradients = field(default_factory=LinearGradients)
-    routing: Routing = Routing()
+    routing: Routing = field(default_factory=Routing)
 
     @cached_property  # as they are asked for in every layer
     def degree(self) -> int:
@@ -313,7 +254,7 @@ class ColumnLinear(Function):
         for_input = tp.reduce_from_tp(F.pad(partial, (0, 0, first, 0)) if first else partial)  # (B, s, in)
         for_weight = None
         if ctx.shared:
-            for_weight = _outer(gradient, _rows(x, first, tp))
+            for_weight = outer(gradient, _rows(x, first, tp))
         else:
             tp.gradients.add_or_defer(own.weight, gradient, lambda: _rows(x, first, tp))
         tp.gradients.add_bias(own.bias, gradient)

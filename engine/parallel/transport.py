@@ -49,7 +49,7 @@ class Transport(Protocol):
 
     def receive(self, tensor: torch.Tensor, peer: int, to: Group, tag: int) -> Works: ...
 
-    def all_to_all(self, out: Parts, parts: Parts, to: Group, tag: int) -> Works:
+    def exchange(self, out: Parts, parts: Parts, to: Group, tag: int) -> Works:
         """Part i of `parts` goes to rank i of the group, and part i of `out` takes what that rank sends here."""
         ...
 
@@ -87,7 +87,7 @@ class NoPeers:
         tensor.zero_()
         return []
 
-    def all_to_all(self, out: Parts, parts: Parts, to: Group, tag: int) -> Works:
+    def exchange(self, out: Parts, parts: Parts, to: Group, tag: int) -> Works:
         for rank, into, part in zip(to.ranks, out, parts, strict=True):
             if rank == self._rank and into.shape == part.shape:
                 into.copy_(part)

@@ -34,7 +34,9 @@ class DistributedOptimizer:
     ) -> None:
         """`tied`: this rank's copies of the token table, where the model's first and last chunk share it.
 
-        `counted_elsewhere`: layers of this rank whose gradients another rank counts in the norm. `update_biases`: see the function.
+        `counted_elsewhere`: layers of this rank whose gradients another rank counts in the norm.
+
+        `update_biases`: the function of that name, for this rank's routers.
         """
         self.update_biases = update_biases
         self.data, self.comm, self.tied, self.counted_elsewhere = data, data.comm, tied, counted_elsewhere

@@ -81,6 +81,11 @@ def wrong_experts(model: ModelSpec) -> Sentence | None:
             return sentence(
                 "the groups that a token chooses have {within} experts, and experts_per_token={chosen}", within=within, **values
             )
+    if model.expert_choices == 1 and model.parts.normalized_router:
+        return sentence(
+            "a token goes to one expert, whose weight divided by itself is 1, so the router would not learn; "
+            "normalized_router=false fits"
+        )
     if not model.expert_layers:
         return sentence(
             "none of the {layers} layers would have experts: dense_layers={dense}, expert_every={every}",

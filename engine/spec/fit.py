@@ -109,7 +109,7 @@ def _expert_misfits(model: ModelSpec, layout: LayoutSpec, workload: WorkloadSpec
     """ep cuts the experts, over neighbours along dp."""
     found = []
     if layout.ep > 1:
-        fits = [ep for ep in divisors(gcd(model.experts, layout.dp))] if model.experts else [1]
+        fits = divisors(gcd(model.experts, layout.dp)) if model.experts else [1]
         values = {"ep": layout.ep, "dp": layout.dp, "experts": model.experts, "fits": listed(fits)}
         if not model.experts:
             text = sentence("ep={ep} shards experts, and this model has none; ep=1 fits", **values)
@@ -124,8 +124,17 @@ def _expert_misfits(model: ModelSpec, layout: LayoutSpec, workload: WorkloadSpec
             text = sentence("balanced_router deals tokens out to experts, and this model has none; turn it off")
             found.append(Misfit("workload.balanced_router", text, (0,)))
         elif rows % model.experts:
-            text = sentence("balanced_router deals {rows} choices of a microbatch out to experts={experts}, which does not divide them", **values)
+            text = sentence(
+                "balanced_router deals {rows} choices of a microbatch out to experts={experts}, which does not divide them",
+                **values,
+            )
             found.append(Misfit("workload.balanced_router", text, (0,)))
+        elif 0 < model.capacity_factor < 1:
+            text = sentence(
+                "balanced_router gives all experts as many tokens, and capacity_factor={factor:g} drops some; 1 and more fits",
+                factor=model.capacity_factor,
+            )
+            found.append(Misfit("model.capacity_factor", text))
     return found
 
 

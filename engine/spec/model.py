@@ -78,7 +78,11 @@ class ModelSpec(ExpertNumbers, Spec):
         1.0, gt=0, le=1000, allow_inf_nan=False, description="what the weights of a token's experts are multiplied by"
     )
     balancing_rate: float = Field(
-        0.0, ge=0, le=10, allow_inf_nan=False, description="weight of the loss, or step of the bias, that keeps loads alike; 0 means 0.001"
+        0.0,
+        ge=0,
+        le=10,
+        allow_inf_nan=False,
+        description="weight of the loss, or step of the bias, that keeps loads alike; 0 means 0.001",
     )
     capacity_factor: float = Field(
         0.0,

@@ -49,7 +49,9 @@ class LayoutSpec(Spec):
     split: tuple[int, ...] = Field((), description="layers of each chunk, such as 3,3,2; empty means as even as possible")
 
     zero: int = Field(0, ge=0, le=3, description="ZeRO stage: what dp shards; 1 optimizer, 2 gradients too, 3 parameters too")
-    ep: int = Field(1, ge=1, le=1024, description="expert-parallel ranks, which are neighbours along dp: each has some of the experts")
+    ep: int = Field(
+        1, ge=1, le=1024, description="expert-parallel ranks, which are neighbours along dp: each has some of the experts"
+    )
     sequence_parallel: bool = Field(False, description="cut norms and residual stream along the sequence over tp")
     recompute: Recompute = Field(
         "none",

@@ -118,7 +118,9 @@ def structure(
     Each dimension that is 1 is part of the structure. Three are not: tp, since `cut` says whether it is 1, and N and M, which are
     never 1 where that matters. A symbolic size counts as more than 1.
     """
-    ones = tuple(sorted(name for name, size in sizes.items() if name not in ("tp", "N", "M") and isinstance(size, int) and size == 1))
+    ones = tuple(
+        sorted(name for name, size in sizes.items() if name not in ("tp", "N", "M") and isinstance(size, int) and size == 1)
+    )
     return Structure(
         model.family, recompute, workload.precision, cut, ones, generates, workload.attention_of(model), "C" in sizes,
         model.chosen_parts, model.sized_parts,
@@ -133,7 +135,13 @@ def value(product: Product, sizes: Mapping[str, Any]) -> Any:
     return out
 
 
-_JOINED = (("E", ("E/ep", "ep")), ("S", ("S/tp", "tp")), ("R", ("R/tp", "tp")), ("A/tp", ("G/tp", "A/G")), ("(A + 2 G)/tp", ("G/tp", QKV)))
+_JOINED = (
+    ("E", ("E/ep", "ep")),
+    ("S", ("S/tp", "tp")),
+    ("R", ("R/tp", "tp")),
+    ("A/tp", ("G/tp", "A/G")),
+    ("(A + 2 G)/tp", ("G/tp", QKV)),
+)
 _TWICE = (("D", "D/2"), ("D′", "D′/2"), ("H", "H/2"))
 _ORDER = [  # of the factors of a formula, by the first letters of their symbols
     "tp",

@@ -116,7 +116,8 @@ class Part(NamedTuple):
     def name(self) -> str:
         """A name that can be a file name."""
         which = ("first" if self.first else "") + ("last" if self.last else "") or "middle"
-        return f"{which}_{self.layers}{'_ends' * self.ends}_{self.decoders}{'_closes' * self.closes}{self.kinds and '_' + self.kinds}"
+        name = f"{which}_{self.layers}{'_ends' * self.ends}_{self.decoders}{'_closes' * self.closes}"
+        return f"{name}_{self.kinds}" if self.kinds else name
 
     @property
     def recorded(self) -> tuple[int, int]:

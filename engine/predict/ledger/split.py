@@ -19,7 +19,7 @@ def part_of(model: ModelSpec, layers: range, first: bool, last: bool) -> tuple[P
 
 
 def _with_experts(has: Sequence[bool], first: bool, last: bool) -> tuple[Part, Layers]:
-    """Of a model with experts, from which layers have them. Layers with experts stand where a model of two stacks has decoders."""
+    """Of a model with experts, from which layers have them. These stand where a model of two stacks has decoders."""
     dense, experts = has.count(False), has.count(True)
     if sorted(has) == [*has]:
         return Part(first, last, min(dense, 2), False, min(experts, 2)), (dense, experts)

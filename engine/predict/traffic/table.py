@@ -65,7 +65,13 @@ def _rows(spec: RunSpec, found: list[PredictedCall]) -> dict[Row, tuple[int, int
         between = call.between if mesh.pp > 2 else None
         degree = mesh.along(call.axis)
         n = call.ranks(degree)
-        key = (call.axis, call.collective, call.phase, between, *((n, call.spread) if call.members and (n < degree or call.axis == EP) else (0, 1)))
+        key = (
+            call.axis,
+            call.collective,
+            call.phase,
+            between,
+            *((n, call.spread) if call.members and (n < degree or call.axis == EP) else (0, 1)),
+        )
         times, payload = call.calls, call.payload_bytes
         before = rows.get(key, (0, 0, 0))
         more = (times, times * payload, times * wire_bytes(call.collective, payload, n))

@@ -1,0 +1,69 @@
+"""Gradients of the weights of linear layers, which autograd does not see: added up at once, or later."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+
+from torch import Tensor, nn
+
+from engine.parallel.product import linear
+
+# weight → the computation of its gradient, which adds it up, in order of backward
+DeferredWeightGradients = dict[nn.Parameter, Callable[[], None]]
+
+
+class LinearGradients:
+    """Adds the gradients of linear layers to `grad` of their parameters, which autograd does not see.
+
+    A zero-bubble schedule computes weight gradients in W, not in I (Qi et al. 2023).
+    """
+
+    def __init__(self) -> None:
+        self.added: Callable[[nn.Parameter], None] = lambda parameter: None  # called after each gradient
+        self._waiting: DeferredWeightGradients | None = None
+
+    @contextmanager
+    def collect(self) -> Iterator[DeferredWeightGradients]:
+        """Inside this context, backward computes no weight gradient of a linear layer. It stores the computation instead."""
+        self._waiting = {}
+        try:
+            yield self._waiting
+        finally:
+            self._waiting = None
+
+    def add_or_defer(self, weight: nn.Parameter, gradient: Tensor, x: Callable[[], Tensor]) -> None:
+        """Add the gradient of `weight` (out, in), or store its computation. `gradient` (B, S, out), `x` (B, S, in)."""
+        self.add_or_defer_product(weight, lambda: outer(gradient, x()))
+
+    def add_or_defer_product(self, weight: nn.Parameter, product: Callable[[], Tensor]) -> None:
+        """The same, where `product` computes the gradient, of the shape of `weight`."""
+        if self._waiting is None:
+            self._add(weight, product)
+        else:
+            assert weight not in self._waiting, "a weight that is used twice is left to autograd"
+            self._waiting[weight] = partial(self._add, weight, product)
+
+    def _add(self, weight: nn.Parameter, product: Callable[[], Tensor]) -> None:
+        _accumulate(weight, product())
+        self.added(weight)
+
+    def add_bias(self, bias: nn.Parameter | None, gradient: Tensor) -> None:
+        """Add the gradient of `bias` (out), if there is one. `gradient` (B, S, out)."""
+        if bias is not None:
+            _accumulate(bias, gradient.flatten(0, -2).sum(0))
+            self.added(bias)
+
+
+def _accumulate(parameter: nn.Parameter, gradient: Tensor) -> None:
+    so_far = parameter.grad
+    if so_far is None:
+        parameter.grad = gradient
+    else:
+        so_far.add_(gradient)
+
+
+def outer(gradient: Tensor, x: Tensor) -> Tensor:
+    """The weight's gradient. (B, S, out), (B, S, in) → (out, in)"""
+    return linear(gradient.flatten(0, -2).T, x.flatten(0, -2).T)
