@@ -27,8 +27,8 @@ _ROWS = (263, 269)  # of the token table if tp does not shard it: one for every 
 # For a loss in chunks a microbatch of one sequence needs more tokens, and more tp ranks if each has one of them.
 _CHUNKED = {"S": 43, "tp": 41}
 # Of a model with experts. A probe with many experts takes longer, so there are fewer where no other dimension has their primes.
-_EXPERTS = {"E/ep": 31, "k": 19, "ep": 61, "X/tp": 71, "Z/tp": 103}
-_MORE_EXPERTS = _EXPERTS | {"E/ep": 79, "k": 53}
+_EXPERTS = {"E/ep": 31, "k": 29, "ep": 19, "F/tp": 73, "X/tp": 71, "Z/tp": 103}
+_MORE_EXPERTS = _EXPERTS | {"E/ep": 79, "k": 53, "ep": 61}
 _RECEIVED = 997  # M
 _NAMES = ("tp", "S", "B", "G/tp", "D", "H", "F/tp", "V/tp")
 
@@ -96,7 +96,8 @@ def probe(structure: Structure, part: Part, primes: Sequence[int] = ()) -> Probe
         del sizes["tp"]
         sizes["V/tp"] = next(rows for rows in _ROWS if rows not in chosen.values())
     if "experts" in structure.sized_parts:
-        sizes |= _MORE_EXPERTS if partly or parts.position == "sinusoidal" else _EXPERTS
+        more = partly or parts.position == "sinusoidal" or "E/ep" in structure.ones
+        sizes |= _MORE_EXPERTS if more else _EXPERTS
     tokens = (1 if "P" in structure.ones else _PROMPT, _TOKENS) if structure.generates else None
     if tokens is not None:
         sizes |= {"S": _FIT, "B": 1}
