@@ -73,7 +73,10 @@ def _as_rank(name: str, rows: pd.DataFrame, of: int, rank: int, mesh: Mesh) -> p
     if name == "memory_peak":
         return rows.assign(rank=rank, **mesh.coordinate(rank).columns)
     if name == "traffic":
-        groups = [_group(mesh, of, rank, "dp" if axis == EP else axis, group) for axis, group in zip(rows["axis"], rows["group"], strict=True)]
+        groups = [
+            _group(mesh, of, rank, "dp" if axis == EP else axis, group)
+            for axis, group in zip(rows["axis"], rows["group"], strict=True)
+        ]
         return rows.assign(rank=rank, group=pd.Series(groups, dtype="str"))
     return rows.assign(rank=rank)
 

@@ -116,8 +116,7 @@ def probe(structure: Structure, part: Part, primes: Sequence[int] = ()) -> Probe
     )  # fmt: skip
     ep = sizes.get("ep", 1)
     assert model.vocab >= BYTE_VOCABULARY, "every token of the text has a row"
-    every = dimensions(model, structure.slicing, tp, sizes["B"], tokens, ep=ep)
-    every |= {"M": _RECEIVED} if ep > 1 else {}
+    every = dimensions(model, structure.slicing, tp, sizes["B"], tokens, ep=ep) | ({"M": _RECEIVED} if ep > 1 else {})
     loss_chunk = None
     if structure.chunked_loss:
         loss_chunk = 1 if "C" in structure.ones else _loss_chunk(sizes["B"] * model.output_rows, every)

@@ -6,6 +6,7 @@ than one part of a spec, so that the form can show all broken ones at once.
 
 from engine.spec.base import Spec, names_in
 from engine.spec.errors import RequestError, too_large
+from engine.spec.experts import refuse_experts
 from engine.spec.fit import BYTE_VOCABULARY, Misfit, generation_misfits, misfits
 from engine.spec.model import MODEL_PARTS, ModelSpec
 from engine.spec.parsing import LARGEST as LARGEST_JSON
@@ -58,6 +59,7 @@ __all__ = [
     "names_in",
     "parsed",
     "recomputes",
+    "refuse_experts",
     "sentence",
     "too_large",
 ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from engine.spec.errors import RequestError
 from engine.spec.numbers import divisors, listed
 from engine.spec.sentence import Sentence, sentence
 
@@ -96,3 +97,9 @@ def wrong_experts(model: ModelSpec) -> Sentence | None:
     if model.parts.parallel != "none":
         return sentence("experts come after attention, not in parallel={parallel}", parallel=model.parts.parallel)
     return None
+
+
+def refuse_experts(model: ModelSpec, what: Sentence) -> None:
+    """Raise `RequestError` if the model has experts, which `what` does not know."""
+    if model.experts:
+        raise RequestError(sentence("{what} does not know models with experts yet", what=what))

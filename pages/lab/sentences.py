@@ -144,6 +144,8 @@ def purpose(calls: Communication, spec: RunSpec, say: Words) -> str:
     if calls.phase == "tie":
         return say("the gradients of both copies of the token embedding are summed")
     if calls.phase == "step":
+        if calls.axis == "ep":
+            return say("the norm of the gradients of experts is summed over the ranks that share them")
         if calls.axis != "dp":
             return say("the norm of all gradients is summed")
         return say("the loss, and with ZeRO the norm of all gradients, is summed over the replicas")
@@ -154,6 +156,8 @@ def purpose(calls: Communication, spec: RunSpec, say: Words) -> str:
             "all_gather": say("the parameters, of which each replica keeps a shard, are gathered for this use"),
             "reduce_scatter": say("gradients are summed over the replicas, and each keeps its shard of the sum"),
         }.get(calls.collective, say("gradients are summed over the replicas"))
+    if calls.collective == "all_to_all":
+        return say("rows of tokens go to the ranks that hold their experts, or come back")
     if calls.collective == "all_gather":
         return say("the slices' parts of the sequence are gathered")
     if calls.collective == "reduce_scatter":

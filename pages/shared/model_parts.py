@@ -16,18 +16,26 @@ from pages.shared.held import moved, shown, touch
 from pages.shared.unfolding import unfolding
 
 # Numbers that few models have.
-_NUMBERS = ("window", "global_every", "rotary_width", "rotary_base", "spare_positions")
+_NUMBERS = ("window", "global_every", "rotary_width", "rotary_base", "spare_positions", "experts")
+# Shown with a number of experts only.
+_OF_EXPERTS = (
+    "experts_per_token", "expert_ffn", "shared_ffn", "dense_layers", "expert_every", "expert_groups", "chosen_groups",
+    "router_scale", "balancing_rate", "capacity_factor",
+)  # fmt: skip
+_PARTS_OF_EXPERTS = ("router", "normalized_router", "balancing")
 
 
 def draw(choice: Choice, words: Words) -> None:
     chosen = [name for name in MODEL_PARTS if choice[f"model.{name}"] is not None]
-    chosen += [name for name in _NUMBERS if choice[f"model.{name}"] != DEFAULTS[f"model.{name}"]]
+    numbers = (*_NUMBERS, *_OF_EXPERTS) if choice["model.experts"] else _NUMBERS
+    chosen += [name for name in numbers if choice[f"model.{name}"] != DEFAULTS[f"model.{name}"]]
     label = words("Parts: {parts}", parts=words(", ").join(_labels(words)[name] for name in chosen)) if chosen else words("Parts")
     with unfolding(label, "form-parts") as part:
         if part.open:
             for name in MODEL_PARTS:
-                _part(choice, name, words)
-            for name in _NUMBERS:
+                if choice["model.experts"] or name not in _PARTS_OF_EXPERTS:
+                    _part(choice, name, words)
+            for name in numbers:
                 _number(choice, name, words)
 
 
@@ -51,6 +59,20 @@ def _labels(words: Words) -> dict[str, str]:
         "rotary_width": words("Rotary width"),
         "rotary_base": words("Rotary base"),
         "spare_positions": words("Spare positions"),
+        "experts": words("Experts"),
+        "experts_per_token": words("Experts of a token"),
+        "expert_ffn": words("Width of an expert"),
+        "shared_ffn": words("Width of shared experts"),
+        "dense_layers": words("First layers without experts"),
+        "expert_every": words("Layers until one with experts"),
+        "expert_groups": words("Groups of experts"),
+        "chosen_groups": words("Groups that a token chooses"),
+        "router_scale": words("Scale of the router's weights"),
+        "balancing_rate": words("Rate of balancing"),
+        "capacity_factor": words("Capacity factor"),
+        "router": words("Router's scores"),
+        "normalized_router": words("Router's weights add up to 1"),
+        "balancing": words("Balancing of loads"),
     }
 
 
@@ -76,11 +98,11 @@ def _named(kind: Any, words: Words) -> str:
 
 def _number(choice: Choice, name: str, words: Words) -> None:
     field = f"model.{name}"
-    bounds = Bounds.of(field)
+    bounds, kind = Bounds.of(field), type(DEFAULTS[field])
     st.number_input(
         _labels(words)[name],
-        min_value=int(bounds.least),
-        max_value=int(bounds.most),
+        min_value=kind(bounds.least),
+        max_value=kind(bounds.most),
         key=shown(field, choice[field]),
         help=words.described(description(field)),
         on_change=moved,

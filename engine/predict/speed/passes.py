@@ -28,7 +28,7 @@ from engine.predict.ledger.kernels import Kernel, kernels
 from engine.predict.ledger.split import part_of
 from engine.predict.ledger.store import NotRecordedError, ledger_store
 from engine.predict.speed.rates import Assumptions, Link, Real, link, on_device, rates
-from engine.spec import ModelSpec, Precision, WorkloadSpec
+from engine.spec import ModelSpec, Precision, WorkloadSpec, refuse_experts, sentence
 
 FORWARD, INPUTS, WEIGHTS = range(3)
 COMPUTE, TP, DP = range(3)
@@ -63,6 +63,7 @@ class ModelPasses:
 
 def model_passes(model: ModelSpec, workload: WorkloadSpec, grid: Grid, device: DeviceSpec, assumed: Assumptions) -> ModelPasses:
     """Raises `NotRecordedError` for all ledgers that are missing."""
+    refuse_experts(model, sentence("an estimate of times on a device"))
     first, which = distinct(grid.tp, grid.microbatch_size, grid.sequence_parallel, grid.recompute)
     few = grid.take(first)
     part, _ = part_of(model, range(model.layers), True, True)
