@@ -53,7 +53,7 @@ catalogs: $(VENV)/.app
 
 # What the model's layers do, recorded again from them, after a change to engine/model or engine/parallel: docs/ledger.md.
 ledgers: $(VENV)/.app
-	folder=$$(mktemp -d) && $(RUN) engine.launch.recordings --out $$folder --archives engine/predict/ledger/recorded && rm -r $$folder
+	folder=$$(mktemp -d) && $(RUN) engine.launch.recordings --out $$folder --archives engine/ledger/recorded && rm -r $$folder
 
 # The finished run that a new reader is shown, made again: after a change to what a run measures or to its format.
 EXAMPLE := pages/shared/examples/example

@@ -20,6 +20,7 @@ SET = (
     "limit --models small --rounds 2",
     "first_result",
     "recording",
+    "growth --most 8 --steps 4",
 )
 
 

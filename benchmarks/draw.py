@@ -53,6 +53,7 @@ def _spec(draw: random.Random) -> RunSpec:
         model["kv_heads"] = draw.choice((0, 0, 1, 2))
     model |= {part: draw.choice(_values(part)) for part in MODEL_PARTS if draw.random() < _CHOSEN}
     numbers = {"rotary_width": 4, "rotary_base": 10_000, "spare_positions": 2, "window": 11, "global_every": draw.choice((2, 3))}
+    numbers |= {"rotary_local_base": 100, "vocab_multiple": 64}
     model |= {number: value for number, value in numbers.items() if draw.random() < _CHOSEN}
     name = draw.choice(SCHEDULES)
     dp, tp, pp = (draw.choice((1, 1, 2, 2, 3, 4)) for _ in range(3))

@@ -78,7 +78,7 @@ def row(size: str, layout: str, rounds: int) -> dict[str, str]:
     return {
         "model": size,
         "layout": layout,
-        "work_ms": f"{work:.1f}",
+        "work_per_rank_ms": f"{work:.1f}",
         "calls_ms": f"{calls:.1f}",
         "engine_ms": f"{step:.1f}",
         "efficiency": f"{(work + calls) / step:.2f}",
@@ -92,7 +92,9 @@ def main() -> None:
     options.add_argument("--layouts", nargs="+", choices=("dp2", "tp2", "pp2"), default=["dp2", "tp2", "pp2"])
     options.add_argument("--rounds", type=int, default=3)
     chosen = options.parse_args()
-    print_table([row(size, layout, chosen.rounds) for size in chosen.models for layout in chosen.layouts])
+    rows = [row(size, layout, chosen.rounds) for size in chosen.models for layout in chosen.layouts]
+    print(f"a step and its limit, medians of {chosen.rounds} rounds; efficiency = (work per rank + calls) ÷ the engine's step")
+    print_table(rows)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
     python -m benchmarks.published [--assume matmul_efficiency=0.7 …]
 
 Nothing is fitted to a row: all tables use the planner's default assumptions. The figures with their sources, and this program's
-numbers, are in `engine.predict.papers.figures`. The Plan page shows the same rows.
+numbers, are in `engine.papers.figures`. The Plan page shows the same rows.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from typing import Any
 from engine.command.output import print_table
 from engine.command.search import assumptions
 from engine.launch.recording import with_ledgers
-from engine.predict.papers.figures import references
-from engine.predict.papers.reference import UNITS, Reference
+from engine.papers.figures import references
+from engine.papers.reference import UNITS, Reference
 
 
 def main() -> None:

@@ -17,10 +17,10 @@ from concurrent.futures import ProcessPoolExecutor
 
 from engine.catalog import model
 from engine.devices import DeviceSpec, device
+from engine.papers.accounting import accounting
+from engine.planner.candidates import candidates
+from engine.planner.search import MIXED, search
 from engine.predict.bulk.traffic import bulk_traffic
-from engine.predict.papers.accounting import accounting
-from engine.predict.planner.candidates import candidates
-from engine.predict.planner.search import MIXED, search
 from engine.predict.speed.cost import Cost
 from engine.predict.speed.rates import Assumptions
 from engine.predict.speed.step_time import estimate

@@ -134,7 +134,7 @@ def main() -> None:
     options.add_argument("--attention", choices=("fused", "written"), default="fused", help="on both sides")
     chosen = options.parse_args()
     results = [compared(size, row, chosen.rounds, chosen.attention) for size, row in fitting(chosen.models, chosen.rows)]
-    print(f"a step's time, median of {chosen.rounds} rounds")
+    print(f"a step on torch's stack and on the engine, medians of {chosen.rounds} rounds; ratio = the engine's time ÷ torch's")
     print_table([result.printed() for result in results])
     print(f"geometric mean of the ratios: {geometric_mean(results):.2f}")
 

@@ -16,10 +16,10 @@ from engine.launch.predicted import predicted
 from engine.launch.queue import RunQueue, RunState
 from engine.launch.recording import with_ledgers
 from engine.optimizer import Framework
-from engine.predict.papers.accounting import AccountingName
-from engine.predict.planner import search as planner
-from engine.predict.planner.candidates import default_batch
-from engine.predict.planner.search import MIXED, Plan
+from engine.papers.accounting import AccountingName
+from engine.planner import search as planner
+from engine.planner.candidates import default_batch
+from engine.planner.search import MIXED, Plan
 from engine.predict.run import predict as predict_by_formula
 from engine.predict.speed.rates import Assumptions
 from engine.spec import GenerateSpec, LayoutSpec, ModelSpec, RequestError, RunSpec, WorkloadSpec
@@ -122,7 +122,7 @@ def search(
     """Estimate every layout of `model` on `ranks` devices: whether it fits, and the time of a step.
 
     `layouts` of the returned `Plan` is the table that `python -m engine search --out` writes. It has one row for each layout.
-    Those that fit come first, the fastest at the top. `engine.predict.planner.search.search` lists the columns. `plan.spec(row)`
+    Those that fit come first, the fastest at the top. `engine.planner.search.search` lists the columns. `plan.spec(row)`
     is the `RunSpec` of a row.
 
     `model`, `device`: a name of the catalog, a device's JSON file, or a spec of your own.

@@ -11,18 +11,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
-FamilyName = Literal["gpt", "bert", "roberta", "transformer", "xlnet", "llama"]
+FamilyName = Literal["gpt", "bert", "roberta", "transformer", "t5", "xlnet", "llama"]
 Norm = Literal["layer", "rms"]
 Placement = Literal["pre", "post", "both", "output"]
 QKNorm = Literal["none", "head", "full"]
 Parallel = Literal["none", "one_norm", "two_norms"]
-Position = Literal["learned", "sinusoidal", "rotary", "relative", "alibi", "none"]
+Position = Literal["learned", "sinusoidal", "rotary", "relative", "buckets", "alibi", "none"]
 Inner = Literal["gelu", "gelu_tanh", "relu", "relu2", "geglu", "swiglu"]
 AttentionBias = Literal["all", "qkv", "none"]
 Objective = Literal["causal", "masked", "seq2seq", "permuted"]
 HeadKind = Literal["norm", "transform", "bare"]
 Router = Literal["softmax", "sigmoid"]
 Balancing = Literal["none", "loss", "bias"]
+# With `position="buckets"`: of distances, and the tokens from which on all are in one bucket (Raffel et al. 2020, section 2.1).
+BUCKETS, FARTHEST = 32, 128
 ROTARY_BASE = 500_000  # of the angles of rotary positions, unless a model has its own (Llama team 2024, section 3.2)
 
 
@@ -45,7 +47,9 @@ class ModelParts:
     output_bias: bool = False
     attention_bias: AttentionBias = "all"  # of queries, keys and values and of the output; without the output's (Qwen2)
     mlp_bias: bool = True
+    scaled_scores: bool = True  # scores of attention ÷ √ of a head's width
     scaled_embedding: bool = False  # the tokens' embeddings × √H
+    scaled_output: bool = False  # what the output matrix multiplies ÷ √H
     segments: bool = False  # an embedding for each half of the input
     embedding_norm: bool = False
     encoder: bool = False  # the first layers are an encoder, the others a decoder with cross-attention
@@ -90,14 +94,20 @@ class ModelParts:
         matrices = 3 if self.gated else 2
         return matrices * hidden * ffn + ((matrices - 1) * ffn + hidden if self.mlp_bias else 0)
 
-    def outer_parameters(self, hidden: int, vocab: int, places: int) -> int:
+    @property
+    def stacks(self) -> int:
+        """Encoder and decoder, or one stack."""
+        return 2 if self.encoder else 1
+
+    def outer_parameters(self, hidden: int, vocab: int, places: int, heads: int) -> int:
         """The number of parameters outside of layers: embeddings, their norm, the head, the output matrix if it is not tied.
 
-        `places`: rows of the table of positions, if these are learned.
+        `places`: rows of the table of positions, if these are learned. With a norm as its head, the encoder ends with one too.
         """
-        embedding = vocab * hidden + (places * hidden if self.position == "learned" else 0) + (2 * hidden if self.segments else 0)
+        embedding = vocab * hidden + (2 * hidden if self.segments else 0)
+        embedding += {"learned": places * hidden, "buckets": self.stacks * BUCKETS * heads}.get(self.position, 0)
         norm = self.norm_vectors * hidden
-        head = {"norm": norm, "transform": hidden * hidden + hidden + norm, "bare": 0}[self.head]
+        head = {"norm": self.stacks * norm, "transform": hidden * hidden + hidden + norm, "bare": 0}[self.head]
         output = (0 if self.tied else vocab * hidden) + (vocab if self.output_bias else 0)
         return embedding + (norm if self.embedding_norm else 0) + head + output
 
@@ -122,6 +132,19 @@ FAMILIES: dict[FamilyName, ModelParts] = {
         head="bare",
         attention_bias="none",
         scaled_embedding=True,
+        encoder=True,
+    ),
+    # Raffel et al. 2020, section 2.1, and their code: a norm before each block, positions as biases of distances that all layers
+    # of a stack share, no bias and no scale of scores. Version 1.1 has a GeGLU, and an output that is neither tied nor scaled.
+    "t5": ModelParts(
+        norm="rms",
+        position="buckets",
+        inner="relu",
+        objective="seq2seq",
+        attention_bias="none",
+        mlp_bias=False,
+        scaled_scores=False,
+        scaled_output=True,
         encoder=True,
     ),
     # Yang et al. 2019, sections 2.2 to 2.4, without segments and without memory of the text before.

@@ -96,10 +96,13 @@ class Generator:
         """Gumbel noise for every token of the (padded) vocabulary."""
         seed = (self.spec.workload.seed * 1_000_003 + self.comm.at.dp) * 1_000_003 + number
         generator = torch.Generator().manual_seed(seed)
-        padded = -(-self.spec.model.vocab // self.comm.mesh.tp) * self.comm.mesh.tp
-        uniform = torch.rand(self.spec.model.vocab, generator=generator, dtype=torch.float64).clamp_(1e-300)
+        model, tp = self.spec.model, self.comm.mesh.tp
+        padded = model.vocab_rows(tp) * tp
+        # Without tp it is drawn for the padding too, as ledgers have it: they name one number of rows there.
+        drawn = model.vocab if tp > 1 else padded
+        uniform = torch.rand(drawn, generator=generator, dtype=torch.float64).clamp_(1e-300)
         noise = torch.zeros(padded)
-        noise[: self.spec.model.vocab] = -(-uniform.log()).log()
+        noise[:drawn] = -(-uniform.log()).log()
         return noise.to(self.comm.device)
 
     def _return_token(self, tokens: Tensor, number: int, phase: str) -> Tensor:

@@ -111,10 +111,11 @@ def compare(spec: RunSpec, store: dist.Store) -> tuple[list[dict[str, Any]], lis
     gradients, losses, parameters = train_unsharded(spec)
     layout = spec.layout
     rows = []
-    for name, whole in gradients.items():
+    for name, gradient in gradients.items():
         copies = [name, "tied"] if name == TIED and spec.model.parts.tied and len(layout.placement) > 1 else [name]
         sharding = parameters[name].shard_spec
         ep = layout.ep if sharding.experts else 1
+        whole = sharding.unshard([gradient])  # without padding
         shape = sharding.shard(sharding.of_rank(whole, 0, ep), 0, layout.tp).shape
         joined: list[Tensor] = []
         for key in copies:

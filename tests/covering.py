@@ -14,11 +14,11 @@ from typing import Any, TypeVar
 from engine import catalog
 from engine.families import FAMILIES
 from engine.launch.recording import with_ledgers
+from engine.ledger.form import Ledger
+from engine.ledger.keep import Key
+from engine.ledger.layout import LayoutLedgers
+from engine.ledger.store import ledger_store
 from engine.optimizer import OPTIMIZERS
-from engine.predict.ledger.form import Ledger
-from engine.predict.ledger.keep import Key
-from engine.predict.ledger.layout import LayoutLedgers
-from engine.predict.ledger.store import ledger_store
 from engine.schedule import SCHEDULES
 from engine.spec import SCHEDULE_FACTS, LayoutSpec, ModelSpec, RequestError, RunSpec, WorkloadSpec
 
@@ -33,9 +33,10 @@ PARTS: dict[str, dict[str, Any]] = {
     "gemma's": {"placement": "both", "qk_norm": "head", "inner": "geglu", "scaled_embedding": True},
     "olmo's": {"placement": "output", "qk_norm": "full"},
     "falcon's": {"placement": "pre", "parallel": "one_norm", "attention_bias": "qkv", "inner": "relu2"},
-    "mistral's": {"position": "rotary", "rotary_width": 8, "kv_heads": 1, "window": 9, "global_every": 3},
+    "mistral's": {"position": "rotary", "rotary_width": 8, "kv_heads": 1, "window": 9, "global_every": 3}
+    | {"rotary_local_base": 100},
     "bloom's": {"position": "alibi", "embedding_norm": True, "kv_heads": 2},
-    "opt's": {"position": "learned", "spare_positions": 2},
+    "opt's": {"position": "learned", "spare_positions": 2, "vocab_multiple": 48},
 }
 CHOICES: dict[str, list[Any]] = {
     "family": list(FAMILIES),

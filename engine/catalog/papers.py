@@ -38,8 +38,4 @@ ENCODERS: dict[str, ModelSpec] = {
     # counts batches in tokens and does not give a sequence length; 512 is our choice.
     "transformer-base": ModelSpec(family="transformer", layers=12, hidden=512, heads=8, vocab=37000, seq=512),
     "transformer-big": ModelSpec(family="transformer", layers=12, hidden=1024, heads=16, vocab=37000, seq=512),
-    # Raffel et al. 2020, T5, section 3.7 (11B): its shape, with the parts of Vaswani et al.
-    "t5-11b-shape": ModelSpec(
-        family="transformer", layers=48, hidden=1024, heads=128, head_dim=128, ffn=65536, vocab=32128, seq=512
-    ),
 }

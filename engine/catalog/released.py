@@ -102,8 +102,25 @@ def _gemma2(layers: int, hidden: int, ffn: int, heads: int, key_heads: int, widt
 def _gemma3(
     layers: int, hidden: int, ffn: int, heads: int, key_heads: int, width: int = 256, vocab: int = 262208, window: int = 1024
 ) -> ModelSpec:
-    more = {"head_dim": width, "rotary_base": 1_000_000, "window": window, "global_every": 6, "qk_norm": "head"}
+    more: dict[str, Any] = {
+        "head_dim": width,
+        "rotary_base": 1_000_000,
+        "rotary_local_base": 10_000,
+        "window": window,
+        "global_every": 6,
+    }
+    more |= {"qk_norm": "head"}
     return _gemma(layers, hidden, ffn, heads, key_heads, vocab, 32768, **more)
+
+
+def _t5(layers: int, hidden: int, ffn: int, heads: int, width: int = 64, **parts: Any) -> ModelSpec:
+    """`layers`: of the encoder, and as many of the decoder. The vocabulary has 28 rows that are no token, to be 251 × 128."""
+    sizes = {"ffn": 0 if ffn == 4 * hidden else ffn, "head_dim": 0 if width * heads == hidden else width}
+    return ModelSpec(family="t5", layers=2 * layers, hidden=hidden, heads=heads, vocab=32128, seq=512, **sizes, **parts)
+
+
+def _t5_v11(layers: int, hidden: int, ffn: int, heads: int) -> ModelSpec:
+    return _t5(layers, hidden, ffn, heads, inner="geglu", tied=False, scaled_output=False)
 
 
 GOOGLE: dict[str, ModelSpec] = {
@@ -117,6 +134,18 @@ GOOGLE: dict[str, ModelSpec] = {
     "gemma2-2b": _gemma2(26, 2304, 9216, 8, 4, 256),
     "gemma2-9b": _gemma2(42, 3584, 14336, 16, 8, 256),
     "gemma2-27b": _gemma2(46, 4608, 36864, 32, 16, 128),
+    # Raffel et al. 2020, T5, section 3.7. Heads of 3B and 11B are 128 wide.
+    "t5-small": _t5(6, 512, 2048, 8),
+    "t5-base": _t5(12, 768, 3072, 12),
+    "t5-large": _t5(24, 1024, 4096, 16),
+    "t5-3b": _t5(24, 1024, 16384, 32, 128),
+    "t5-11b": _t5(24, 1024, 65536, 128, 128),
+    # Version 1.1 of the checkpoints, which Flan-T5 has too.
+    "t5-v1.1-small": _t5_v11(8, 512, 1024, 6),
+    "t5-v1.1-base": _t5_v11(12, 768, 2048, 12),
+    "t5-v1.1-large": _t5_v11(24, 1024, 2816, 16),
+    "t5-v1.1-xl": _t5_v11(24, 2048, 5120, 32),
+    "t5-v1.1-xxl": _t5_v11(24, 4096, 10240, 64),
 }
 
 MISTRAL: dict[str, ModelSpec] = {

@@ -24,6 +24,7 @@ MODELS: dict[str, ModelSpec] = {
     **_sizes("bert", _WITH_MASK),
     **_sizes("roberta", _WITH_MASK),
     **_sizes("transformer"),
+    "t5-tiny": ModelSpec(family="t5", vocab=256, **_TINY),  # the next larger one is the released t5-small
     **_sizes("xlnet", _WITH_MASK),
     "llama-tiny": ModelSpec(family="llama", vocab=256, kv_heads=2, ffn=192, **_TINY),
     "llama-small": ModelSpec(family="llama", vocab=256, kv_heads=4, ffn=704, **_SMALL),

@@ -11,7 +11,7 @@ from engine import files
 from engine.command.output import complain, print_json
 from engine.devices import DEVICES, DeviceSpec, own_folder
 from engine.launch.calibration import calibrate
-from engine.spec import Precision, RequestError
+from engine.spec import Precision, RequestError, sentence
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,39}")
 
@@ -27,16 +27,17 @@ def add(parser: argparse.ArgumentParser) -> None:
 def _calibrate(arguments: argparse.Namespace) -> int:
     name = arguments.name or _default_name(arguments.device)
     if not _NAME.fullmatch(name) or name in DEVICES:
-        raise RequestError(
-            f"a device cannot be named {name!r}: up to 40 small letters, digits and - fit, and no name of a known one"
+        text = sentence(
+            "a device cannot be named {name!r}: up to 40 small letters, digits and - fit, and no name of a known one", name=name
         )
+        raise RequestError(text)
     device = calibrate(arguments.device, name, complain)
     file = arguments.out or own_folder() / f"{name}.json"
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         files.write(file, device.model_dump_json(indent=2).encode())
     except OSError as error:
-        raise RequestError(f"cannot write {file}: {error.strerror or error}") from error
+        raise RequestError(sentence("cannot write {file}: {why}", file=str(file), why=error.strerror or str(error))) from error
     if arguments.json:
         print_json(device.model_dump())
     else:

@@ -9,7 +9,7 @@ from typing import Any
 from engine import catalog, files, imports
 from engine.command.output import complain
 from engine.imports import Imported
-from engine.spec import ModelSpec, RequestError
+from engine.spec import ModelSpec, RequestError, sentence
 
 _FILES = "a script or arguments of Megatron-LM, a job file of torchtitan"
 HELP = (
@@ -29,7 +29,8 @@ def imported(named: str) -> Imported:
     try:
         content = files.read(path, imports.LARGEST)
     except (OSError, ValueError) as error:  # ValueError: a path with a null byte
-        raise RequestError(f"cannot read the model {named}: {getattr(error, 'strerror', None) or error}") from error
+        why = str(getattr(error, "strerror", None) or error)
+        raise RequestError(sentence("cannot read the model {named}: {why}", named=named, why=why)) from error
     found = imports.read(content, named)
     for remark in found.remarks:
         complain(f"{named}: {remark}")
@@ -47,5 +48,5 @@ def model(named: str) -> ModelSpec:
     """The model. Raises `RequestError`."""
     found = imported(named).model
     if found is None:
-        raise RequestError(f"{named} does not say what the model is")
+        raise RequestError(sentence("{named} does not say what the model is", named=named))
     return found

@@ -16,12 +16,12 @@ from engine.command.output import complain, print_json, print_table
 from engine.devices import device, device_names
 from engine.launch.recording import with_ledgers
 from engine.optimizer import OPTIMIZERS
-from engine.predict.papers.accounting import ACCOUNTINGS, AccountingName
-from engine.predict.planner.bill import Bill
-from engine.predict.planner.explain import Lever, label, way_to_fit, why
-from engine.predict.planner.frameworks import NAMES
-from engine.predict.planner.search import MIXED, Plan
-from engine.predict.planner.serving import serving
+from engine.papers.accounting import ACCOUNTINGS, AccountingName
+from engine.planner.bill import Bill
+from engine.planner.explain import Lever, label, way_to_fit, why
+from engine.planner.frameworks import NAMES
+from engine.planner.search import MIXED, Plan
+from engine.planner.serving import serving
 from engine.predict.reserve import reserve_terms
 from engine.predict.speed.rates import Assumptions
 from engine.spec import AttentionName, ModelSpec, RequestError, WorkloadSpec

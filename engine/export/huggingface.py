@@ -32,6 +32,7 @@ _CLASSES = {
     "bloom": "BloomForCausalLM",
     "bert": "BertForMaskedLM",
     "roberta": "RobertaForMaskedLM",
+    "t5": "T5ForConditionalGeneration",
     "xlnet": "XLNetLMHeadModel",
 }
 _DTYPES = {"bf16": "bfloat16", "fp32": "float32"}
@@ -40,6 +41,7 @@ _NO_DROPOUT = {
     "opt": ("dropout",),
     "bert": ("hidden_dropout_prob", "attention_probs_dropout_prob"),
     "roberta": ("hidden_dropout_prob", "attention_probs_dropout_prob"),
+    "t5": ("dropout_rate",),
     "xlnet": ("dropout",),
 }  # entries that are not 0 unless a file says so
 

@@ -18,16 +18,24 @@ from engine.export.common import (
     optimizer_settings,
 )
 from engine.families import ModelParts
-from engine.predict.planner.frameworks import parts_lacked
+from engine.planner.frameworks import parts_lacked
 from engine.spec import AttentionName, LayoutSpec, ModelSpec, RunSpec, recomputes
 
 VERSION = "core_v0.17.1"
 _SCRIPTS = {"gpt": "pretrain_gpt.py", "llama": "pretrain_gpt.py", "bert": "pretrain_bert.py", "roberta": "pretrain_bert.py"}
-_SCRIPTS |= {"transformer": "pretrain_t5.py"}
+_SCRIPTS |= {"transformer": "pretrain_t5.py", "t5": "pretrain_t5.py"}
 _BACKENDS: dict[AttentionName, str] = {"fused": "flash", "written": "unfused"}
 _POSITIONS = {"rotary": "rope", "none": "none", "alibi": "none"}
 _SHARDING = {2: "optim_grads", 3: "optim_grads_params"}
 _TOKENIZERS = {"pretrain_bert.py": "BertWordPieceLowerCase", "pretrain_t5.py": "BertWordPieceCase"}
+
+# What its models of a family have otherwise.
+_OTHERWISE = {
+    "roberta": "Megatron-LM has no RoBERTa; its BERT adds token types",
+    "bert": "its BERT puts norms before attention and MLP",
+    "transformer": "its T5 puts norms first and learns positions; the sizes are the same",
+    "t5": "its T5 divides scores by the root of a head's width, does not scale the output, and has GELU or SwiGLU",
+}
 
 Argument = tuple[str, object]
 
@@ -85,18 +93,7 @@ def _refusal(spec: RunSpec) -> Iterator[str]:
 def _differences(spec: RunSpec) -> Iterator[str]:
     model, layout = spec.model, spec.layout
     yield from _refusal(spec)
-    if model.family not in _SCRIPTS:
-        yield f"Megatron-LM has no {model.family}; a GPT of this size is set up instead"
-    if model.parts.position == "alibi":
-        yield "Megatron-LM has no linear biases of distances; the model is set up without positions"
-    if model.family == "roberta":
-        yield "Megatron-LM has no RoBERTa; its BERT adds token types"
-    if model.family == "bert":
-        yield "its BERT puts norms before attention and MLP"
-    if model.family == "transformer":
-        yield "its T5 puts norms first and learns positions; the sizes are the same"
-    if model.family in _SCRIPTS and (lacked := parts_lacked("megatron", model)):
-        yield f"it has no {', '.join(lacked)}; the nearest that it has stands there"
+    yield from _model_differences(model)
     yield from _schedule_differences(spec)
     if _shards_more_than_states(spec) and layout.pp > 1:
         yield f"its FSDP stands for ZeRO {layout.zero}, and it is little tried with a pipeline"
@@ -107,6 +104,19 @@ def _differences(spec: RunSpec) -> Iterator[str]:
     yield from _workload_differences(spec)
     if spec.generate.prompt:
         yield "nothing is generated after training"
+
+
+def _model_differences(model: ModelSpec) -> Iterator[str]:
+    if model.family not in _SCRIPTS:
+        yield f"Megatron-LM has no {model.family}; a GPT of this size is set up instead"
+    if model.parts.position == "alibi":
+        yield "Megatron-LM has no linear biases of distances; the model is set up without positions"
+    if model.family in _OTHERWISE:
+        yield _OTHERWISE[model.family]
+    if "rotary_local_base" in model.sized_parts:
+        yield "it has one base of rotary positions for layers with and without a window"
+    if model.family in _SCRIPTS and (lacked := parts_lacked("megatron", model)):
+        yield f"it has no {', '.join(lacked)}; the nearest that it has stands there"
 
 
 def _workload_differences(spec: RunSpec) -> Iterator[str]:
@@ -184,7 +194,8 @@ def _positions(model: ModelSpec) -> Iterator[Argument]:
     """Positions, and which of them attention sees."""
     parts = model.parts
     yield "--max-position-embeddings", model.places
-    yield "--position-embedding-type", _POSITIONS.get(parts.position, "learned_absolute")
+    relative = parts.position == "buckets" and parts.encoder  # of as many buckets as here unless it is told otherwise
+    yield "--position-embedding-type", "relative" if relative else _POSITIONS.get(parts.position, "learned_absolute")
     if parts.position == "rotary":
         yield "--rotary-base", model.angle_base
         if model.rotated < model.head_width:
@@ -236,7 +247,7 @@ def _vocabulary(spec: RunSpec) -> Iterator[Argument]:
         yield "--vocab-extra-ids", 100  # its T5 marks spans with them
     if parts.objective == "masked":
         yield "--bert-no-binary-head", True  # without it, BERT learns the next sentence too
-    yield "--make-vocab-size-divisible-by", 1
+    yield "--make-vocab-size-divisible-by", spec.model.vocab_multiple or 1
 
 
 def _layout(spec: RunSpec) -> Iterator[Argument]:

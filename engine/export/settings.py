@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Literal, get_args
 
 from engine.export import deepspeed, huggingface, megatron, slurm, torchtitan
-from engine.predict.planner import frameworks
+from engine.planner import frameworks
 from engine.spec import RequestError, RunSpec, refuse_experts, sentence
 from engine.spec.numbers import listed
 from engine.spec.sentence import brief

@@ -20,7 +20,7 @@ from engine.export.common import (
     optimizer_settings,
 )
 from engine.imports.torchtitan import FLAVORS
-from engine.predict.planner.frameworks import parts_lacked
+from engine.planner.frameworks import parts_lacked
 from engine.spec import LayoutSpec, ModelSpec, RunSpec
 from engine.spec.numbers import evenly
 

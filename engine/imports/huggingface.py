@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from engine.imports.fields import Fields, Imported, brief
-from engine.imports.model_types import MODEL_TYPES
+from engine.imports.model_types import CAPS, MODEL_TYPES
 from engine.imports.parts import Values
 from engine.spec import ModelSpec, RequestError, Sentence, sentence
 
@@ -34,7 +34,7 @@ classifier_dropout classifier_dropout_prob start_n_top end_n_top n_ctx original_
 chunk_size_feed_forward cross_attention_hidden_size tie_encoder_decoder tie_word_embeddings gradient_checkpointing_kwargs
 relative_attention_max_distance reuse_len clamp_len same_length bi_data use_mems_eval use_mems_train is_decoder
 directionality pooler_fc_size pooler_num_attention_heads pooler_num_fc_layers pooler_size_per_head pooler_type
-is_llama_config rope_interleaved rotary sliding_window_size _comments
+dense_act_fn is_gated_act is_llama_config rope_interleaved rotary sliding_window_size _comments
 """
 _HARMLESS = frozenset(_HARMLESS_NAMES.split())
 # Entries of models whose layers are others than ours, so that the sizes would be wrong.
@@ -90,6 +90,7 @@ def model(entries: Mapping[str, Any]) -> Imported:
     found = _plain(values)
     if "seq" in values and not any(name in fields for name in _names_of_seq(kind)):
         remarks.append(sentence("the file has no sequence length; {seq} tokens are taken", seq=found.seq))
+    remarks += _missing_caps(entries) if kind == "gemma2" else []
     return Imported(found, (*remarks, *_remarks(fields, found)))
 
 
@@ -127,6 +128,15 @@ def _remarks(fields: Fields, found: ModelSpec) -> Iterator[Sentence]:
         )
 
 
+def _missing_caps(entries: Mapping[str, Any]) -> list[Sentence]:
+    """Of a Gemma 2, which has them unless its file says null."""
+    return [
+        sentence("{name} is not in the file, and then it is {usual}: {told}", name=name, usual=usual, told=_LEFT_OUT[name])
+        for name, usual in CAPS.items()
+        if name not in entries
+    ]
+
+
 def _scale_of_scores(fields: Fields, found: ModelSpec) -> Iterator[Sentence]:
     scale = fields.get("query_pre_attn_scalar")
     if scale not in (None, found.head_width):
@@ -150,7 +160,7 @@ def _angles(fields: Fields, found: ModelSpec) -> Iterator[Sentence]:
     local = windowed.get("rope_theta") if isinstance(windowed, dict) else None
     if local is None:
         local = fields.get("rope_local_base_freq")
-    if found.parts.position == "rotary" and local not in (None, found.angle_base):
+    if found.parts.position == "rotary" and local not in (None, found.rotary_local_base or found.angle_base):
         yield sentence(
             "the base {base} of layers with a window is left out: all layers have one base of rotary positions", base=brief(local)
         )

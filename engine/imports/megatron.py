@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from engine.families import ROTARY_BASE
+from engine.families import BUCKETS, FARTHEST, ROTARY_BASE
 from engine.imports.fields import Fields, Imported, brief, unsupported
 from engine.imports.parts import Values
 from engine.imports.words import arguments, number_or_text
@@ -33,7 +33,7 @@ _USUAL: dict[str, Any] = {
     "sgd_momentum": 0.9, "micro_batch_size": 1, "seed": 1234, "attention_backend": "auto", "recompute_method": "uniform",
     "data_parallel_sharding_strategy": "no_shard",
 }  # fmt: skip
-_POSITIONS = {"learned_absolute": "learned", "rope": "rotary", "none": "none"}
+_POSITIONS = {"learned_absolute": "learned", "rope": "rotary", "relative": "buckets", "none": "none"}
 _OPTIMIZERS = {"adam": "adamw", "sgd": "sgd", "lion": "lion"}
 _NORMS = {"LayerNorm": "layer", "RMSNorm": "rms"}
 _ZERO = {"no_shard": 0, "optim": 1, "optim_grads": 2, "optim_grads_params": 3}
@@ -85,7 +85,7 @@ def _model(fields: Fields, text: str) -> Values:
     fields.get("num_query_groups")
     width = fields.whole("kv_channels") if "kv_channels" in fields else 0
     model: Values = {
-        "hidden": hidden, "heads": heads, "vocab": _vocabulary(fields), "ffn": 0 if ffn == 4 * hidden else ffn,
+        "hidden": hidden, "heads": heads, **_vocabulary(fields), "ffn": 0 if ffn == 4 * hidden else ffn,
         "kv_heads": 0 if keys == heads else keys, "head_dim": 0 if width * heads == hidden else width,
         "norm": fields.one_of("normalization", _NORMS), "qk_norm": "head" if _is_set(fields, "qk_layernorm") else "none",
         "tied": not _is_set(fields, "untie_embeddings_and_output_weights"),
@@ -95,7 +95,7 @@ def _model(fields: Fields, text: str) -> Values:
     model["attention_bias"] = "all" if not biased else "qkv" if qkv else "none"
     model |= _positions(fields, width or hidden // max(1, heads)) | _window(fields)
     if "pretrain_t5" in text or "encoder_num_layers" in fields:
-        return model | _stacks(fields, "swiglu" if gated else None)
+        return model | _stacks(fields, "swiglu" if gated else None, model["position"] == "buckets")
     seq = fields.whole("seq_length")
     model |= {"layers": fields.whole("num_layers"), "seq": seq}
     if model["position"] == "learned":
@@ -107,14 +107,18 @@ def _model(fields: Fields, text: str) -> Values:
     return {**model, "family": "llama" if llama else "gpt"}
 
 
-def _stacks(fields: Fields, inner: str | None) -> Values:
-    """Of T5, as it is here: with the parts of Vaswani et al. of the same sizes."""
+def _stacks(fields: Fields, inner: str | None, relative: bool) -> Values:
+    """Of its T5: with relative positions the parts of T5 that it has, otherwise those of Vaswani et al. of the same sizes."""
     encoder, decoder = fields.whole("encoder_num_layers"), fields.whole("decoder_num_layers")
-    return {
-        "family": "transformer", "layers": encoder + decoder, "decoder_layers": 0 if encoder == decoder else decoder,
-        "seq": fields.whole("encoder_seq_length"), "position": None, "inner": inner, "spare_positions": 0,
-        "attention_bias": None,
+    for name, wanted in (("relative_attention_num_buckets", BUCKETS), ("relative_attention_max_distance", FARTHEST)):
+        fields.demand(name, wanted)
+    sizes = {
+        "layers": encoder + decoder, "decoder_layers": 0 if encoder == decoder else decoder,
+        "seq": fields.whole("encoder_seq_length"), "spare_positions": 0,
     }  # fmt: skip
+    if relative:
+        return {**sizes, "family": "t5", "inner": inner or "gelu_tanh", "scaled_scores": True, "scaled_output": False}
+    return {**sizes, "family": "transformer", "position": None, "inner": inner, "attention_bias": None}
 
 
 def _positions(fields: Fields, width: int) -> Values:
@@ -148,15 +152,14 @@ def _usual_ffn(hidden: int, gated: bool) -> int:
     return int(4 * hidden * 2 / 3 / 64) * 64 if gated else 4 * hidden
 
 
-def _vocabulary(fields: Fields) -> int:
-    """NullTokenizer has one token more. The vocabulary is padded so that ranks of tp have multiples."""
+def _vocabulary(fields: Fields) -> Values:
+    """NullTokenizer has one token more. Extra ids are tokens too, unless nothing is padded, as in scripts that come from here."""
     tokens = fields.whole("vocab_size") + (fields.get("tokenizer_type") == "NullTokenizer")
     extra = fields.whole("vocab_extra_ids") if "vocab_extra_ids" in fields else 0
-    multiple = fields.whole("make_vocab_size_divisible_by") * fields.whole("tensor_model_parallel_size")
+    multiple = fields.whole("make_vocab_size_divisible_by")
     if multiple < 1:
         raise RequestError(sentence("{name}={value} must be a whole number", name="make_vocab_size_divisible_by", value=multiple))
-    padded = -(-(tokens + extra) // multiple) * multiple
-    return tokens if fields.get("make_vocab_size_divisible_by") == 1 else padded
+    return {"vocab": tokens + extra, "vocab_multiple": multiple} if multiple > 1 else {"vocab": tokens}
 
 
 def _layout(fields: Fields, model: ModelSpec) -> tuple[LayoutSpec, list[Sentence]]:

@@ -9,10 +9,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from engine.families import FamilyName
+from engine.families import BUCKETS, FARTHEST, ROTARY_BASE, FamilyName
 from engine.imports.fields import Fields
 from engine.imports.parts import TIED, Activation, Always, Demanded, Part, Rotary, Switch, Values, Window
 from engine.spec import ModelSpec, RequestError, sentence
+
+CAPS = {"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0}  # of Gemma 2, in a file that does not name them
 
 
 @dataclass(frozen=True)
@@ -114,6 +116,28 @@ class _Opt:
         }
 
 
+_T5_INNER = {"relu": "relu", "gelu": "gelu", "gated-gelu": "geglu", "gated-silu": "swiglu"}  # gated-gelu is the tanh form
+
+
+@dataclass(frozen=True)
+class _T5:
+    """It counts the layers of encoder and decoder each. An output that is tied is scaled."""
+
+    def read(self, fields: Fields, model: Values) -> Values:
+        encoder = model["layers"]
+        decoder = fields.whole("num_decoder_layers") if fields.get("num_decoder_layers") is not None else encoder
+        tied = fields.flag("tie_word_embeddings")
+        return {
+            "layers": encoder + decoder, "decoder_layers": 0 if encoder == decoder else decoder,
+            "inner": fields.one_of("feed_forward_proj", _T5_INNER), "tied": tied, "scaled_output": tied,
+        }  # fmt: skip
+
+    def write(self, model: ModelSpec) -> Mapping[str, Any]:
+        inner = next((name for name, ours in _T5_INNER.items() if ours == model.parts.inner), "relu")
+        layers = {"num_layers": model.encoder_layers, "num_decoder_layers": model.layers - model.encoder_layers}
+        return {**layers, "feed_forward_proj": inner, "tie_word_embeddings": model.parts.tied, "is_encoder_decoder": True}
+
+
 @dataclass(frozen=True)
 class _Roberta:
     """Its first positions are those of padding, up to its id."""
@@ -128,18 +152,35 @@ class _Roberta:
 
 
 @dataclass(frozen=True)
-class _Gemma:
+class _Uncapped:
     """What transformers computes in a Gemma 2 or 3 unless a file says otherwise, and is not computed here."""
 
-    entries: tuple[str, ...]  # that are null here
-    local_base: bool = False  # whether layers with a window have a base of rotary positions of their own
+    entries: tuple[str, ...] = ()  # that are null here
 
     def read(self, fields: Fields, model: Values) -> Values:
         return {}
 
     def write(self, model: ModelSpec) -> Mapping[str, Any]:
-        base = {"rope_local_base_freq": float(model.angle_base)} if self.local_base else {}
-        return {"query_pre_attn_scalar": model.head_width, **dict.fromkeys(self.entries), **base}
+        return {"query_pre_attn_scalar": model.head_width, **dict.fromkeys(self.entries)}
+
+
+@dataclass(frozen=True)
+class _LocalBase:
+    """The base of rotary positions in layers with a window. Files of version 5 of transformers have it beside the other."""
+
+    def read(self, fields: Fields, model: Values) -> Values:
+        new = fields.get("rope_parameters")
+        inner = new.get("sliding_attention") if isinstance(new, dict) else None
+        local = inner.get("rope_theta") if isinstance(inner, dict) else None
+        base = Fields({"rope_theta": local}, {}).number("rope_theta") if local else fields.number("rope_local_base_freq")
+        fields.get("rope_local_base_freq")
+        if base != int(base):
+            raise RequestError(sentence("{name}={value} must be a whole number", name="rope_local_base_freq", value=base))
+        same = int(base) == (model["rotary_base"] or ROTARY_BASE)
+        return {"rotary_local_base": 0 if same or not model.get("window") else int(base)}
+
+    def write(self, model: ModelSpec) -> Mapping[str, Any]:
+        return {"rope_local_base_freq": float(model.rotary_local_base or model.angle_base)}
 
 
 def _sizes(**others: str) -> dict[str, str]:
@@ -157,6 +198,13 @@ _QWEN = {"use_sliding_window": False, "max_window_layers": 28}
 _LLAMA = {"tie_word_embeddings": False, "attention_bias": False, "mlp_bias": False, "hidden_act": "silu"}
 _GEMMA = {"tie_word_embeddings": True, "attention_bias": False, "hidden_activation": "gelu_pytorch_tanh"}
 _MASKED = Demanded({"is_decoder": False, "add_cross_attention": False, "position_embedding_type": "absolute"})
+
+
+def _gemma(every: int, *parts: Part, **usual: Any) -> ModelType:
+    """Gemma 2 or 3, of which every so many layers see all tokens."""
+    both: tuple[Part, ...] = (TIED, _GEMMA_GELU, Rotary(), _BIASED, Always({"scaled_embedding": True, "placement": "both"}))
+    return ModelType("llama", _GROUPED, (*both, Window(pattern=every), *parts), _GEMMA | {"head_dim": 256} | usual, _NO_SHAPE)
+
 
 MODEL_TYPES: dict[str, ModelType] = {
     "llama": ModelType("llama", _GROUPED, (TIED, _SILU, Rotary(), _BIASED, Switch("mlp_bias", "mlp_bias")), _LLAMA, _NO_SHAPE),
@@ -182,39 +230,22 @@ MODEL_TYPES: dict[str, ModelType] = {
         _GEMMA | {"head_dim": 256},
         _NO_SHAPE,
     ),
-    "gemma2": ModelType(
-        "llama",
-        _GROUPED,
-        (
-            TIED,
-            _GEMMA_GELU,
-            Rotary(),
-            _BIASED,
-            Always({"scaled_embedding": True, "placement": "both"}),
-            Window(pattern=2),
-            _Gemma(("attn_logit_softcapping", "final_logit_softcapping")),
-        ),
-        _GEMMA | {"head_dim": 256, "query_pre_attn_scalar": 256},
-        _NO_SHAPE,
-    ),
-    "gemma3_text": ModelType(
-        "llama",
-        _GROUPED,
-        (
-            TIED,
-            _GEMMA_GELU,
-            Rotary(),
-            _BIASED,
-            Always({"scaled_embedding": True, "placement": "both", "qk_norm": "head"}),
-            Window(pattern=6),
-            _Gemma((), local_base=True),
-        ),
+    "gemma2": _gemma(2, _Uncapped(tuple(CAPS)), query_pre_attn_scalar=256),
+    "gemma3_text": _gemma(
+        6,
+        Always({"qk_norm": "head"}),
+        _LocalBase(),
+        _Uncapped(),
         # Files of models that see images too leave out what is usual.
-        _GEMMA
-        | {"head_dim": 256, "num_attention_heads": 8, "num_key_value_heads": 4, "num_hidden_layers": 26, "vocab_size": 262208}
-        | {"max_position_embeddings": 131072, "rope_theta": 1e6, "sliding_window": 4096}
-        | {"query_pre_attn_scalar": 256, "rope_local_base_freq": 10_000},
-        _NO_SHAPE,
+        num_attention_heads=8,
+        num_key_value_heads=4,
+        num_hidden_layers=26,
+        vocab_size=262208,
+        max_position_embeddings=131072,
+        rope_theta=1e6,
+        sliding_window=4096,
+        query_pre_attn_scalar=256,
+        rope_local_base_freq=10_000,
     ),
     "phi": ModelType(
         "gpt",
@@ -301,6 +332,21 @@ MODEL_TYPES: dict[str, ModelType] = {
         _sizes(),
         (_GELU, _MASKED, _Roberta(), Demanded({"type_vocab_size": 1})),
         {"hidden_act": "gelu", "pad_token_id": 1},
+    ),
+    "t5": ModelType(
+        "t5",
+        {
+            "layers": "num_layers",
+            "hidden": "d_model",
+            "heads": "num_heads",
+            "vocab": "vocab_size",
+            "seq": "n_positions",
+            "ffn": "d_ff",
+            "head_dim": "d_kv",
+        },
+        (_T5(), Demanded({"relative_attention_num_buckets": BUCKETS, "relative_attention_max_distance": FARTHEST})),
+        {"tie_word_embeddings": True, "feed_forward_proj": "relu"},
+        seq=512,  # Raffel et al. 2020, section 3.1.2
     ),
     "xlnet": ModelType(
         "xlnet",

@@ -19,7 +19,7 @@ from engine.launch.queue import RunQueue
 from engine.launch.recording import with_ledgers
 from engine.predict.speed.rates import Assumptions
 from engine.predict.speed.step_time import simulated
-from engine.spec import ModelSpec, RequestError, RunSpec, WorkloadSpec
+from engine.spec import ModelSpec, RequestError, RunSpec, WorkloadSpec, sentence
 from engine.tables import RunResult
 
 # A step of it is launches and nearly nothing else.
@@ -46,7 +46,7 @@ def measured(kind: str, least_s: float) -> dict[str, Any]:
     command = [sys.executable, "-P", "-m", "engine.launch.calibrate", "--device", kind, "--least", str(least_s)]
     answer = subprocess.run(command, stdout=subprocess.PIPE, stderr=messages(), env=environment(gpus=kind == "cuda"), check=False)
     if answer.returncode:
-        raise RequestError(f"{kind} could not be measured; what its process said stands above")
+        raise RequestError(sentence("{kind} could not be measured; what its process said stands above", kind=kind))
     found: dict[str, Any] = json.loads(answer.stdout)
     return found
 

@@ -33,7 +33,7 @@ from engine.launch.parent import end_with_parent
 from engine.launch.root_cause import RaisedError, as_json, raised_from
 from engine.launch.textbook import textbook
 from engine.launch.warm import preload
-from engine.spec import RequestError, RunSpec
+from engine.spec import RequestError, RunSpec, sentence
 from engine.store import save
 from engine.wire import pack, pack_rows, receive, send, unpack, unpack_rows
 
@@ -175,7 +175,7 @@ def _dry_run(spec: RunSpec, rank: int | None, device: Device, out: Path) -> None
     from engine.worker import environment
 
     if device not in get_args(dry_rank.Device):
-        raise RequestError(f"there is no device {device!r}; a dry run takes none, cpu or cuda")
+        raise RequestError(sentence("there is no device {device!r}; a dry run takes none, cpu or cuda", device=device))
     gc.collect()
     gc.freeze()  # a collection in a child would write to, and so copy, every page that it shares with this process
     most = (os.cpu_count() or 1) if device == "none" else 1
@@ -207,7 +207,8 @@ def _asked(spec: RunSpec, rank: int | None) -> list[int]:
         return first_of_each_stage(spec)
     ranks = spec.layout.ranks
     if not 0 <= rank < ranks:
-        raise RequestError(f"rank {rank} is not one of the {ranks} ranks of {spec.layout.code}, 0 to {ranks - 1}")
+        values = {"rank": rank, "ranks": ranks, "layout": spec.layout.code, "last": ranks - 1}
+        raise RequestError(sentence("rank {rank} is not one of the {ranks} ranks of {layout}, 0 to {last}", **values))
     return [rank]
 
 

@@ -14,11 +14,11 @@ from engine.launch.free_memory import memory_for_runs, usual_reserve
 from engine.launch.recording import with_ledgers
 from engine.optimizer import optimizer_of
 from engine.predict import inference, traffic
-from engine.predict.terms import total
 from engine.schedule import entries, in_flight_bound
 from engine.spec import BYTES_OF, LayoutSpec, RequestError, RunSpec, joined, misfits, recomputes, sentence
 from engine.store import OWN
 from engine.tables import CATEGORIES
+from engine.terms import total
 from engine.text import load
 
 MOST_RANKS = 16
@@ -123,11 +123,13 @@ class Need:
 def need(spec: RunSpec) -> Need:
     """About how much memory a run takes."""
     model, layout = spec.model, spec.layout
-    tied = model.vocab * model.hidden if layout.pp > 1 else 0  # the first and the last stage each hold the embedding
+    rows = model.padded_vocab(layout.tp)
+    padding = (rows - model.vocab) * model.hidden * (1 if model.parts.tied else 2)
+    more = padding + (rows * model.hidden if layout.pp > 1 else 0)  # the first and the last stage each hold the embedding
     if spec.generate.skip_training:
-        weights = (model.parameters() + tied) * BYTES_OF[spec.workload.precision] * layout.dp
+        weights = (model.parameters() + more) * BYTES_OF[spec.workload.precision] * layout.dp
         return Need(weights, _cached(spec), layout.ranks * _PROCESS)
-    state = (model.parameters() + tied) * _state_of_a_parameter(spec)
+    state = (model.parameters() + more) * _state_of_a_parameter(spec)
     activations = layout.dp * sum(_stage_activations(spec, stage) for stage in range(layout.pp))
     if spec.parity:  # the whole model in one process, fp32 with Adam, and every rank's gradients beside it
         state += model.parameters() * (16 + 4 * (1 + layout.dp))
@@ -177,7 +179,7 @@ def _microbatch_activations(spec: RunSpec, layers: int, head: bool) -> int:
     kept = layers * copies * model.hidden + layer if layout.recompute == "full" else layers * layer
     tokens = spec.workload.microbatch_size * model.seq
     with_logits = min(tokens, spec.workload.loss_tokens(model, layout.tp) or tokens) if head else 0
-    return BYTES_OF[spec.workload.precision] * (tokens * kept + with_logits * 2 * model.vocab)
+    return BYTES_OF[spec.workload.precision] * (tokens * kept + with_logits * 2 * model.padded_vocab(layout.tp))
 
 
 def _too_large(spec: RunSpec, available: int) -> str:

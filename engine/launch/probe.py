@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from math import isqrt
 from typing import NamedTuple
 
-from engine.predict.ledger.dimensions import QKV, dimensions
-from engine.predict.ledger.form import Part, Product, Structure
+from engine.ledger.dimensions import QKV, dimensions
+from engine.ledger.form import Part, Product, Structure
 from engine.spec import BYTE_VOCABULARY, ModelSpec
 
 # Primes for tp, S, B, G/tp, D, H, F/tp and V/tp; half of H, rounded up, is 19. If heads share keys, A/G and A/G + 2 must be two
@@ -131,6 +131,7 @@ def _numbers(structure: Structure, seq: int) -> dict[str, int]:
     """The fields of the model that `structure.sized_parts` names."""
     every = {
         "window": 1,
+        "rotary_local_base": 2,
         "rotary_width": 2 if "D′/2" in structure.ones else 2 * _TURNED,
         "spare_positions": next(n for n in itertools.count(max(seq, _MANY)) if _is_prime(n)) - seq,
     }

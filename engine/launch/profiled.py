@@ -10,10 +10,10 @@ from collections.abc import Mapping, Sequence
 from math import prod
 from typing import Any
 
+from engine.ledger.form import ACCUMULATES, INPUT_GRADIENTS, INPUTS, OUTPUT_GRADIENTS, OUTPUTS
+from engine.ledger.form import LOSS_CHUNK as OF_LOSS_CHUNK
 from engine.measure.memory import is_operation
 from engine.measure.recorder import ACTION_MARK, COMMUNICATION_MARK
-from engine.predict.ledger.form import ACCUMULATES, INPUT_GRADIENTS, INPUTS, OUTPUT_GRADIENTS, OUTPUTS
-from engine.predict.ledger.form import LOSS_CHUNK as OF_LOSS_CHUNK
 
 # Marks from `engine.launch.record`: the current layer and module, what happens to a bucket, a call, the tensors handed on, a
 # chunk of the loss, and a product of experts.
@@ -101,10 +101,12 @@ class Reading:
         self._ignored_blocks: set[int] = set()
         self._microbatch, self._action, self._layer = SeenMicrobatch(), "", -1
         self._in_communication = self._ignored = False
+        self._within = False  # a node of the graph
         self._module: list[str] = []
         self._modules: dict[int, str] = {}  # number of a node → the module that made it
         self._operation: list[SeenBlock] | None = None  # blocks of the current one
         self._called, self._over = "", 0
+        self._composite = ""  # the composite operation that runs; some have a kernel of their own, as silu_backward
 
     def read(self, tree: Sequence[Any]) -> dict[int, SeenMicrobatch]:
         """By microbatch."""
@@ -124,7 +126,11 @@ class Reading:
             self._do(name, event)
         else:
             self._made_by_module(event)
+            composite = self._composite
+            if name.startswith("aten::") and self._operation is None:
+                self._composite = name.removeprefix("aten::")
             self._inside(event)
+            self._composite = composite
 
     def _inside(self, event: Any) -> None:
         for child in event.children:
@@ -195,14 +201,19 @@ class Reading:
             self._microbatch.lent.lent = True
 
     def _node(self, event: Any) -> None:
-        """A node of the graph, in backward. It belongs to the layer that made it, a parameter's node to the current layer."""
-        number, outer = event.extra_fields.sequence_number, len(self._module)
+        """A node of the graph, in backward. It belongs to the layer that made it, a parameter's node to the current layer.
+
+        A node of a graph that another node makes and differentiates belongs to that one's layer.
+        """
+        number, outer, within = event.extra_fields.sequence_number, len(self._module), self._within
         if number >= 0:
             behind = next((bucket for first, bucket in self._bounds if number < first), None)
-            if behind is not None:
+            if behind is not None and not within:
                 self._layer = self._layers.get(behind, -1)
             self._module += [self._modules[number]] if number in self._modules else []
+        self._within = True
         self._inside(event)
+        self._within = within
         del self._module[outer:]
 
     def _made_by_module(self, event: Any) -> None:
@@ -251,9 +262,10 @@ class Reading:
         if size > 0 and self._ignored:
             self._ignored_blocks.add(where)
         elif size > 0:
-            alone = self._operation is None
+            alone = self._operation is None and not self._composite
             between = self._action in (INPUTS, OUTPUT_GRADIENTS)
-            name = "message" if between else ": ".join([*self._module[-1:], "number" if alone else self._called])
+            called = "number" if alone else self._called if self._operation is not None else self._composite
+            name = "message" if between else ": ".join([*self._module[-1:], called])
             before = self._over if alone and not self._in_communication and not between else -1
             block = SeenBlock(name, size, self._action, self._in_communication, self._layer >= 0, before, self._microbatch)
             self._live[where] = block

@@ -20,15 +20,7 @@ from engine.launch.marks import MarkingRecorder, mark, mark_instant, mark_module
 from engine.launch.probe import Probe, probe
 from engine.launch.profiled import BUCKET, HANDS, LAYER, MODULE, Reading, SeenMicrobatch
 from engine.launch.record_generation import generation
-from engine.model.chunk import TransformerChunk, streams_before, to_tensors
-from engine.model.layers import buckets_of
-from engine.objective import feed
-from engine.parallel.comm import Comm
-from engine.parallel.data import Bucket, DataParallel, ParameterUse, Streams, of_bucket
-from engine.parallel.pipeline import Executor
-from engine.parallel.routing import Routing
-from engine.parallel.tensor import DTYPES, ShardedParameter, TensorParallel
-from engine.predict.ledger.form import (
+from engine.ledger.form import (
     ACCUMULATES,
     ALLOCATES,
     CALLS,
@@ -50,6 +42,14 @@ from engine.predict.ledger.form import (
     Structure,
     case,
 )  # fmt: skip
+from engine.model.chunk import TransformerChunk, streams_before, to_tensors
+from engine.model.layers import buckets_of
+from engine.objective import feed
+from engine.parallel.comm import Comm
+from engine.parallel.data import Bucket, DataParallel, ParameterUse, Streams, of_bucket
+from engine.parallel.pipeline import Executor
+from engine.parallel.routing import Routing
+from engine.parallel.tensor import DTYPES, ShardedParameter, TensorParallel
 from engine.schedule import Action, Kind, Schedule
 from engine.topology import Mesh
 

@@ -12,13 +12,13 @@ from engine.inference import Inference
 from engine.launch.marks import MarkingRecorder, mark_instant, mark_modules, traced
 from engine.launch.probe import Probe
 from engine.launch.profiled import LAYER, Reading, SeenMicrobatch
+from engine.ledger.form import Part, Structure, generating
 from engine.model.chunk import TransformerChunk
 from engine.model.layers import buckets_of
 from engine.parallel.comm import Comm
 from engine.parallel.data import ParameterUse, Streams
 from engine.parallel.routing import Routing
 from engine.phases import SilentLink
-from engine.predict.ledger.form import Part, Structure, generating
 from engine.spec import GenerateSpec, LayoutSpec, RunSpec, WorkloadSpec
 from engine.topology import Mesh
 

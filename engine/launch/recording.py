@@ -11,8 +11,8 @@ from threading import Lock
 from typing import TypeVar
 
 from engine.launch.client import environment
-from engine.predict.ledger.keep import Key
-from engine.predict.ledger.store import NotRecordedError, ledger_store
+from engine.ledger.keep import Key
+from engine.ledger.store import NotRecordedError, ledger_store
 from engine.spec import RequestError, Sentence, sentence
 
 _Answer = TypeVar("_Answer")

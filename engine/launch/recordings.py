@@ -1,6 +1,6 @@
 """Records the ledgers of a model, for every layout, and for the workloads that are common (`shipped`).
 
-    python -m engine.launch.recordings --out FOLDER [--model gpt3-175b …] [--archives engine/predict/ledger/recorded]
+    python -m engine.launch.recordings --out FOLDER [--model gpt3-175b …] [--archives engine/ledger/recorded]
 
 Without --model, those of all models in the catalog, which takes about half an hour of a core; all cores are used. Ledgers in the
 folder are kept. With --archives the files that are shipped are written too, one for each family and precision.
@@ -24,11 +24,11 @@ from typing import Any, get_args
 from engine import catalog
 from engine.files import write
 from engine.launch.client import environment
-from engine.predict.ledger.dimensions import QKV, dimensions, structure
-from engine.predict.ledger.form import Ledger, Part, Slicing, Structure
-from engine.predict.ledger.keep import Key, LedgerArchive, LedgerFolder
-from engine.predict.ledger.split import part_of
-from engine.predict.planner.candidates import planned_recomputes
+from engine.ledger.dimensions import QKV, dimensions, structure
+from engine.ledger.form import Ledger, Part, Slicing, Structure
+from engine.ledger.keep import Key, LedgerArchive, LedgerFolder
+from engine.ledger.split import part_of
+from engine.planner.candidates import planned_recomputes
 from engine.spec import AttentionName, ModelSpec, Precision, Recompute, WorkloadSpec
 
 _WORKLOADS = [
@@ -41,6 +41,7 @@ _MANY = WorkloadSpec(microbatch_size=8)
 _TOKENS = (1, 2), (2, 3)  # of a prompt, and in all
 # Models with other parts than their family, of which some ledgers are shipped. Tied llamas are Llama 3.2 and SmolLM2.
 _ASKED_FOR = ("llama3.2-1b", "qwen2.5-7b", "qwen3-8b", "gemma3-27b", "bloom-176b")
+_NOT_SHIPPED = ("t5",)  # families; encoder and decoder make 3,500 ledgers, more than a quarter of all
 _ONE_QUERY = {"G/tp": 1, "A/G": 1, QKV: 3}  # each rank has one head, and a copy of the key head that it shares with others
 _BATCH = 100  # recordings of a process; torch's profiler keeps about a megabyte of each
 
@@ -75,7 +76,8 @@ def parts(model: ModelSpec) -> set[Part]:
 
 def shipped_models() -> list[ModelSpec]:
     """Those whose ledgers are shipped: of the catalog the families as they are, and those with other parts that most ask for."""
-    families = [model for model in catalog.MODELS.values() if not model.chosen_parts and not model.sized_parts]
+    as_they_are = [model for model in catalog.MODELS.values() if not model.chosen_parts and not model.sized_parts]
+    families = [model for model in as_they_are if model.family not in _NOT_SHIPPED]
     return [*families, *map(catalog.model, _ASKED_FOR)]
 
 
@@ -84,7 +86,7 @@ def shipped(one: Structure) -> bool:
 
     Of the kinds of recompute that a search tries, those with fused attention, and with two-stream attention. Where attention
     could be fused and is written, only what training a GPT needs (lessons and published systems), and what the checklist of
-    `engine.predict.planner.advice` needs elsewhere. Of a model with other parts than its family, training in bf16 with fused
+    `engine.planner.advice` needs elsewhere. Of a model with other parts than its family, training in bf16 with fused
     attention.
     """
     if one.chosen_parts or one.sized_parts:
@@ -146,7 +148,7 @@ def _record_elsewhere(keys: Sequence[Key], folder: Path) -> None:
 
 
 def bind(keys: Iterable[Key], recorded: LedgerFolder, folder: Path) -> None:
-    """Write the archives that `engine.predict.ledger.store.LedgerStore` reads."""
+    """Write the archives that `engine.ledger.store.LedgerStore` reads."""
     by_archive: dict[str, dict[Key, Ledger]] = defaultdict(dict)
     for key in keys:
         by_archive[key[0].archive][key] = recorded(*key)

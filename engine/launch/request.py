@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from engine import files
-from engine.spec import LARGEST_JSON, RequestError, RunSpec
+from engine.spec import LARGEST_JSON, RequestError, RunSpec, sentence
 
 
 def read_spec(name: str) -> RunSpec:
@@ -14,5 +14,6 @@ def read_spec(name: str) -> RunSpec:
     try:
         text = sys.stdin.buffer.read(LARGEST_JSON + 1) if name == "-" else files.read(Path(name), LARGEST_JSON)
     except (OSError, ValueError) as error:  # ValueError: a path with a null byte
-        raise RequestError(f"cannot read the spec {name}: {getattr(error, 'strerror', None) or error}") from error
+        why = str(getattr(error, "strerror", None) or error)
+        raise RequestError(sentence("cannot read the spec {name}: {why}", name=name, why=why)) from error
     return RunSpec.read_json(text)

@@ -46,6 +46,7 @@ class Attention(nn.Module):
         self.heads, self.key_heads, self.width = spec.heads // tp.degree, spec.keys_on_rank(tp.degree), spec.head_width
         self.queries, self.keys = spec.heads * spec.head_width, spec.key_heads * spec.head_width  # features over all tp ranks
         self.selective, self.parallel = selective, spec.parts.parallel != "none"
+        self.scaled = spec.parts.scaled_scores
         self.out = RowParallelLinear(self.queries, spec.hidden, tp, std=output_std(spec), bias=spec.parts.attention_bias == "all")
 
     def split(self, x: Tensor, *heads: int) -> list[Tensor]:
@@ -74,7 +75,8 @@ class SelfAttention(Attention):
     ) -> None:
         """`causal`: a token sees itself and earlier tokens; otherwise all tokens. `window`: how many, if not all of these."""
         super().__init__(spec, tp, selective)
-        self.causal, self.attention, self.fused, self.window = causal, attention, attention == "fused", window
+        self.causal, self.window = causal, window
+        self.fused = attention == "fused" and spec.parts.position != "buckets"  # torch's fused operation learns no bias
         self.masked = window > 0 or spec.parts.position == "alibi"
         bias = spec.parts.attention_bias != "none"
         blocks, least = (self.queries, self.keys, self.keys), (0, self.width, self.width)
@@ -85,21 +87,22 @@ class SelfAttention(Attention):
         """`again`: see `ColumnParallelLinear.forward`."""
         q, k, v = self.split(self.qkv(x, again), self.heads, self.key_heads, self.key_heads)
         q, k = normed(q, self.query_norm), normed(k, self.key_norm)
-        if inputs.rotation is not None:
-            rotate = inputs.rotation.by_row if self.fused else inputs.rotation
+        rotation = inputs.local_rotation if self.window and inputs.local_rotation is not None else inputs.rotation
+        if rotation is not None:
+            rotate = rotation.by_row if self.fused else rotation
             q, k = rotate(q), rotate(k)
         if inputs.cache is not None:
             k, v = inputs.cache.extend(self, k, v)
-        elif inputs.rotation is not None and self.fused and self.key_norm is None:
+        elif rotation is not None and self.fused and self.key_norm is None:
             v = v.clone()  # otherwise the tensor from which q, k and v were split is kept for v alone
         return self.output(partial(self.core_attention, inputs), q, k, v)
 
     def core_attention(self, inputs: AttentionInputs, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         if not self.fused:
-            return written_attention(q, k, v, self.causal, self.window, inputs.distances)
+            return written_attention(q, k, v, self.causal, self.scaled, self.window, inputs.distances, inputs.bias)
         if inputs.mask is None or self.masked:
-            return fused_attention(q, k, v, self.causal, inputs.mask)
-        return fused_attention(_Keep.apply(q, inputs.mask), k, v, self.causal)
+            return fused_attention(q, k, v, self.causal, self.scaled, inputs.mask)
+        return fused_attention(_Keep.apply(q, inputs.mask), k, v, self.causal, self.scaled)
 
 
 class _Keep(Function):
@@ -133,7 +136,7 @@ class CrossAttention(Attention):
         return self.output(self.core_attention, normed(q, self.query_norm), normed(k, self.key_norm), v)
 
     def core_attention(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return CORE_ATTENTION[self.attention](q, k, v, False)
+        return CORE_ATTENTION[self.attention](q, k, v, False, self.scaled)
 
 
 class RelativeAttention(Attention):
@@ -166,7 +169,8 @@ class RelativeAttention(Attention):
         by_content = (q + self.content_bias.unsqueeze(1)) @ k.transpose(-1, -2)  # (B, A/tp, R, S)
         by_distance = (q + self.position_bias.unsqueeze(1)) @ r.transpose(-1, -2)  # (B, A/tp, R, 2S − 1)
         index = inputs.distance.expand(-1, self.heads, -1, -1)
-        scores = by_content.add_(by_distance.gather(-1, index)).mul_(1 / math.sqrt(self.width))
+        scores = by_content.add_(by_distance.gather(-1, index))
+        scores = scores.mul_(1 / math.sqrt(self.width)) if self.scaled else scores
         return scores.masked_fill_(inputs.hidden, float("-inf")).softmax(-1) @ v
 
 
@@ -175,34 +179,47 @@ def normed(x: Tensor, norm: nn.Module | None) -> Tensor:
     return x if norm is None else norm(x.transpose(1, 2)).transpose(1, 2)
 
 
-def fused_attention(q: Tensor, k: Tensor, v: Tensor, causal: bool, mask: Tensor | None = None) -> Tensor:
+def fused_attention(q: Tensor, k: Tensor, v: Tensor, causal: bool, scaled: bool = True, mask: Tensor | None = None) -> Tensor:
     """Core attention in one operation (Dao et al. 2022). (B, A, R, D), two of (B, G, S, D) → (B, A, R, D)
 
-    `causal`: the rows are all S tokens or the last one. For backward it keeps q, k, v, the output and one number a row, which is
-    the logarithm of the sum of the exponentials of its scores. The output has the strides of q: if these are those of
-    (B, R, A, D), joining the heads copies nothing. `mask`: added to the scores, and kept too; it says what is causal.
+    `causal`: the rows are all S tokens or the last one. `scaled`: scores are divided by √D. `mask`: added to the scores; it says
+    what is causal. For backward it keeps q, k, v, the mask, the output and one number a row, which is the logarithm of the sum of
+    the exponentials of its scores. The output has the strides of q: if these are those of (B, R, A, D), joining the heads copies
+    nothing.
 
     Not verified on a GPU: with a mask and shared key heads torch may take its math kernel on CUDA, which writes the scores. Then
     they take memory that no prediction counts.
     """
     rows, seq = q.shape[2], k.shape[2]
     assert not causal or rows in (1, seq)
-    hides = mask is None and causal and rows > 1
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=hides, enable_gqa=k.shape[1] < q.shape[1])
+    hides, shares, scale = mask is None and causal and rows > 1, k.shape[1] < q.shape[1], None if scaled else 1.0
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=hides, scale=scale, enable_gqa=shares)
 
 
 def written_attention(
-    q: Tensor, k: Tensor, v: Tensor, causal: bool, window: int = 0, distances: Distances | None = None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    causal: bool,
+    scaled: bool = True,
+    window: int = 0,
+    distances: Distances | None = None,
+    bias: Tensor | None = None,
 ) -> Tensor:
     """Core attention, step by step. (B, A, R, D), two of (B, G, S, D) → (B, A, R, D)
 
-    `causal`: the rows are the last R tokens. `window`: how many tokens each sees; 0: all before it.
+    `causal`: the rows are the last R tokens. `scaled`: scores are divided by √D. `window`: how many tokens each sees; 0: all
+    before it. `bias`: added to the scores, (1, A, R, S).
     """
     b, heads, rows, width = q.shape
     groups, seq = k.shape[1], k.shape[2]
     # Heads that share a key head become more rows of it, so that keys and values are not copied.
     q = q.unflatten(1, (groups, -1)).flatten(2, 3)  # (B, G, A/G · R, D)
-    scores = (q @ k.transpose(-1, -2)).mul_(1 / math.sqrt(width))  # (B, G, A/G · R, S)
+    scores = q @ k.transpose(-1, -2)  # (B, G, A/G · R, S)
+    if scaled:
+        scores = scores.mul_(1 / math.sqrt(width))
+    if bias is not None:
+        scores = scores.view(b, heads, rows, seq).add_(bias).view(scores.shape)
     if causal:
         hidden = unseen(rows, seq, window, q.device)
         by_head = scores.view(b, heads, rows, seq)
@@ -212,7 +229,7 @@ def written_attention(
     return (scores.softmax(-1) @ v).view(b, heads, rows, width)
 
 
-CORE_ATTENTION: dict[AttentionName, Callable[[Tensor, Tensor, Tensor, bool], Tensor]] = {
+CORE_ATTENTION: dict[AttentionName, Callable[[Tensor, Tensor, Tensor, bool, bool], Tensor]] = {
     "fused": fused_attention,
     "written": written_attention,
 }

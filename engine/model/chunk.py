@@ -9,9 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from engine.families import BUCKETS
 from engine.model.ends import Embedding, Head
 from engine.model.layers import Layer, buckets_of
-from engine.model.position import AttentionInputs, KVCache
+from engine.model.norm import make_norm
+from engine.model.position import AttentionInputs, KVCache, bucket_bias
 from engine.objective import Feed
 from engine.parallel.data import ParameterUse, Streams, run_in_order
 from engine.parallel.pipeline import TensorShape
@@ -30,7 +32,8 @@ class TransformerChunk(nn.Module):
 
     From layer to layer one tensor (B, r, H) is passed; r rows, sharded over tp under sequence parallelism. With encoder and
     decoder there are two: in the encoder, its activations and the decoder's input, so that the token table is needed at the
-    pipeline's two ends only; in the decoder, its activations and the encoder's output.
+    pipeline's two ends only; in the decoder, its activations and the encoder's output. Tables of biases that all layers share
+    follow them (`engine.model.position.BucketTables`).
     """
 
     def __init__(
@@ -56,6 +59,9 @@ class TransformerChunk(nn.Module):
         self.spec, self.first, self.last, self.batch, self.tp, self.recompute = spec, first, last, batch, tp, recompute
         self.embedding = Embedding(spec, tp, first) if first or (last and spec.parts.tied) else None
         self.layers = nn.ModuleDict({str(i): Layer(spec, tp, recompute, i, attention) for i in layers})
+        # With a norm before the output matrix, the encoder ends with one as well.
+        ends = spec.parts.head == "norm" and spec.encoder_layers - 1 in layers
+        self.encoder_norm = make_norm(spec, tp) if ends else None
         self.head = Head(spec, tp) if last else None
         self._embedded = () if self.embedding is None else _with_parameters(self.embedding.token, self.embedding.places)
         # If the chunk is first too, the gradient of the table is complete after the backward of the embedding.
@@ -85,6 +91,8 @@ class TransformerChunk(nn.Module):
         attention_inputs = AttentionInputs.of(self.spec, feed, self.tp, self.attention) if self.layers else AttentionInputs()
         for number, layer in self.layers.items():
             yield ParameterUse(buckets_of(layer), partial(self._run_layer, int(number), layer, attention_inputs))
+            if (norm := self.encoder_norm) is not None and int(number) == self.spec.encoder_layers - 1:
+                yield ParameterUse((norm,), partial(_after_encoder, norm))
 
     def _head_uses(self, feed: Feed | None) -> Iterator[ParameterUse]:
         if self.head is not None:
@@ -122,13 +130,30 @@ class TransformerChunk(nn.Module):
     def _embedding_uses(self, feed: Feed | None) -> Iterator[ParameterUse]:
         embedding = self.embedding
         assert embedding is not None and embedding.places is not None and feed is not None
-        yield ParameterUse(self._embedded, lambda _: embedding.embed(feed), lookup=True)
-        norm = embedding.norm
+        yield ParameterUse(self._embedded, lambda _: (*embedding.embed(feed), *embedding.tables()), lookup=True)
+        norm, count = embedding.norm, self.spec.parts.stacks
         if norm is not None:
-            yield ParameterUse((norm,), lambda streams: tuple(norm(x) for x in streams))
+            yield ParameterUse((norm,), lambda streams: (*(norm(x) for x in streams[:count]), *streams[count:]))
 
     def _run_layer(self, number: int, layer: nn.Module, attention_inputs: AttentionInputs, streams: Streams) -> Streams:
-        """One layer, and the inputs of the next one."""
+        """One layer, and the inputs of the next one.
+
+        If there are tables of biases, they follow the activations. The first layer of a stack here computes its biases, which
+        then follow the tables. The tables that go to another chunk are a copy: what was received is kept until backward.
+        """
+        spec = self.spec
+        if spec.parts.position != "buckets":
+            return self._activations(number, layer, attention_inputs, streams)
+        stacks, decodes = spec.parts.stacks, number >= spec.encoder_layers > 0
+        tables, bias = streams[stacks], streams[stacks + 1 :] or (bucket_bias(streams[stacks], decodes, spec.seq, decodes),)
+        out = self._activations(number, layer, attention_inputs._replace(bias=bias[0]), streams[:stacks])
+        if number == spec.layers - 1:
+            return out
+        if str(number) == [*self.layers][-1]:
+            return *out, tables.clone()
+        return *out, tables, *(() if number == spec.encoder_layers - 1 else bias)
+
+    def _activations(self, number: int, layer: nn.Module, attention_inputs: AttentionInputs, streams: Streams) -> Streams:
         spec = self.spec
         if not spec.parts.encoder:
             return (self._checkpointed(layer, streams[0], attention_inputs),)
@@ -159,7 +184,7 @@ class TransformerChunk(nn.Module):
         """
         embedding = [] if self.embedding is None else [self.embedding.token, self.embedding.places, self.embedding.norm]
         layers = [module for layer in self.layers.values() for module in buckets_of(layer)]
-        return list(_with_parameters(*embedding, *layers, self.head))
+        return list(_with_parameters(*embedding, *layers, self.encoder_norm, self.head))
 
     @torch.no_grad()
     def initialize(self, seed: int) -> None:
@@ -174,6 +199,12 @@ def _one_stream(layer: nn.Module, attention_inputs: AttentionInputs, streams: St
     return (layer(streams[0], attention_inputs),)
 
 
+def _after_encoder(norm: nn.Module, streams: Streams) -> Streams:
+    """The decoder's input, and the encoder's output after its norm."""
+    following, memory, *tables = streams
+    return following, norm(memory), *tables
+
+
 def _with_parameters(*modules: nn.Module | None) -> tuple[nn.Module, ...]:
     """The modules that have parameters: a family may have no head of its own, or positions that are not learned."""
     return tuple(module for module in modules if module is not None and next(module.parameters(), None) is not None)
@@ -182,8 +213,11 @@ def _with_parameters(*modules: nn.Module | None) -> tuple[nn.Module, ...]:
 def streams_before(spec: ModelSpec, layer: int, size: int, tp: TensorParallel) -> list[TensorShape]:
     """Shape and type of each input of layer `layer`, or of the head after the last layer. `size`: sequences of a microbatch."""
     rows = spec.rows // (tp.degree if tp.shards_sequence else 1)
-    count = 2 if spec.parts.encoder and layer < spec.layers else 1
-    return [TensorShape((size, rows, spec.hidden), tp.dtype)] * count
+    if layer == spec.layers:
+        return [TensorShape((size, rows, spec.hidden), tp.dtype)]
+    stacks = spec.parts.stacks
+    tables = [TensorShape((stacks * BUCKETS, spec.heads // tp.degree), tp.dtype)] if spec.parts.position == "buckets" else []
+    return [TensorShape((size, rows, spec.hidden), tp.dtype)] * stacks + tables
 
 
 def to_tensors(feed: Feed, device: torch.device) -> Feed:

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from engine.families import predicted
 from engine.model.norm import make_norm
-from engine.model.position import LearnedPosition, SinusoidalPosition, own_rows
+from engine.model.position import BucketTables, LearnedPosition, SinusoidalPosition, own_rows
 from engine.objective import Feed
 from engine.parallel.tensor import (
     ShardedParameter,
@@ -40,6 +40,7 @@ class PositionEmbedding(nn.Module):
         self.scale = spec.hidden**0.5 if spec.parts.scaled_embedding and kind != "sinusoidal" else None  # which scales by itself
         self.position = {"learned": LearnedPosition, "sinusoidal": SinusoidalPosition}.get(kind, _no_position)(spec, tp)
         self.segment = SegmentEmbedding(spec, tp) if spec.parts.segments else None
+        self.buckets = BucketTables(spec, tp) if kind == "buckets" else None
 
     def forward(self, x: Tensor, segments: Tensor | None, first: int = 0) -> Tensor:
         if self.scale is not None:
@@ -62,7 +63,8 @@ class Embedding(nn.Module):
     def __init__(self, spec: ModelSpec, tp: TensorParallel, first: bool) -> None:
         super().__init__()
         std = spec.hidden**-0.5 if spec.parts.scaled_embedding else 0.02  # which √H makes 1, as large as sinusoids
-        self.token = VocabParallelEmbedding(spec.vocab, spec.hidden, tp, std)
+        std = 1.0 if spec.parts.scaled_output and spec.parts.tied else std  # which ÷ √H makes logits of about 1
+        self.token = VocabParallelEmbedding(spec.vocab, spec.hidden, tp, std, spec.vocab_multiple or 1)
         self.places = PositionEmbedding(spec, tp) if first else None
         self.norm = make_norm(spec, tp) if first and spec.parts.embedding_norm else None
 
@@ -74,6 +76,11 @@ class Embedding(nn.Module):
         both = self.places(self.token(torch.cat((feed.tokens, feed.following))), None)  # (2B, s, H)
         return both.chunk(2)
 
+    def tables(self) -> tuple[Tensor, ...]:
+        """The tables of biases that go through the layers with their input, if the model has any."""
+        assert self.places is not None
+        return () if self.places.buckets is None else (self.places.buckets(),)
+
 
 class Head(nn.Module):
     """From the last layer's output to the loss: a norm or a transform, as the family has it, then the output matrix."""
@@ -82,11 +89,14 @@ class Head(nn.Module):
         super().__init__()
         self.tp, self.vocab, self.predicted = tp, spec.vocab, predicted(spec.parts.objective, spec.seq)
         self.first = spec.rows - spec.seq and spec.seq  # with two streams only the query rows predict
+        self.scale = spec.hidden**-0.5 if spec.parts.scaled_output else None
         kind = spec.parts.head
         self.transform = Transform(spec, tp) if kind == "transform" else None
         self.norm = None if kind == "bare" else make_norm(spec, tp)
-        self.output = None if spec.parts.tied else VocabParallelEmbedding(spec.vocab, spec.hidden, tp)
-        self.bias = ShardedParameter.of(ShardSpec((spec.vocab,), 0, init="zeros"), tp) if spec.parts.output_bias else None
+        multiple = spec.vocab_multiple or 1
+        self.output = None if spec.parts.tied else VocabParallelEmbedding(spec.vocab, spec.hidden, tp, multiple=multiple)
+        bias = ShardSpec((spec.vocab,), 0, init="zeros", multiple=multiple)
+        self.bias = ShardedParameter.of(bias, tp) if spec.parts.output_bias else None
 
     def forward(
         self, x: Tensor, table: VocabParallelEmbedding | None, targets: Tensor, looked_up: bool, chunk: int | None = None
@@ -109,7 +119,8 @@ class Head(nn.Module):
         """The input of the output matrix. (B, r, H) → (B, r, H)"""
         if self.transform is not None:
             x = self.transform(x)
-        return x if self.norm is None else self.norm(x)
+        x = x if self.norm is None else self.norm(x)
+        return x if self.scale is None else x * self.scale
 
     def _output(self, table: VocabParallelEmbedding | None) -> VocabParallelEmbedding:
         output = self.output or table

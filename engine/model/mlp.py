@@ -7,7 +7,6 @@ from functools import partial
 
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
 from engine.families import Inner
 from engine.model.attention import output_std
@@ -63,8 +62,5 @@ class MLP(nn.Module):
         """`again`: see `ColumnParallelLinear.forward`. Parallel to attention, the result is the input of the output layer."""
         x = self.inner(x, again)  # (B, S, F/tp), or twice as wide
         out = self.out.input if self.parallel else self.out
-        if not self.recomputes:
-            return out(self.between(x))
-        # Without the checkpoint some nonlinearities keep more than their input: relu its output, swiglu a part of it.
-        y = checkpoint(self.between, x, use_reentrant=False, preserve_rng_state=False)
-        return out(y, partial(self.between, x))
+        # Recomputed by the output layer: some nonlinearities keep more than their input, relu its output, swiglu a part of it.
+        return out(x, self.between) if self.recomputes else out(self.between(x))

@@ -1,18 +1,20 @@
-"""Positions of tokens: learned, sinusoidal, rotary, relative to the token that is attended to, or linear biases of distances.
+"""Positions of tokens: learned, sinusoidal, rotary, relative to the token that is attended to, or biases of distances.
 
 Here is also what a token sees: those before it, or a window of them; and the keys and values that generation keeps.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.autograd import Function
+from torch.nn import functional as F
 
-from engine.families import ROTARY_BASE
+from engine.families import BUCKETS, FARTHEST, ROTARY_BASE
 from engine.objective import Feed
 from engine.parallel.tensor import ShardedParameter, ShardSpec, TensorParallel
 from engine.spec import AttentionName, ModelSpec
@@ -105,6 +107,13 @@ class Rotation(NamedTuple):
         angles = torch.arange(first, seq, device=device)[:, None] * float(base) ** -exponents
         return Rotation(angles.cos(), angles.sin())
 
+    @staticmethod
+    def both(seq: int, width: int, device: torch.device, first: int, bases: tuple[int, int]) -> tuple[Rotation, Rotation]:
+        """Of two bases. They are in one tensor, so that a layer of either kind keeps the same memory for backward."""
+        pair = [Rotation.of(seq, width, device, first, base) for base in bases]
+        cos, sin = (torch.stack(several) for several in zip(*pair, strict=True))  # (2, S, W/2) each
+        return Rotation(cos[0], sin[0]), Rotation(cos[1], sin[1])
+
     def __call__(self, x: Tensor) -> Tensor:
         """(B, A, S, D) → (B, A, S, D), contiguous"""
         return _Rotate.apply(x, self.cos, self.sin)
@@ -171,6 +180,44 @@ def slopes(heads: Tensor, count: int) -> Tensor:
     return exponents.exp2()
 
 
+class BucketTables(nn.Module):
+    """A learned bias for each bucket of distances and each head, of each stack (Raffel et al. 2020, section 2.1).
+
+    All layers of a stack share one table. The first chunk has both tables and passes them on with its activations, so that a
+    pipeline's stages have no copies whose gradients would have to be summed: each table's gradient comes back as the activations'
+    do. tp cuts the heads.
+    """
+
+    def __init__(self, spec: ModelSpec, tp: TensorParallel) -> None:
+        super().__init__()
+        self.weight = ShardedParameter.of(ShardSpec((spec.parts.stacks * BUCKETS, spec.heads), 1), tp)
+
+    def forward(self) -> Tensor:
+        """(stacks · 32, A/tp), apart from the parameter, whose values ZeRO 3 releases."""
+        return self.weight.clone()
+
+
+def bucket_bias(tables: Tensor, stack: int, seq: int, causal: bool) -> Tensor:
+    """What attention adds to the scores of a row for each token. (stacks · 32, A/tp) → (1, A/tp, S, S)
+
+    `stack`: which table. `causal`: it has buckets of earlier tokens only; otherwise half of them are of later tokens.
+    """
+    places = torch.arange(seq, device=tables.device)
+    ahead = places - places[:, None]  # (S, S)
+    count = BUCKETS if causal else BUCKETS // 2
+    buckets = distance_buckets(places, count)[ahead.abs()]
+    if not causal:
+        buckets += count * (ahead > 0)
+    return F.embedding(buckets, tables.narrow(0, stack * BUCKETS, BUCKETS)).permute(2, 0, 1).contiguous().unsqueeze(0)
+
+
+def distance_buckets(distances: Tensor, count: int) -> Tensor:
+    """The bucket of each distance ≥ 0: half of them have one distance each, the others grow by a factor. (n,) → (n,)"""
+    exact = count // 2
+    wide = (distances.clamp(min=1).float() / exact).log() / math.log(FARTHEST / exact) * (count - exact)
+    return torch.where(distances < exact, distances, (exact + wide.long()).clamp_(max=count - 1))
+
+
 def score_mask(spec: ModelSpec, tp: TensorParallel, rows: int, seq: int) -> Tensor | None:
     """What fused attention adds to scores where it must know more than that later tokens are hidden. The rows are the last ones.
 
@@ -190,12 +237,14 @@ class AttentionInputs(NamedTuple):
     """Inputs of attention that all layers of a chunk share in one forward pass."""
 
     rotation: Rotation | None = None
+    local_rotation: Rotation | None = None  # of layers with a window, if it is another
     hidden: Tensor | None = None  # (B, 1, R, S) True where a row must not see a token
     waves: Tensor | None = None  # (2S − 1, H) sinusoids of the distances from 1 − S to S − 1
     distance: Tensor | None = None  # (B, 1, R, S) each row's distance to each token, as a row of `waves`
     cache: KVCache | None = None  # of the tokens before these, when generating
     mask: Tensor | None = None  # see `score_mask`, for fused attention
     distances: Distances | None = None  # for written attention with linear biases
+    bias: Tensor | None = None  # (1, A/tp, S, S) of distances, see `bucket_bias`
 
     @staticmethod
     def of(spec: ModelSpec, feed: Feed | None, tp: TensorParallel, attention: AttentionName = "fused") -> AttentionInputs:
@@ -217,10 +266,13 @@ class AttentionInputs(NamedTuple):
     @staticmethod
     def _of_rows(spec: ModelSpec, tp: TensorParallel, rows: int, seq: int, attention: AttentionName) -> AttentionInputs:
         """For the last `rows` of `seq` tokens."""
-        rotation = None
-        if spec.parts.position == "rotary":
+        rotation = local = None
+        if "rotary_local_base" in spec.sized_parts:
+            bases = spec.angle_base, spec.rotary_local_base
+            rotation, local = Rotation.both(seq, spec.rotated, tp.comm.device, seq - rows, bases)
+        elif spec.parts.position == "rotary":
             rotation = Rotation.of(seq, spec.rotated, tp.comm.device, seq - rows, spec.angle_base)
         if attention == "fused":
-            return AttentionInputs(rotation=rotation, mask=score_mask(spec, tp, rows, seq))
+            return AttentionInputs(rotation, local, mask=score_mask(spec, tp, rows, seq))
         distances = Distances.of(spec, tp, rows, seq) if spec.parts.position == "alibi" else None
-        return AttentionInputs(rotation=rotation, distances=distances)
+        return AttentionInputs(rotation, local, distances=distances)

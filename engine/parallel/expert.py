@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.autograd import Function
 
 from engine.parallel.comm import Comm
-from engine.parallel.tensor import Again, TensorParallel, keep, kept
+from engine.parallel.tensor import Again, TensorParallel
 from engine.topology import EP
 
 
@@ -158,13 +158,16 @@ class _GroupedLinear(Function):
     def forward(
         ctx: Any, x: Tensor, own: tuple[nn.Parameter], counts: Sequence[int], tp: TensorParallel, again: Again | None
     ) -> Tensor:
-        ctx.own, ctx.counts, ctx.tp = own, counts, tp
-        keep(ctx, x, again)
+        ctx.own, ctx.counts, ctx.tp, ctx.again = own, counts, tp, again
+        if again is None:
+            ctx.save_for_backward(x)
         return grouped(x, own[0].mT, counts, tp.comm)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        (weight,), counts, comm, x = ctx.own, ctx.counts, ctx.tp.comm, kept(ctx)
+        (weight,), counts, comm = ctx.own, ctx.counts, ctx.tp.comm
+        again, ctx.again = ctx.again, None  # torch frees saved tensors after backward, but not this
+        x = ctx.saved_tensors[0].detach() if again is None else again()
         for_input = grouped(gradient, weight, counts, comm)
         ctx.tp.gradients.add_or_defer_product(weight, lambda: grouped_outer(gradient, x, counts, comm))
         return for_input, None, None, None, None

@@ -1,4 +1,4 @@
-"""Gradients of the weights of linear layers, which autograd does not see: added up at once, or later."""
+"""The gradients of linear layers, which are added up here and not by autograd: at once, or deferred until W."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from functools import partial
 
 from torch import Tensor, nn
 
-from engine.parallel.product import linear
+from engine.parallel.product import outer
 
 # weight → the computation of its gradient, which adds it up, in order of backward
 DeferredWeightGradients = dict[nn.Parameter, Callable[[], None]]
@@ -32,6 +32,10 @@ class LinearGradients:
             yield self._waiting
         finally:
             self._waiting = None
+
+    @property
+    def defers(self) -> bool:
+        return self._waiting is not None
 
     def add_or_defer(self, weight: nn.Parameter, gradient: Tensor, x: Callable[[], Tensor]) -> None:
         """Add the gradient of `weight` (out, in), or store its computation. `gradient` (B, S, out), `x` (B, S, in)."""
@@ -62,8 +66,3 @@ def _accumulate(parameter: nn.Parameter, gradient: Tensor) -> None:
         parameter.grad = gradient
     else:
         so_far.add_(gradient)
-
-
-def outer(gradient: Tensor, x: Tensor) -> Tensor:
-    """The weight's gradient. (B, S, out), (B, S, in) → (out, in)"""
-    return linear(gradient.flatten(0, -2).T, x.flatten(0, -2).T)

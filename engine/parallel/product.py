@@ -1,4 +1,4 @@
-"""The matrix product of linear layers, by the library that is fastest for it."""
+"""The matrix products of linear layers, by the library that is fastest for each. Autograd does not record them."""
 
 from __future__ import annotations
 
@@ -15,9 +15,33 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     On a CPU in fp32, torch multiplies with MKL, which uses AVX2 on processors that are not Intel's. oneDNN, which torch has for
     other types, uses what the processor has: on an AMD EPYC with AVX-512 it takes half the time.
     """
-    rows = x.flatten(0, -2)
-    if x.is_cpu and x.dtype == torch.float32 and x.numel() * weight.shape[0] >= _LARGE and torch.backends.mkldnn.is_available():
-        y = torch.ops.mkldnn._linear_pointwise.default(rows, weight, bias, "none", [], "")
-    else:
-        y = F.linear(rows, weight, bias)
+    if _is_large(x, weight.shape[0]):
+        return _by_onednn(x, weight, bias)
+    if x.is_contiguous():  # otherwise torch may multiply a batch of matrices
+        return F.linear(x, weight, bias)
+    return F.linear(x.flatten(0, -2), weight, bias).view(*x.shape[:-1], -1)
+
+
+def times(x: Tensor, weight: Tensor) -> Tensor:
+    """x W, in the same way. (…, out), (out, in) → (…, in)"""
+    if _is_large(x, weight.shape[1]):
+        return _by_onednn(x, weight.T, None)
+    if x.is_contiguous():
+        return x @ weight
+    return (x.flatten(0, -2) @ weight).view(*x.shape[:-1], -1)
+
+
+def outer(gradient: Tensor, x: Tensor) -> Tensor:
+    """The gradient of a weight, in the same way. (…, out), (…, in) → (out, in)"""
+    rows, columns = gradient.flatten(0, -2).T, x.flatten(0, -2)
+    return _by_onednn(rows, columns.T, None) if _is_large(gradient, x.shape[-1]) else rows @ columns
+
+
+def _is_large(x: Tensor, times: int) -> bool:
+    """Whether oneDNN multiplies, where each number of x is multiplied so many times."""
+    return x.numel() * times >= _LARGE and x.is_cpu and x.dtype == torch.float32 and torch.backends.mkldnn.is_available()
+
+
+def _by_onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    y: Tensor = torch.ops.mkldnn._linear_pointwise.default(x.flatten(0, -2), weight, bias, "none", [], "")
     return y if x.dim() == 2 else y.view(*x.shape[:-1], -1)

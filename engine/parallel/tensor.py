@@ -4,6 +4,8 @@ A column-parallel layer shards its output features, a row-parallel layer its inp
 all-reduce in forward (after the row-parallel layer) and one in backward (before the column-parallel layer).
 With sequence parallelism the activations between such pairs are sharded along the sequence. The all-reduce becomes a
 reduce-scatter, and an all-gather precedes the column-parallel layer. It gathers again in backward instead of keeping the result.
+Backward communicates beside products, as Megatron-LM does: the input is gathered while its gradient is computed, and that is
+reduced while the gradient of the weight is computed.
 Sources: Shoeybi et al. 2019, Megatron-LM, section 3; Korthikanti et al. 2022, section 4.2.
 Shapes: B batch, S sequence, H hidden, tp the tensor parallel degree; s is S, or S/tp under sequence parallelism.
 """
@@ -13,7 +15,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -22,11 +24,13 @@ from torch.autograd import Function
 from torch.nn import functional as F
 
 from engine.parallel.comm import Comm
-from engine.parallel.gradients import LinearGradients, outer
-from engine.parallel.product import linear
+from engine.parallel.gradients import LinearGradients
+from engine.parallel.product import linear, outer, times
 from engine.parallel.routing import Routing
 from engine.spec import Precision
 from engine.topology import EP
+
+Under = Callable[[], Tensor]  # a call under way: waits for it and returns its result, once
 
 DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -61,22 +65,46 @@ class TensorParallel:
 
     def gather_from_sequence(self, x: Tensor) -> Tensor:
         """The input of a column-parallel layer: an all-gather under sequence parallelism, else x. (B, s, H) → (B, S, H)"""
+        return self.start_gather_from_sequence(x)() if self.shards_sequence else x
+
+    def start_gather_from_sequence(self, x: Tensor) -> Under:
+        """The same, asynchronous."""
         if not self.shards_sequence:
-            return x
-        parts = self.comm.all_gather(x.contiguous(), "tp")  # (tp, B, S/tp, H)
-        return parts.movedim(0, 1).reshape(x.shape[0], -1, x.shape[2])
+            return lambda: x
+        batch, _, width = x.shape
+        x = x.contiguous()
+        parts = [x.new_empty((self.degree, *x.shape))]  # (tp, B, S/tp, H), in a list so that it is freed after its use
+        pending = self.comm.start_all_gather(parts[0], x, "tp")
+
+        def finish() -> Tensor:
+            pending.wait()
+            return parts.pop().movedim(0, 1).reshape(batch, -1, width)
+
+        return finish
 
     def reduce_from_tp(self, x: Tensor) -> Tensor:
         """The sum over tp of a row-parallel layer's partial results. x may be overwritten. (B, S, H) → (B, s, H)
 
         A reduce-scatter under sequence parallelism, else an all-reduce.
         """
-        return self.reduce_scatter_to_sequence(x) if self.shards_sequence else self.comm.all_reduce(x, "tp")
+        return x if self.degree == 1 else self.start_reduce_from_tp(x)()
 
-    def reduce_scatter_to_sequence(self, x: Tensor) -> Tensor:
-        """The sum over tp. This rank keeps its part of the sequence. (B, S, H) → (B, S/tp, H)"""
-        parts = x.view(x.shape[0], self.degree, -1, x.shape[2]).movedim(1, 0).contiguous()  # (tp, B, S/tp, H)
-        return self.comm.reduce_scatter(parts, "tp")
+    def start_reduce_from_tp(self, x: Tensor) -> Under:
+        """The same, asynchronous: x must not be used."""
+        if self.degree == 1:
+            return lambda: x
+        if self.shards_sequence:
+            parts = x.view(x.shape[0], self.degree, -1, x.shape[2]).movedim(1, 0).contiguous()  # (tp, B, S/tp, H)
+            out = torch.empty_like(parts[0])
+            pending = self.comm.start_reduce_scatter(parts, "tp", out)
+        else:
+            out, pending = x, self.comm.start_all_reduce(x, "tp")
+
+        def finish() -> Tensor:
+            pending.wait()
+            return out
+
+        return finish
 
 
 @dataclass(frozen=True)
@@ -86,9 +114,8 @@ class ShardSpec:
     `shape` is that of the whole parameter. `dim` is the sharded dimension; None: every tp rank holds the whole. `blocks` are
     sizes that add up to that dimension, for example q, k and v of a fused weight. Each block is sharded by itself, padded with
     zeros to a multiple of tp. `least`: the least size of a shard of each block, 0: none. A block that is too small for a shard of
-    that size on each rank is held by several ranks: neighbours have copies of a shard. Such blocks come last.
-
-    `experts`: the first dimension is the experts, which ep cuts.
+    that size on each rank is held by several ranks: neighbours have copies of a shard. Such blocks come last. `multiple`: shards
+    are padded to a multiple of it, one that is the whole as well. `experts`: the first dimension is the experts, which ep cuts.
     """
 
     shape: tuple[int, ...]
@@ -97,6 +124,7 @@ class ShardSpec:
     least: tuple[int, ...] = ()
     init: Literal["normal", "zeros", "ones"] = "normal"
     std: float = 0.02
+    multiple: int = 1
     experts: bool = False
 
     def of_rank(self, whole: Tensor, index: int, of: int) -> Tensor:
@@ -105,7 +133,7 @@ class ShardSpec:
 
     def shard(self, whole: Tensor, index: int, of: int) -> Tensor:
         """Shard `index` of `of`."""
-        if self.dim is None or of == 1:
+        if self.dim is None or (of == 1 and self.multiple == 1):
             return whole
         parts = []
         for block, (size, copies) in zip(whole.split(self.sizes, self.dim), self.shards(of), strict=True):
@@ -122,7 +150,7 @@ class ShardSpec:
 
     def unshard(self, shards: list[Tensor], copy: int = 0) -> Tensor:
         """The whole parameter from the shards of all tp ranks. The padding is removed. `copy`: which copy of a shard is taken."""
-        if self.dim is None or len(shards) == 1:
+        if self.dim is None or (len(shards) == 1 and self.multiple == 1):
             return shards[0]
         every = self.shards(len(shards))
         pieces = [s.split([size for size, _ in every], self.dim) for s in shards]
@@ -143,7 +171,7 @@ class ShardSpec:
         found = []
         for size, least in zip(self.sizes, self.least or (0,) * len(self.sizes), strict=True):
             copies = max(1, least * of // size)
-            found.append((-(-size * copies // of), copies))
+            found.append((-(-size * copies // (of * self.multiple)) * self.multiple, copies))
         return found
 
     def copies(self, of: int) -> int:
@@ -201,18 +229,6 @@ class ShardedParameter(nn.Parameter, metaclass=_WithShardSpec):
 Again = Callable[[], Tensor]  # computes the input of a linear layer again
 
 
-def keep(ctx: Any, x: Tensor, again: Again | None) -> None:
-    """Keep x for backward, or how it is computed again."""
-    ctx.again = again
-    ctx.save_for_backward(*([x] if again is None else []))
-
-
-def kept(ctx: Any) -> Tensor:
-    """x without its graph, which a deferred weight gradient must not keep."""
-    again, ctx.again = ctx.again, None  # torch frees saved tensors after backward, but not this
-    return ctx.saved_tensors[0].detach() if again is None else again()
-
-
 class Weights(NamedTuple):
     """The parameters of a linear layer. In a tuple autograd does not see them: `LinearGradients` adds up their gradients."""
 
@@ -222,8 +238,13 @@ class Weights(NamedTuple):
 
 def _rows(x: Tensor, first: int, tp: TensorParallel) -> Tensor:
     """The rows of the whole sequence from `first` on. (B, s, in) → (B, S − first, in)"""
-    whole = tp.gather_from_sequence(x)
-    return whole[:, first:] if first else whole
+    return _start_rows(x, first, tp)()
+
+
+def _start_rows(x: Tensor, first: int, tp: TensorParallel) -> Under:
+    """The same, asynchronous."""
+    whole = tp.start_gather_from_sequence(x)
+    return (lambda: whole()[:, first:]) if first else whole
 
 
 class ColumnLinear(Function):
@@ -243,30 +264,37 @@ class ColumnLinear(Function):
 
         `again`: see `ColumnParallelLinear.forward`.
         """
-        ctx.own, ctx.tp, ctx.first, ctx.shared = own, tp, first, shared is not None
-        keep(ctx, x, again)
+        ctx.own, ctx.tp, ctx.first, ctx.shared, ctx.again = own, tp, first, shared is not None, again
+        if again is None:
+            ctx.save_for_backward(x)
         return linear(_rows(x, first, tp), *own)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        tp, own, first, x = ctx.tp, ctx.own, ctx.first, kept(ctx)
-        partial = linear(gradient, own.weight.T)
-        for_input = tp.reduce_from_tp(F.pad(partial, (0, 0, first, 0)) if first else partial)  # (B, s, in)
+        tp, own, first = ctx.tp, ctx.own, ctx.first
+        again, ctx.again = ctx.again, None  # torch frees saved tensors after backward, but not this
+        # Without its graph, which a deferred weight gradient must not keep.
+        x = ctx.saved_tensors[0].detach() if again is None else again()
+        later = tp.gradients.defers and not ctx.shared
+        rows = partial(_rows, x, first, tp) if later else _start_rows(x, first, tp)
+        product = times(gradient, own.weight)
+        for_input = tp.start_reduce_from_tp(F.pad(product, (0, 0, first, 0)) if first else product)
+        del product
         for_weight = None
         if ctx.shared:
-            for_weight = outer(gradient, _rows(x, first, tp))
+            for_weight = outer(gradient, rows())
         else:
-            tp.gradients.add_or_defer(own.weight, gradient, lambda: _rows(x, first, tp))
+            tp.gradients.add_or_defer(own.weight, gradient, rows)
         tp.gradients.add_bias(own.bias, gradient)
-        return for_input, None, None, None, for_weight, None
+        return for_input(), None, None, None, for_weight, None  # (B, s, in)
 
 
 class RowInput(NamedTuple):
-    """The input of a row-parallel layer, (B, S, in/tp). `again`: see `ColumnParallelLinear.forward`."""
+    """What a row-parallel layer multiplies: x (B, S, in/tp), or what `between` makes of x, which backward computes again."""
 
     x: Tensor
     own: Weights
-    again: Again | None = None
+    between: Callable[[Tensor], Tensor] | None = None
 
 
 class _RowLinear(Function):
@@ -275,11 +303,12 @@ class _RowLinear(Function):
     @staticmethod
     def forward(ctx: Any, tp: TensorParallel, inputs: Sequence[RowInput], *xs: Tensor) -> Tensor:
         """`xs`: those of `inputs`, so that autograd sees them."""
-        ctx.tp, ctx.layers = tp, [(own, again) for _, own, again in inputs]
-        ctx.save_for_backward(*(x for x, (_, again) in zip(xs, ctx.layers, strict=True) if again is None))
+        ctx.tp, ctx.layers = tp, [(own, between) for _, own, between in inputs]
+        ctx.save_for_backward(*xs)
 
         def product(one: RowInput) -> Tensor:
-            return linear(one.x, *one.own) if tp.degree == 1 else linear(one.x, one.own.weight)
+            x = one.x if one.between is None else one.between(one.x)
+            return linear(x, *one.own) if tp.degree == 1 else linear(x, one.own.weight)
 
         y = product(inputs[0])
         for one in inputs[1:]:
@@ -294,17 +323,34 @@ class _RowLinear(Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        tp, layers, kept = ctx.tp, ctx.layers, iter(ctx.saved_tensors)
-        ctx.layers = ()  # torch frees saved tensors after backward, but not these
-        xs = [next(kept).detach() if again is None else again() for _, again in layers]
+        tp, layers = ctx.tp, ctx.layers
+        gathering = tp.start_gather_from_sequence(gradient)
+        inputs = [_LayerInput(x.detach(), between) for x, (_, between) in zip(ctx.saved_tensors, layers, strict=True)]
         for own, _ in layers:
             tp.gradients.add_bias(own.bias, gradient)
-        whole = tp.gather_from_sequence(gradient)  # (B, S, out)
-        found = []
-        for x, (own, _) in zip(xs, layers, strict=True):
-            found.append(linear(whole, own.weight.T))
-            tp.gradients.add_or_defer(own.weight, whole, lambda x=x: x)
+        whole, found = gathering(), []  # (B, S, out)
+        for one, (own, _) in zip(inputs, layers, strict=True):
+            found.append(one.backward(times(whole, own.weight)))
+            tp.gradients.add_or_defer(own.weight, whole, lambda y=one.y: y)
         return None, None, *found
+
+
+class _LayerInput:
+    """The input `y` of a row-parallel layer in backward: x, or what `between` makes of it, computed again with its graph."""
+
+    def __init__(self, x: Tensor, between: Callable[[Tensor], Tensor] | None) -> None:
+        self.x, self.y, self._result = x, x, None
+        if between is not None:
+            with torch.enable_grad():
+                self._result = between(x.requires_grad_())
+            self.y = self._result.detach()
+
+    def backward(self, gradient: Tensor) -> Tensor:
+        """The gradient of x from that of y. The graph is freed."""
+        if self._result is None:
+            return gradient
+        result, self._result = self._result, None
+        return torch.autograd.grad(result, self.x, gradient)[0]
 
 
 class ColumnParallelLinear(nn.Module):
@@ -338,12 +384,12 @@ class RowParallelLinear(nn.Module):
         self.weight = ShardedParameter.of(ShardSpec((outputs, inputs), 1, std=std), tp)
         self.bias = ShardedParameter.of(ShardSpec((outputs,), init="zeros"), tp) if bias else None
 
-    def forward(self, x: Tensor, again: Again | None = None) -> Tensor:
-        """`again`: see `ColumnParallelLinear.forward`."""
-        return self.sum_of((self.input(x, again),))
+    def forward(self, x: Tensor, between: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+        """`between`: see `RowInput`."""
+        return self.sum_of((self.input(x, between),))
 
-    def input(self, x: Tensor, again: Again | None = None) -> RowInput:
-        return RowInput(x, Weights(self.weight, self.bias), again)
+    def input(self, x: Tensor, between: Callable[[Tensor], Tensor] | None = None) -> RowInput:
+        return RowInput(x, Weights(self.weight, self.bias), between)
 
     def sum_of(self, inputs: Sequence[RowInput]) -> Tensor:
         """The sum of the outputs of several row-parallel layers, with one reduction. → (B, s, out)"""

@@ -39,13 +39,13 @@ def reduce_from_tp(x: Tensor, tp: TensorParallel) -> Tensor:
 class VocabParallelEmbedding(nn.Module):
     """An embedding whose rows are sharded over tp, padded to a multiple of tp. tokens (B, S) → (B, s, H)
 
-    A rank looks up the tokens whose rows it holds, and contributes zeros for the others.
+    A rank looks up the tokens whose rows it holds, and contributes zeros for the others. `multiple`: of a rank's rows.
     """
 
-    def __init__(self, vocab: int, hidden: int, tp: TensorParallel, std: float = 0.02) -> None:
+    def __init__(self, vocab: int, hidden: int, tp: TensorParallel, std: float = 0.02, multiple: int = 1) -> None:
         super().__init__()
         self.tp, self.vocab = tp, vocab
-        self.weight = ShardedParameter.of(ShardSpec((vocab, hidden), 0, std=std), tp)  # (V/tp, H)
+        self.weight = ShardedParameter.of(ShardSpec((vocab, hidden), 0, std=std, multiple=multiple), tp)  # (V/tp, H)
 
     def forward(self, tokens: Tensor) -> Tensor:
         if self.tp.degree == 1:
@@ -103,6 +103,13 @@ def _softmax_and_losses(logits: Tensor, targets: Tensor, vocab: int, tp: TensorP
     columns = logits.shape[-1]  # V/tp
     first = columns * tp.index
     logits[..., max(0, vocab - first) :] = float("-inf")  # the padding is no token
+    if tp.degree == 1:
+        not_here = targets < 0
+        local = targets.masked_fill(not_here, 0).unsqueeze(-1)
+        torch.log_softmax(logits, -1, out=logits)
+        losses = logits.gather(-1, local).squeeze(-1).neg_()
+        logits.exp_()
+        return losses, local, not_here
     largest = tp.comm.all_reduce(logits.amax(-1), "tp", "max")
     logits.sub_(largest.unsqueeze(-1))
     local = targets - first

@@ -46,7 +46,7 @@ def distinct(*columns: Any) -> tuple[Whole, Whole]:
 
 def chunked_loss(model: ModelSpec, workload: WorkloadSpec, grid: Grid) -> NDArray[np.bool_]:
     """Where the loss is computed in chunks of tokens. (n,)"""
-    return workload.most_loss_tokens(model.vocab, grid.tp) < grid.microbatch_size * model.output_rows
+    return workload.most_loss_tokens(model, grid.tp) < grid.microbatch_size * model.output_rows
 
 
 @dataclass(frozen=True)

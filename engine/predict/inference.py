@@ -12,14 +12,14 @@ import numpy as np
 import pandas as pd
 
 from engine.families import FAMILIES
-from engine.predict.ledger.layout import LayoutLedgers
-from engine.predict.ledger.split import ChunkSplit
+from engine.ledger.layout import LayoutLedgers
+from engine.ledger.split import ChunkSplit
 from engine.predict.memory.buckets import BucketSizes
-from engine.predict.terms import Factor, Term, total
 from engine.predict.traffic.calls import wire_bytes
 from engine.predict.traffic.step import TokenPass
 from engine.spec import BYTES_OF, LayoutSpec, ModelSpec, Precision, RequestError, WorkloadSpec, sentence
 from engine.tables import LARGEST
+from engine.terms import Factor, Term, total
 
 
 def refuse_no_text(model: ModelSpec) -> None:

@@ -38,7 +38,7 @@ _MOST_HIDDEN, _MOST_HEADS, MOST_SEQ = 65_536, 1024, 1_000_000
 # The fields of `ModelSpec` that choose a part of the model.
 MODEL_PARTS = (
     "norm", "placement", "qk_norm", "parallel", "position", "inner", "head", "tied", "output_bias", "attention_bias", "mlp_bias",
-    "embedding_norm", "scaled_embedding", "router", "normalized_router", "balancing",
+    "embedding_norm", "scaled_embedding", "scaled_scores", "scaled_output", "router", "normalized_router", "balancing",
 )  # fmt: skip
 
 
@@ -57,11 +57,17 @@ class ModelSpec(ExpertNumbers, Spec):
     decoder_layers: int = Field(0, ge=0, le=1024, description="number of decoder layers among the layers; 0 means half")
     rotary_width: int = Field(0, ge=0, le=65536, description="numbers of a head that rotary positions turn; 0 means all")
     rotary_base: int = Field(0, ge=0, le=10**9, description="base of the angles of rotary positions; 0 means 500,000")
+    rotary_local_base: int = Field(
+        0, ge=0, le=10**9, description="base of the angles in layers with a window; 0 means that of the other layers"
+    )
     spare_positions: int = Field(
         0, ge=0, le=1024, description="rows of learned positions beyond the sequence, which no token uses"
     )
     window: int = Field(
         0, ge=0, le=MOST_SEQ, description="tokens that a token sees, the last of them itself; 0 means all before it"
+    )
+    vocab_multiple: int = Field(
+        0, ge=0, le=65_536, description="rows of the vocabulary on each tp rank are padded to a multiple of this; 0 means 1"
     )
     global_every: int = Field(0, ge=0, le=1024, description="every so many layers, one sees all tokens; 0: all have the window")
     experts: int = Field(0, ge=0, le=4096, description="experts of a layer, of which each token goes to some; 0: an MLP instead")
@@ -107,7 +113,9 @@ class ModelSpec(ExpertNumbers, Spec):
         None, description="attention and MLP both read the layer's input, through one_norm or two_norms"
     )
     position: Position | None = Field(
-        None, description="positions: learned, sinusoidal, rotary, alibi (distances in attention), none"
+        None,
+        description="positions: learned, sinusoidal, rotary, buckets (T5's: biases of distances that layers share), alibi "
+        "(distances in attention), none",
     )
     inner: Inner | None = Field(
         None, description="nonlinearity of the MLP; swiglu and geglu (tanh) have a gate, relu2 is squared ReLU"
@@ -123,6 +131,8 @@ class ModelSpec(ExpertNumbers, Spec):
     mlp_bias: bool | None = Field(None, description="biases of the MLP's linear layers")
     embedding_norm: bool | None = Field(None, description="norm after the embedding")
     scaled_embedding: bool | None = Field(None, description="the tokens' embeddings are multiplied by √hidden")
+    scaled_scores: bool | None = Field(None, description="scores of attention are divided by the root of a head's width")
+    scaled_output: bool | None = Field(None, description="what the output matrix multiplies is divided by √hidden")
     router: Router | None = Field(None, description="how the router scores experts: softmax over all, or sigmoid of each")
     normalized_router: bool | None = Field(None, description="the weights of a token's experts are divided by their sum")
     balancing: Balancing | None = Field(
@@ -172,6 +182,15 @@ class ModelSpec(ExpertNumbers, Spec):
                 else sentence("position=relative is for xlnet; {fits} fit", fits=listed(fits))
             )
             raise RequestError(text)
+        if self.position == "buckets" and (objective := self.parts.objective) not in ("masked", "seq2seq"):
+            encoders = [name for name, parts in FAMILIES.items() if parts.objective in ("masked", "seq2seq")]
+            raise RequestError(
+                sentence(
+                    "position=buckets is for models that are not {objective}; other positions fit, or {families}",
+                    objective=objective,
+                    families=listed(encoders),
+                )
+            )
         return self
 
     @model_validator(mode="after")
@@ -277,6 +296,7 @@ class ModelSpec(ExpertNumbers, Spec):
             "rotary_width": self.rotated < self.head_width,
             "spare_positions": self.spare_positions > 0,
             "window": 0 < self.window < self.seq,
+            "rotary_local_base": 0 < self.window < self.seq and self.rotary_local_base not in (0, self.angle_base),
             "experts": self.experts > 0,
             "shared_ffn": self.shared_ffn > 0,
             "router_scale": self.router_scale != 1,
@@ -297,6 +317,16 @@ class ModelSpec(ExpertNumbers, Spec):
     def angle_base(self) -> int:
         """The base of the angles of rotary positions."""
         return self.rotary_base or ROTARY_BASE
+
+    def vocab_rows(self, tp: Any) -> Any:
+        """Rows of the vocabulary on each of `tp` ranks, with padding. `tp`: a number, (n,) or a symbolic size."""
+        if self.vocab_multiple < 2:
+            return -(-self.vocab // tp)
+        return -(-self.vocab // (tp * self.vocab_multiple)) * self.vocab_multiple
+
+    def padded_vocab(self, tp: Any) -> Any:
+        """Rows of the vocabulary on all of `tp` ranks; what tp alone pads is left out."""
+        return self.vocab if self.vocab_multiple < 2 else self.vocab_rows(tp) * tp
 
     @property
     def places(self) -> int:
@@ -352,7 +382,7 @@ class ModelSpec(ExpertNumbers, Spec):
         """The number of parameters of the whole model, without padding. Tied weights count once."""
         queries, keys = self.heads * self.head_width, self.key_heads * self.head_width
         crossing = self.layers - self.encoder_layers if self.parts.encoder else 0
-        total = self.parts.outer_parameters(self.hidden, self.vocab, self.places)
+        total = self.parts.outer_parameters(self.hidden, self.vocab, self.places, self.heads)
         for count, cross in ((self.layers - crossing, False), (crossing, True)):
             total += count * self.parts.layer_parameters(self.hidden, self.ffn_width, queries, keys, self.head_width, cross)
         return total + self.expert_layers * self._more_with_experts()

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 def wrong_number(model: ModelSpec) -> Sentence | None:
     """What is wrong with a number of the model, with what fits. None if all fit."""
     position = model.parts.position
-    for name in ("rotary_width", "rotary_base"):
+    for name in ("rotary_width", "rotary_base", "rotary_local_base"):
         if (number := getattr(model, name)) and position != "rotary":
             return sentence(
                 "{name}={number} is for rotary positions, and this model has position={position}; 0 fits, or position=rotary",
@@ -38,6 +38,11 @@ def wrong_number(model: ModelSpec) -> Sentence | None:
         return sentence(
             "global_every={number} says which layers have no window, and there is none; 0 fits, or a window",
             number=model.global_every,
+        )
+    if model.rotary_local_base and not model.window:
+        return sentence(
+            "rotary_local_base={number} is for layers with a window, and there is none; 0 fits, or a window",
+            number=model.rotary_local_base,
         )
     objective = model.parts.objective
     if objective != "causal" and (model.window or position == "alibi"):

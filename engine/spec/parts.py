@@ -149,7 +149,7 @@ class WorkloadSpec(Spec):
     attention: AttentionName = Field(
         "fused",
         description="fused never keeps the scores, written keeps them for backward; two-stream attention (xlnet) is always "
-        "written, because torch has no fused operation with relative positions",
+        "written, and so are T5's buckets, because torch has no fused operation with learned positions in scores",
     )
     loss_chunk: int = Field(
         0,
@@ -173,8 +173,8 @@ class WorkloadSpec(Spec):
         return _LOSS_CHUNKS.get(value, value) if isinstance(value, str) else value
 
     def attention_of(self, model: ModelSpec) -> AttentionName:
-        """The attention that a model really has: two-stream attention is always written."""
-        return "written" if model.parts.position == "relative" else self.attention
+        """The attention that a model really has: with learned positions in its scores it is always written."""
+        return "written" if model.parts.position in ("relative", "buckets") else self.attention
 
     @property
     def gradient_precision(self) -> Precision:
@@ -191,15 +191,15 @@ class WorkloadSpec(Spec):
         """Bytes of a parameter's copy for the optimizer; 0 if the optimizer updates the parameter itself."""
         return 0 if self.update_precision == self.precision else BYTES_OF[self.update_precision]
 
-    def most_loss_tokens(self, vocab: int, tp: Any) -> Any:
+    def most_loss_tokens(self, model: ModelSpec, tp: Any) -> Any:
         """Tokens of a chunk of the loss, if a microbatch has more. Unlimited if it is whole. `tp` may be an array or a symbol."""
         if self.loss_chunk == WHOLE_LOSS:
             return 1 << 62
-        return self.loss_chunk or LOSS_BUFFER // (4 * -(-vocab // tp))
+        return self.loss_chunk or LOSS_BUFFER // (4 * model.vocab_rows(tp))
 
     def loss_tokens(self, model: ModelSpec, tp: int) -> int | None:
         """Tokens of a chunk of the loss. None: the loss of a microbatch is computed as a whole."""
-        most: int = self.most_loss_tokens(model.vocab, tp)
+        most: int = self.most_loss_tokens(model, tp)
         return most if most < self.microbatch_size * model.output_rows else None
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from html import escape
 
-from engine.predict.terms import Term, total
+from engine.terms import Term, total
 from pages.charts.look import Look
 from pages.charts.units import in_bytes
 from pages.charts.words import Words

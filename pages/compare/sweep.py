@@ -8,8 +8,8 @@ from typing import Any
 
 import pandas as pd
 
-from engine.predict.ledger.keep import Key
-from engine.predict.ledger.store import NotRecordedError
+from engine.ledger.keep import Key
+from engine.ledger.store import NotRecordedError
 from engine.predict.run import predict
 from engine.schedule import SCHEDULES
 from engine.spec import SCHEDULE_FACTS, WHOLE_LOSS, RequestError, RunSpec

@@ -7,7 +7,7 @@ from typing import NamedTuple
 from engine import catalog
 from engine.devices import DEVICES
 from engine.launch.recording import with_ledgers
-from engine.predict.planner.search import search
+from engine.planner.search import search
 
 
 class SearchSummary(NamedTuple):

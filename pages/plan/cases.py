@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from engine.launch.recording import with_ledgers
-from engine.predict.papers.figures import references
-from engine.predict.papers.reference import Reference
+from engine.papers.figures import references
+from engine.papers.reference import Reference
 from engine.predict.speed.rates import Assumptions
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import streamlit as st
 
 from engine.export import ENDINGS, FRAMEWORKS, NAMES, Framework, settings
-from engine.predict.planner.explain import why
+from engine.planner.explain import why
 from engine.predict.reserve import reserve_terms
 from engine.spec import RunSpec
 from pages.charts import plan as charts

@@ -11,9 +11,9 @@ import streamlit as st
 from engine import catalog
 from engine.devices import DEVICES, DeviceSpec, device, device_names
 from engine.imports import Imported
-from engine.predict.papers.accounting import ACCOUNTINGS
-from engine.predict.planner.candidates import MOST
-from engine.predict.planner.frameworks import NAMES
+from engine.papers.accounting import ACCOUNTINGS
+from engine.planner.candidates import MOST
+from engine.planner.frameworks import NAMES
 from engine.predict.speed.rates import Assumptions
 from engine.spec import RequestError, sentence
 from pages.charts.names import attentions

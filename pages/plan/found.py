@@ -16,8 +16,8 @@ import pandas as pd
 
 from engine.devices import DeviceSpec
 from engine.launch.recording import with_ledgers
-from engine.predict.planner.search import Plan
-from engine.predict.planner.serving import serving
+from engine.planner.search import Plan
+from engine.planner.serving import serving
 from engine.predict.speed.step_time import PARTS
 from engine.spec import RunSpec
 from engine.topology import AXES
@@ -138,6 +138,6 @@ def _near(layouts: pd.DataFrame, capacity: int) -> np.ndarray[tuple[int], np.dty
 
 
 def served_by(request: Request, length: int, sequences: int | None) -> pd.DataFrame:
-    """The table of `engine.predict.planner.serving` for the request's model. Raises `RequestError`."""
+    """The table of `engine.planner.serving` for the request's model. Raises `RequestError`."""
     asked = request.spec, request.ranks, request.hardware, length, sequences, request.workload.precision, request.assumed
     return with_ledgers(lambda: serving(*asked, kept_free=request.kept_free))

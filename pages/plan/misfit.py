@@ -7,8 +7,8 @@ from dataclasses import replace
 import streamlit as st
 
 from engine.launch.recording import with_ledgers
-from engine.predict.planner.candidates import MOST
-from engine.predict.planner.explain import Lever, Reason, way_to_fit
+from engine.planner.candidates import MOST
+from engine.planner.explain import Lever, Reason, way_to_fit
 from pages.charts.units import in_bytes
 from pages.charts.words import Words
 from pages.plan.found import Found

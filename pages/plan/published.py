@@ -5,8 +5,8 @@ from __future__ import annotations
 import pandas as pd
 import streamlit as st
 
-from engine.predict.papers.bubbles import QI
-from engine.predict.papers.reference import UNITS, Quantity, Reference
+from engine.papers.bubbles import QI
+from engine.papers.reference import UNITS, Quantity, Reference
 from engine.predict.speed.rates import Assumptions
 from pages.charts.words import Words
 from pages.plan.cases import cases

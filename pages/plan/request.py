@@ -11,11 +11,11 @@ from engine import catalog
 from engine.devices import DeviceSpec, device, device_names
 from engine.launch.recording import with_ledgers
 from engine.optimizer import Framework
-from engine.predict.papers.accounting import ACCOUNTINGS, AccountingName
-from engine.predict.planner.bill import Bill
-from engine.predict.planner.candidates import MOST, default_batch
-from engine.predict.planner.frameworks import NAMES
-from engine.predict.planner.search import MIXED, Plan, search
+from engine.papers.accounting import ACCOUNTINGS, AccountingName
+from engine.planner.bill import Bill
+from engine.planner.candidates import MOST, default_batch
+from engine.planner.frameworks import NAMES
+from engine.planner.search import MIXED, Plan, search
 from engine.predict.speed.rates import Assumptions
 from engine.spec import AttentionName, ModelSpec, RequestError, WorkloadSpec, sentence
 from pages.shared.link_numbers import shortest_text

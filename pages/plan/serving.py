@@ -12,9 +12,9 @@ import streamlit as st
 from engine.predict.inference import cache, weights
 from engine.predict.memory import SYMBOLS
 from engine.predict.reserve import tensors_that_fit
-from engine.predict.terms import Term, total
 from engine.spec import GenerateSpec, LayoutSpec, RunSpec, sentence
 from engine.tables import KV_CACHE
+from engine.terms import Term, total
 from engine.topology import AXES
 from pages.charts import formula
 from pages.charts import plan as plans
@@ -89,7 +89,7 @@ def length_of(request: Request, asked: Serving) -> int:
 
 @cached(64)
 def served(request: Request, asked: Serving) -> pd.DataFrame:
-    """The table of layouts of `engine.predict.planner.serving`. Raises `RequestError`."""
+    """The table of layouts of `engine.planner.serving`. Raises `RequestError`."""
     return run_in_worker(served_by, request, length_of(request, asked), asked.sequences or None)
 
 

@@ -156,8 +156,11 @@ def _attention(choice: Choice, say: Words) -> None:
     """The control, and a caption where the choice has no effect."""
     field = "workload.attention"
     _choose(choice, field, say("Attention"), options(field), say, attentions(say))
-    if FAMILIES[choice["model.family"]].position == "relative":
+    position = choice["model.position"] or FAMILIES[choice["model.family"]].position
+    if position == "relative":
         st.caption(say("Two-stream attention is always written: torch has no fused operation with relative positions."))
+    if position == "buckets":
+        st.caption(say("Attention with buckets of distances is always written: torch has no fused operation that learns biases."))
 
 
 def _recompute(choice: Choice, say: Words) -> None:
@@ -289,7 +292,7 @@ def _described(choice: Choice, say: Words) -> str:
         model = choice.model()
     except RequestError:
         return say("This model shape is not valid.")
-    return say(
+    described = say(
         "{layers}, hidden {hidden}, {heads}, vocabulary {vocab}, sequence {seq}: **{parameters} parameters**",
         layers=say.plural("{count} layer", "{count} layers", model.layers),
         hidden=f"{model.hidden:,}",
@@ -298,6 +301,9 @@ def _described(choice: Choice, say: Words) -> str:
         seq=f"{model.seq:,}",
         parameters=short(model.parameters(), say),
     )
+    if model.vocab_multiple > 1:
+        return say("{model}; padding of the vocabulary is not counted", model=described)
+    return described
 
 
 def _set_levers(choice: Choice, say: Words) -> str:

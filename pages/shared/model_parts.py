@@ -16,7 +16,9 @@ from pages.shared.held import moved, shown, touch
 from pages.shared.unfolding import unfolding
 
 # Numbers that few models have.
-_NUMBERS = ("window", "global_every", "rotary_width", "rotary_base", "spare_positions", "experts")
+_NUMBERS = (
+    "vocab_multiple", "window", "global_every", "rotary_width", "rotary_base", "rotary_local_base", "spare_positions", "experts",
+)  # fmt: skip
 # Shown with a number of experts only.
 _OF_EXPERTS = (
     "experts_per_token", "expert_ffn", "shared_ffn", "dense_layers", "expert_every", "expert_groups", "chosen_groups",
@@ -54,10 +56,14 @@ def _labels(words: Words) -> dict[str, str]:
         "mlp_bias": words("MLP biases"),
         "embedding_norm": words("Norm after the embedding"),
         "scaled_embedding": words("Scaled embedding"),
+        "scaled_scores": words("Scaled scores"),
+        "scaled_output": words("Scaled output"),
+        "vocab_multiple": words("Multiple of the vocabulary"),
         "window": words("Window (tokens)"),
         "global_every": words("Layers until one without a window"),
         "rotary_width": words("Rotary width"),
         "rotary_base": words("Rotary base"),
+        "rotary_local_base": words("Rotary base of layers with a window"),
         "spare_positions": words("Spare positions"),
         "experts": words("Experts"),
         "experts_per_token": words("Experts of a token"),

@@ -8,7 +8,7 @@ from functools import cache
 from engine import catalog
 from engine.devices import device
 from engine.launch.recording import with_ledgers
-from engine.predict.planner.search import search
+from engine.planner.search import search
 from engine.spec import RunSpec
 from tests.predict.random_specs import random_specs
 

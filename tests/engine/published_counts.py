@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 HUB = "safetensors.total of the checkpoint on Hugging Face"
 KERAS = "params in keras-hub's presets, at commit 71453d0"
+KERAS_NLP = "params in the presets of keras-nlp, the name of keras-hub in 2023"
 GGUF = "general.parameter_count of its GGUF file"
 COUNTED = "transformers 5.24 counts it so; no published count was found"
 
@@ -58,6 +59,17 @@ PUBLISHED: dict[str, Published] = {
     "gemma3-4b": Published(4_300_079_472, HUB, 416_866_032 + 1152 + 1152 * 2560, IMAGES),
     "gemma3-12b": Published(12_187_325_040, HUB, 416_866_032 + 1152 + 1152 * 3840, IMAGES),
     "gemma3-27b": Published(27_432_406_640, HUB, 416_866_032 + 1152 + 1152 * 5376, IMAGES),
+    "t5-small": Published(60_506_624, KERAS_NLP),
+    "t5-base": Published(222_903_552, KERAS_NLP),
+    "t5-large": Published(737_668_096, KERAS_NLP),
+    "t5-3b": Published(2_851_598_336, KERAS_NLP),
+    "t5-11b": Published(11_307_321_344, COUNTED),
+    # transformers 5.24 ties the output of version 1.1, and checkpoints have it apart. It counts so if it does not tie it.
+    "t5-v1.1-small": Published(76_961_152, COUNTED),
+    "t5-v1.1-base": Published(247_577_856, KERAS),
+    "t5-v1.1-large": Published(783_150_080, COUNTED),
+    "t5-v1.1-xl": Published(2_849_757_184, KERAS),
+    "t5-v1.1-xxl": Published(11_135_332_352, KERAS),
     "mistral-7b": Published(7_241_732_096, KERAS),
     "mistral-7b-v0.3": Published(7_248_023_552, KERAS),
     "phi2": Published(2_779_683_840, HUB),
@@ -100,5 +112,5 @@ PUBLISHED: dict[str, Published] = {
 }
 # What one token goes through, in billions, as the reports say.
 ACTIVE = {"mixtral-8x7b": 12.9, "mixtral-8x22b": 39.1, "qwen3-30b-a3b": 3.3, "qwen3-235b-a22b": 22.2}
-# Models of papers without a released checkpoint, and one with the shape of T5 and other parts.
-WITHOUT = {"gpt3-6.7b", "gpt3-13b", "gpt3-175b", "transformer-base", "transformer-big", "t5-11b-shape"}
+# Models of papers without a released checkpoint.
+WITHOUT = {"gpt3-6.7b", "gpt3-13b", "gpt3-175b", "transformer-base", "transformer-big"}

@@ -257,6 +257,16 @@ def test_an_uneven_split_is_exported() -> None:
         ("megatron", spec_of(schedule="zb-v"), "Megatron-LM has no zb-v schedule; 1F1B runs instead"),
         ("megatron", spec_of(schedule="looped-bfs"), "has no looped-bfs schedule; interleaved 1F1B over 2 chunks a stage runs"),
         ("megatron", spec_of("transformer"), "has no pipeline for T5, and this layout has 2 stages"),
+        (
+            "megatron",
+            spec_of("t5"),
+            "its T5 divides scores by the root of a head's width, does not scale the output, and has GELU",
+        ),
+        (
+            "megatron",
+            RunSpec(model=catalog.model("gemma3-1b")),
+            "it has one base of rotary positions for layers with and without",
+        ),
         ("megatron", RunSpec(model=catalog.model("gemma2-9b")), "it has no placement=both, inner=geglu, scaled_embedding=true;"),
         ("megatron", RunSpec(model=catalog.model("falcon-7b")), "it has no parallel=one_norm; the nearest"),
         ("megatron", RunSpec(model=catalog.model("olmo2-7b")), "it has no placement=output, qk_norm=full;"),

@@ -79,16 +79,11 @@ def test_what_changes_no_size_is_named(changed: dict[str, Any], told: str) -> No
     assert told in remarks(LLAMA | changed)
 
 
-OF_WINDOWS = "layers with a window is left out: all layers have one base of rotary positions"
-
-
 @pytest.mark.parametrize(
     ("name", "changed", "told"),
     [
         ("gemma2-9b", {"query_pre_attn_scalar": 144}, "query_pre_attn_scalar=144 is left out: scores of attention"),
         ("gemma2-9b", {"query_pre_attn_scalar": None, "head_dim": 128}, "query_pre_attn_scalar=256 is left out"),
-        ("gemma3-1b", {}, f"the base 10000 of {OF_WINDOWS}"),
-        ("gemma3-1b", {"rope_parameters": {"sliding_attention": {"rope_theta": 20000}}}, f"the base 20000 of {OF_WINDOWS}"),
         ("llama3-8b", {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}}, "rope_type=yarn is left out: it changes"),
     ],
 )
@@ -101,6 +96,33 @@ def test_a_scale_and_a_base_as_here_leave_no_remark() -> None:
     told = remarks(CONFIGS["gemma3-1b"] | same)
     assert "query_pre_attn_scalar" not in told
     assert "rotary" not in told
+
+
+def test_the_base_of_layers_with_a_window_is_read_in_either_place() -> None:
+    entries = CONFIGS["gemma3-1b"]
+    both = {"full_attention": {"rope_theta": 1e6}, "sliding_attention": {"rope_theta": 20000}}
+    assert model(entries).rotary_local_base == 10_000
+    assert model(entries | {"rope_parameters": both}).rotary_local_base == 20_000
+    assert model(entries | {"rope_local_base_freq": 1e6}).rotary_local_base == 0, "as in the other layers"
+    with pytest.raises(RequestError, match=r"rope_local_base_freq=0.5 must be a whole number"):
+        model(entries | {"rope_local_base_freq": 0.5})
+
+
+def test_caps_that_a_gemma_2_has_by_default_are_named() -> None:
+    names = ("attn_logit_softcapping", "final_logit_softcapping")
+    entries = {name: value for name, value in CONFIGS["gemma2-9b"].items() if name not in names}
+    told = remarks(entries)
+    assert "attn_logit_softcapping is not in the file, and then it is 50.0: attn_logit_softcapping is left out" in told
+    assert "final_logit_softcapping is not in the file, and then it is 30.0" in told
+    assert "softcapping" not in remarks(entries | dict.fromkeys(names))
+
+
+def test_a_t5_counts_its_stacks_apart() -> None:
+    entries = CONFIGS["t5-small"] | {"num_decoder_layers": 4}
+    assert (model(entries).encoder_layers, model(entries).layers) == (6, 10)
+    assert exported(model(entries))["num_decoder_layers"] == 4
+    with pytest.raises(RequestError, match="relative_attention_num_buckets=64 is not supported here; only 32"):
+        model(entries | {"relative_attention_num_buckets": 64})
 
 
 @pytest.mark.parametrize("name", ["qwen2.5-0.5b", "phi4", "phi2", "olmo2-7b"])
@@ -131,7 +153,7 @@ def test_a_gemma_is_written_with_what_is_computed_here() -> None:
     assert (entries["model_type"], entries["query_pre_attn_scalar"]) == ("gemma2", 128)
     assert [entries[name] for name in ("attn_logit_softcapping", "final_logit_softcapping")] == [None, None]
     entries = exported(catalog.model("gemma3-1b"))
-    assert (entries["query_pre_attn_scalar"], entries["rope_local_base_freq"]) == (256, entries["rope_theta"])
+    assert (entries["query_pre_attn_scalar"], entries["rope_local_base_freq"]) == (256, 10_000)
     assert not [remark for remark in read(entries).remarks if "left out" in remark]
 
 

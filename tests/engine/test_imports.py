@@ -154,8 +154,8 @@ torchrun ${DISTRIBUTED_ARGS[@]} pretrain_gpt.py ${GPT_MODEL_ARGS[@]} ${TRAINING_
 def test_a_script_with_variables_is_read() -> None:
     found = imports.read(SCRIPT.encode(), "train_gpt3_175b.sh")
     assert found.model is not None
-    assert found.model.vocab == 51200, "padded to a multiple of 128 × tp"
-    assert found.model.model_copy(update={"vocab": 50257}) == catalog.model("gpt3-175b")
+    assert found.model.padded_vocab(8) == 51200, "padded to a multiple of 128 × tp"
+    assert found.model.model_copy(update={"vocab_multiple": 0}) == catalog.model("gpt3-175b")
     assert found.layout == LayoutSpec(tp=8, pp=16, sequence_parallel=True)
     assert found.workload == WorkloadSpec(
         microbatch_size=1, microbatches=1536, learning_rate=6e-5, precision="bf16", accumulate="bf16", seed=1234
@@ -357,3 +357,14 @@ def test_a_number_that_no_model_has_is_refused_with_a_sentence(name: str, number
     entries = CONFIGS["llama3-8b"] | {name: number}
     with pytest.raises(RequestError):
         imports.read(json.dumps(entries).encode(), "config.json")
+
+
+def test_megatrons_t5_with_relative_positions_is_a_t5_with_the_parts_that_it_has() -> None:
+    spec = RunSpec(model=ModelSpec(family="t5", layers=12, hidden=512, heads=8, vocab=32128, seq=512, vocab_multiple=128))
+    script = settings(spec, "megatron").rstrip() + " --vocab-size 32000 --relative-attention-num-buckets 32"
+    found = imports.read(script.encode(), "t5.sh").model
+    scaled = {"inner": "gelu_tanh", "scaled_scores": True, "scaled_output": False, "vocab": 32100}
+    assert found == spec.model.model_copy(update=scaled)
+    assert found.padded_vocab(1) == 32128
+    with pytest.raises(RequestError, match="relative-attention-num-buckets=64 is not supported here; only 32"):
+        imports.read(script.replace("buckets 32", "buckets 64").encode(), "t5.sh")

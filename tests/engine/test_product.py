@@ -1,4 +1,4 @@
-"""The matrix product of linear layers is that of torch, whichever library computes it."""
+"""The matrix products of linear layers are those of torch, whichever library computes them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from engine.parallel.product import linear
+from engine.parallel.product import linear, outer, times
 
 
 @pytest.mark.parametrize("width", [8, 512], ids=["small", "large"])
@@ -19,5 +19,7 @@ def test_it_equals_torchs_in_any_strides(width: int, bias: bool) -> None:
     for rows in (x, x[:, 6:], x[0]):
         torch.testing.assert_close(linear(rows, weight, b), F.linear(rows, weight, b), atol=1e-3, rtol=1e-4)
     gradient = torch.randn(140, 3 * width, generator=random)
-    torch.testing.assert_close(linear(gradient, weight.T), gradient @ weight, atol=1e-3, rtol=1e-4)
-    torch.testing.assert_close(linear(gradient.T, x.flatten(0, 1).T), gradient.T @ x.flatten(0, 1), atol=1e-3, rtol=1e-4)
+    wide = torch.randn(2, 140, 3 * width, generator=random)
+    for rows in (gradient, wide, wide[:, 6:]):
+        torch.testing.assert_close(times(rows, weight), rows @ weight, atol=1e-3, rtol=1e-4)
+    torch.testing.assert_close(outer(gradient, x), gradient.T @ x.flatten(0, 1), atol=1e-3, rtol=1e-4)

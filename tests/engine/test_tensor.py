@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from engine.measure.recorder import Recorder
-from engine.parallel.comm import Comm
+from engine.parallel.comm import Comm, Pending
 from engine.parallel.tensor import (
     ColumnParallelLinear,
     RowParallelLinear,
@@ -23,7 +23,7 @@ from engine.parallel.tensor import (
     ShardSpec,
     TensorParallel,
 )
-from engine.parallel.transport import NoPeers
+from engine.parallel.transport import NoPeers, Reduction
 from engine.parallel.vocabulary import VocabParallelEmbedding, vocab_parallel_cross_entropy
 from engine.topology import Mesh
 from tests.patience import PATIENCE_S
@@ -48,15 +48,22 @@ class ThreadComm(Comm):
         self._barrier.wait()
         return all_of_them
 
-    def all_reduce(self, tensor: Tensor, group: str, reduction: str = "sum") -> Tensor:
+    def start_all_reduce(self, tensor: Tensor, group: str, reduction: Reduction = "sum") -> Pending:
         parts = self._exchange(tensor)
-        return tensor.copy_(parts.sum(0) if reduction == "sum" else parts.amax(0))
+        tensor.copy_(parts.sum(0) if reduction == "sum" else parts.amax(0))
+        return super().start_all_reduce(tensor, group, reduction)
 
-    def all_gather(self, tensor: Tensor, group: str) -> Tensor:
-        return self._exchange(tensor)
+    def start_all_gather(self, out: Tensor, tensor: Tensor, group: str) -> Pending:
+        pending = super().start_all_gather(out, tensor, group)
+        out.copy_(self._exchange(tensor))
+        return pending
 
-    def reduce_scatter(self, tensor: Tensor, group: str) -> Tensor:
-        return self._exchange(tensor).sum(0)[self.rank].clone()
+    def start_reduce_scatter(self, tensor: Tensor, group: str, out: Tensor | None = None, accumulate: bool = False) -> Pending:
+        assert out is not None
+        assert not accumulate
+        pending = super().start_reduce_scatter(tensor, group, out)
+        out.copy_(self._exchange(tensor).sum(0)[self.rank])  # what is received, and added, is zeros
+        return pending
 
 
 def on_slices(tp: int, body: Callable[[TensorParallel], T], sequence: bool = False) -> list[T]:
@@ -298,3 +305,67 @@ def test_a_loss_in_chunks_equals_the_loss_of_whole_logits(tp: int, sequence: boo
 
     for ours, whole in on_slices(tp, body, sequence):
         torch.testing.assert_close(ours, whole)
+
+
+# --------------------------------------------------------------------------------------------------------------- order
+
+
+class ListingComm(Comm):
+    """A rank without peers that lists when its calls start and when they are waited for."""
+
+    def __init__(self, tp: int) -> None:
+        super().__init__(Mesh({"tp": tp}), 0, Recorder(), torch.device("cpu"), NoPeers(0))
+        self.seen: list[str] = []
+
+    def start_all_reduce(self, tensor: Tensor, group: str, reduction: Reduction = "sum") -> Pending:
+        return self._listed("all-reduce", super().start_all_reduce(tensor, group, reduction))
+
+    def start_all_gather(self, out: Tensor, tensor: Tensor, group: str) -> Pending:
+        return self._listed("gather", super().start_all_gather(out, tensor, group))
+
+    def start_reduce_scatter(self, tensor: Tensor, group: str, out: Tensor | None = None, accumulate: bool = False) -> Pending:
+        return self._listed("reduce-scatter", super().start_reduce_scatter(tensor, group, out, accumulate))
+
+    def _listed(self, name: str, pending: Pending) -> Pending:
+        self.seen.append(name)
+        finish = pending.afterwards or (lambda: None)
+
+        def finish_and_list() -> None:
+            finish()
+            self.seen.append(f"end of {name}")
+
+        pending.afterwards = finish_and_list
+        return pending
+
+
+@pytest.mark.parametrize(
+    ("sequence", "expected"),
+    [
+        (True, ["gather", "reduce-scatter", "end of gather", "weight", "end of reduce-scatter"]),
+        (False, ["all-reduce", "weight", "end of all-reduce"]),
+    ],
+)
+def test_backward_communicates_beside_the_weights_gradient(sequence: bool, expected: list[str]) -> None:
+    comm = ListingComm(2)
+    tp = TensorParallel(comm, sequence)
+    tp.gradients.added = lambda parameter: comm.seen.append("weight")
+    layer = ColumnParallelLinear(4, (6,), tp, bias=False)
+    drawn(layer, tp)
+    y = layer(random(2, 8, 4).requires_grad_())
+    comm.seen.clear()
+    y.sum().backward()
+    assert comm.seen == expected
+
+
+def test_a_deferred_weight_gradient_gathers_when_it_is_computed() -> None:
+    comm = ListingComm(2)
+    tp = TensorParallel(comm, sequence=True)
+    layer = ColumnParallelLinear(4, (6,), tp, bias=False)
+    drawn(layer, tp)
+    y = layer(random(2, 8, 4).requires_grad_())
+    comm.seen.clear()
+    with tp.gradients.collect() as deferred:
+        y.sum().backward()
+    assert comm.seen == ["reduce-scatter", "end of reduce-scatter"]
+    deferred[layer.weight]()
+    assert comm.seen[2:] == ["gather", "end of gather"]

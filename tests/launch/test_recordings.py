@@ -13,11 +13,11 @@ from engine import catalog
 from engine.launch.probe import probe
 from engine.launch.record import record
 from engine.launch.recordings import parts, record_all, shipped_models, structures, wanted
-from engine.predict.ledger.form import Ledger
-from engine.predict.ledger.keep import Key, LedgerFolder, name_of
-from engine.predict.ledger.layout import LayoutLedgers
-from engine.predict.ledger.store import ARCHIVES, RECORDED, LedgerStore
-from engine.predict.planner.candidates import planned_recomputes
+from engine.ledger.form import Ledger
+from engine.ledger.keep import Key, LedgerFolder, name_of
+from engine.ledger.layout import LayoutLedgers
+from engine.ledger.store import ARCHIVES, RECORDED, LedgerStore
+from engine.planner.candidates import planned_recomputes
 from engine.spec import LayoutSpec, ModelSpec, WorkloadSpec
 from tests.covering import covering
 from tests.predict.random_specs import random_specs
@@ -41,7 +41,7 @@ def test_every_chunk_of_every_layout_is_recorded() -> None:
 def test_what_is_shipped() -> None:
     """Of fused attention, the kinds of recompute that a search tries.
 
-    Of written attention, training a GPT, and the checklist of `engine.predict.planner.advice`.
+    Of written attention, training a GPT, and the checklist of `engine.planner.advice`.
     """
     keys = set(wanted(shipped_models()))
     models = [model for model in shipped_models() if not model.chosen_parts]

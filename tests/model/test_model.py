@@ -33,7 +33,7 @@ def test_parameters_equal_the_published_numbers():
     """Billions or millions as in the papers, without poolers, which this engine does not have; 65 million is 63 here."""
     published = {
         "gpt2-124m": 124e6, "gpt2-1.5b": 1558e6, "gpt3-6.7b": 6.7e9, "gpt3-13b": 13.0e9, "gpt3-175b": 174.6e9, "bert-base": 110e6,
-        "bert-large": 335e6, "roberta-large": 355e6, "transformer-base": 65e6, "transformer-big": 213e6, "t5-11b-shape": 11.3e9,
+        "bert-large": 335e6, "roberta-large": 355e6, "transformer-base": 65e6, "transformer-big": 213e6, "t5-11b": 11.3e9,
         "xlnet-large": 361e6, "llama3-8b": 8.03e9, "llama3-70b": 70.6e9, "llama3-405b": 405.9e9, "bloom-176b": 176.2e9,
     }  # fmt: skip
     for name, count in published.items():
@@ -54,10 +54,10 @@ def test_every_parameter_gets_one_gradient_for_each_microbatch(alone, family):
 
 @pytest.mark.parametrize("family", EVERY)
 def test_an_untrained_model_finds_all_tokens_about_as_likely(alone, family):
-    """Except the transformer: its embeddings have a larger deviation, so its logits deviate by about 1, which adds about ½."""
+    """Except where the table is large: then logits deviate by about 1, which adds about ½, and a T5's more for the same token."""
     spec = shape(family)
     loss = float(whole_model(spec, alone)((), 0)[0].detach())
-    assert loss == pytest.approx(torch.tensor(spec.vocab).log().item(), abs=0.8 if family == "transformer" else 0.2)
+    assert loss == pytest.approx(torch.tensor(spec.vocab).log().item(), abs={"transformer": 0.8, "t5": 1.1}.get(family, 0.2))
 
 
 @pytest.mark.parametrize("family", ["gpt", "llama"])

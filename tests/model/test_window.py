@@ -81,6 +81,21 @@ def test_a_part_of_a_head_is_rotated_with_the_base_of_the_model(alone: Any) -> N
     assert rotation.cos[3, 1] == pytest.approx(math.cos(3 / 100))
 
 
+@pytest.mark.parametrize("attention", ["fused", "written"])
+def test_layers_with_a_window_have_their_own_base(alone: Any, attention: AttentionName) -> None:
+    """Each layer gives what it gives in a model where all layers have its base."""
+    spec = shape("llama", window=5, global_every=2, rotary_base=1000, rotary_local_base=10)
+    for number, base in ((0, 10), (1, 1000)):
+        one = shape("llama", window=5, global_every=2, rotary_base=base)
+        found = []
+        for model in (spec, one):
+            layer: Any = SelfAttention(model, alone, False, True, attention, model.window if model.windowed(number) else 0)
+            fill(layer)
+            torch.manual_seed(1)
+            found.append(layer(torch.randn(2, 16, 32), AttentionInputs.of(model, None, alone, attention)))
+        assert torch.equal(*found)
+
+
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
@@ -88,6 +103,8 @@ def test_a_part_of_a_head_is_rotated_with_the_base_of_the_model(alone: Any) -> N
         ({"position": "rotary", "rotary_width": 10}, "rotary_width=10 is more than a head, which is 8 wide; up to 8 fits"),
         ({"position": "rotary", "rotary_width": 3}, "rotary_width is 3; an even width fits"),
         ({"position": "none", "spare_positions": 2}, "spare_positions=2 is for learned positions"),
+        ({"position": "rotary", "rotary_local_base": 9}, "rotary_local_base=9 is for layers with a window, and there is none"),
+        ({"rotary_local_base": 9}, "rotary_local_base=9 is for rotary positions"),
         ({"global_every": 2}, "global_every=2 says which layers have no window, and there is none"),
         ({"family": "bert", "window": 4}, "window=4 is for models that predict the next token, and bert does not"),
         ({"position": "alibi", "window": 4}, "window=4 and position=alibi are not built together"),

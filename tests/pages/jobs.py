@@ -7,7 +7,7 @@ import time
 
 JOBS = (
     "engine.devices.device",
-    "engine.predict.planner.candidates.candidates",
+    "engine.planner.candidates.candidates",
     "tests.pages.jobs.divide",
     "tests.pages.jobs.half_answer",
     "tests.pages.jobs.leave",

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from engine.devices import DEVICES
-from engine.predict.papers.reference import Reference
+from engine.papers.reference import Reference
 from engine.spec import RunSpec, Sentence, sentence
 from engine.wire import WireError, pack, unpack
 from pages.learn.search_summary import SearchSummary

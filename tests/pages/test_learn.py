@@ -11,7 +11,7 @@ from streamlit.testing.v1 import AppTest
 
 from engine import catalog, store
 from engine.devices import DEVICES
-from engine.predict.planner.search import search
+from engine.planner.search import search
 from engine.predict.timeline import simulate, textbook
 from engine.predict.traffic import traffic
 from engine.schedule import plan

@@ -24,7 +24,7 @@ def one_of(field: str) -> st.SearchStrategy[str]:
 
 
 NUMBERS = ("layers", "hidden", "heads", "vocab", "seq", "ffn", "kv_heads", "head_dim", "decoder_layers")
-NUMBERS += ("rotary_width", "rotary_base", "spare_positions", "window", "global_every")
+NUMBERS += ("rotary_width", "rotary_base", "rotary_local_base", "spare_positions", "window", "vocab_multiple", "global_every")
 NAMES = [f"model.{name}" for name in MODEL_PARTS]
 SHAPES = st.fixed_dictionaries(
     {"model.family": one_of("model.family")}

@@ -20,8 +20,8 @@ from engine import api
 from engine.catalog import MODELS
 from engine.devices import DEVICES, DeviceSpec
 from engine.launch.dry_run_service import DryRunState
+from engine.planner.serving import serving as predicted
 from engine.predict.memory import memory
-from engine.predict.planner.serving import serving as predicted
 from engine.predict.speed.rates import Assumptions
 from engine.spec import LayoutSpec, RequestError, RunSpec
 from pages.charts.units import in_bytes

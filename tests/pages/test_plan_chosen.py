@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 
-from engine.predict.planner.explain import why
+from engine.planner.explain import why
 from pages.plan.found import found
 from pages.plan.request import of_link
 from tests.pages.opened import text

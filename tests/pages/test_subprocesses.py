@@ -18,7 +18,7 @@ import pytest
 
 from engine.catalog import MODELS
 from engine.devices import device
-from engine.predict.planner.candidates import candidates
+from engine.planner.candidates import candidates
 from engine.spec import RequestError, Sentence
 from engine.wire import unpack
 from pages.shared import subprocesses

@@ -10,10 +10,10 @@ import pytest
 from engine import catalog
 from engine.devices import DEVICES, DeviceSpec
 from engine.launch.recording import with_ledgers
+from engine.papers.throughput import flops_with_recompute
+from engine.planner.candidates import candidates
+from engine.planner.search import MIXED
 from engine.predict.grid import Grid
-from engine.predict.papers.throughput import flops_with_recompute
-from engine.predict.planner.candidates import candidates
-from engine.predict.planner.search import MIXED
 from engine.predict.speed.cost import Cost, model_flops
 from engine.predict.speed.passes import COMPUTE, FORWARD, INPUTS, MODEL_PARTS, TP, WEIGHTS
 from engine.predict.speed.rates import Assumptions, link
@@ -53,7 +53,7 @@ def layer(spec: RunSpec, device: DeviceSpec = H100, assumed: Assumptions | None 
 
 @pytest.mark.parametrize("name", ["gpt3-175b", "llama3-8b", "bert-base", "transformer-base", "xlnet-large"])
 def test_on_a_device_that_only_multiplies_time_is_flops(name: str) -> None:
-    """To what the papers' formula leaves out: see `tests/predict/ledger/test_kernels.py`."""
+    """To what the papers' formula leaves out: see `tests/ledger/test_kernels.py`."""
     model = catalog.model(name)
     passes = cost(run(model, {"attention": "written", "loss_chunk": WHOLE_LOSS}), IDEAL, WHOLE).passes
     decoder = model.layers - model.encoder_layers if model.parts.encoder else 0

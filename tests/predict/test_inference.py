@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 
 from engine.catalog import MODELS
-from engine.families import FAMILIES
+from engine.launch.recordings import shipped_models
 from engine.predict.inference import cache, inference_table, inference_traffic, most_sequences, weights
-from engine.predict.terms import total
 from engine.spec import LayoutSpec, ModelSpec
 from engine.tables import KV_CACHE
+from engine.terms import total
 from tests.engine import test_generation
 from tests.runs import Runs
 
@@ -37,8 +37,8 @@ def test_predicted_parameters_cache_and_traffic_equal_the_measured_ones(runs: Ru
 
 def test_without_sharding_a_rank_has_all_parameters() -> None:
     """Of the models whose ledgers are shipped: families as they are."""
-    families = [model for model in MODELS.values() if not model.chosen_parts and not model.sized_parts]
-    for model in [*families, *(ModelSpec(family=family, vocab=300) for family in FAMILIES)]:
+    families = [model for model in shipped_models() if not model.chosen_parts and not model.sized_parts]
+    for model in [*families, *(ModelSpec(family=family, vocab=300) for family in {model.family for model in families})]:
         assert total(weights(model, LayoutSpec(), "bf16", 0)) == 2 * model.parameters()
 
 

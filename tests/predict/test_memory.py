@@ -12,9 +12,9 @@ from engine.predict.grid import Grid
 from engine.predict.memory import SYMBOLS, curve_table, memory, peak_table
 from engine.predict.memory.peaks import opened_stages
 from engine.predict.memory.shortened import Shortened
-from engine.predict.terms import total
 from engine.spec import GenerateSpec, RunSpec, WorkloadSpec
 from engine.tables import COORDINATE, SCHEMAS
+from engine.terms import total
 from tests.covering import covering, title
 from tests.runs import Runs, small
 

@@ -7,12 +7,12 @@ from collections import Counter
 import pandas as pd
 import pytest
 
-from engine.predict.terms import total
 from engine.predict.traffic import terms, traffic
 from engine.predict.traffic.reductions import reductions
 from engine.schedule import compute_order
 from engine.spec import SCHEDULE_FACTS, LayoutSpec, RunSpec, ScheduleName
 from engine.tables import SCHEMAS
+from engine.terms import total
 from tests.covering import covering
 from tests.engine import test_generation, test_levers, test_schedules_run
 from tests.predict.random_specs import random_specs

@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from engine.ledger.keep import Ledgers
+from engine.ledger.store import ledger_store
 from engine.predict.bulk.traces import BucketUse, ChunkForm, FormTrace, FormTraces, Layouts, letter_of
-from engine.predict.ledger.keep import Ledgers
-from engine.predict.ledger.store import ledger_store
 from engine.predict.memory.reducing import STATES, Pending, ReductionBlocks, Reductions, RepeatedSegment
 
 Whole = NDArray[np.int64]

@@ -15,13 +15,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from engine.ledger.keep import Ledgers
 from engine.predict.bulk.actions import ACTIONS, Actions, Whole, form_actions
 from engine.predict.bulk.arrays import joined
 from engine.predict.bulk.traces import ChunkForm, FormTrace, Layouts, figures_of
-from engine.predict.ledger.keep import Ledgers
 from engine.predict.memory.amounts import AMOUNTS, between_passes
 from engine.predict.memory.update import SizedBucket, UpdateMemory, bytes_of
-from engine.predict.terms import Factor
+from engine.terms import Factor
 
 Real = NDArray[np.float64]
 

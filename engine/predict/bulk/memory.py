@@ -13,6 +13,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from engine.ledger.dimensions import dimensions
+from engine.ledger.keep import Key, Ledgers
+from engine.ledger.store import NotRecordedError
 from engine.predict.bulk.actions import form_actions
 from engine.predict.bulk.arrays import multiplied
 from engine.predict.bulk.chunks import VALUES, Chunks, Table
@@ -20,9 +23,6 @@ from engine.predict.bulk.peak_candidates import peak_candidates
 from engine.predict.bulk.pieces import Piece, pieces, pieces_of
 from engine.predict.bulk.traces import ONES, ChunkForm, Layouts
 from engine.predict.grid import RECOMPUTES, Grid, chunked_loss, distinct
-from engine.predict.ledger.dimensions import dimensions
-from engine.predict.ledger.keep import Key, Ledgers
-from engine.predict.ledger.store import NotRecordedError
 from engine.schedule import SCHEDULES
 from engine.schedule.orders import enough_microbatches
 from engine.spec import SCHEDULE_FACTS, ModelSpec, WorkloadSpec

@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from engine.ledger.split import part_of_stack
 from engine.predict.bulk.traces import ChunkForm
 from engine.predict.grid import Grid
-from engine.predict.ledger.split import part_of_stack
 from engine.spec import ModelSpec
 
 _KEPT = 512  # numbers of chunks, the latest

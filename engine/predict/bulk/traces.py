@@ -14,18 +14,18 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.predict.ledger.dimensions import dimensions, structure, value
-from engine.predict.ledger.form import Part, Product, Slicing
-from engine.predict.ledger.keep import Key, Ledgers
-from engine.predict.ledger.store import LedgerStore
+from engine.ledger.dimensions import dimensions, structure, value
+from engine.ledger.form import Part, Product, Slicing
+from engine.ledger.keep import Key, Ledgers
+from engine.ledger.store import LedgerStore
+from engine.ledger.symbolic import Size, as_size, letter, sized
+from engine.ledger.symbolic import value as value_of
 from engine.predict.memory.amounts import trace_amounts
 from engine.predict.memory.buckets import BucketSizes
 from engine.predict.memory.reading import Amounts, ChunkTrace, LedgerReading, LentBlock
 from engine.predict.memory.reducing import Buckets, Events, RepeatedSegment
-from engine.predict.symbolic import Size, as_size, letter, sized
-from engine.predict.symbolic import value as value_of
-from engine.predict.terms import Factor
 from engine.spec import BYTES_OF, ModelSpec, Recompute, WorkloadSpec
+from engine.terms import Factor
 
 Real = NDArray[np.float64]
 LETTERS = ("t0", "t1")  # how many layers there are between a chunk's first and last, of each kind
@@ -183,7 +183,7 @@ class FormTraces:
 
     def _dimensions(self, cut: bool) -> dict[str, Any]:
         model, workload, tp = self.layouts.model, self.layouts.workload, letter("tp")
-        loss_chunk = workload.most_loss_tokens(model.vocab, tp) if self.layouts.chunked_loss else None
+        loss_chunk = workload.most_loss_tokens(model, tp) if self.layouts.chunked_loss else None
         found = dimensions(model, self.layouts.slicing(cut), tp, letter("B"), loss_chunk=loss_chunk)
         return found | dict.fromkeys((one for one in self.layouts.ones if one in found), 1)
 

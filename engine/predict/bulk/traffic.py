@@ -14,21 +14,21 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from engine.ledger.dimensions import dimensions, structure
+from engine.ledger.form import Part, Slicing
+from engine.ledger.keep import Key, Ledgers
+from engine.ledger.store import LedgerStore, ledger_store
+from engine.ledger.symbolic import letter
 from engine.predict.bulk.arrays import multiplied
 from engine.predict.bulk.pieces import pieces
 from engine.predict.grid import RECOMPUTES, Grid, Whole, chunked_loss, distinct
-from engine.predict.ledger.dimensions import dimensions, structure
-from engine.predict.ledger.form import Part, Slicing
-from engine.predict.ledger.keep import Key, Ledgers
-from engine.predict.ledger.store import LedgerStore, ledger_store
-from engine.predict.symbolic import letter
-from engine.predict.terms import Factor
 from engine.predict.traffic.calls import PredictedCall, wire_bytes
 from engine.predict.traffic.chunk import trained
 from engine.predict.traffic.reductions import reductions
 from engine.predict.traffic.rules import Setting, data_parallel, messages, norm_and_loss, tensor_parallel, tie
 from engine.schedule import SCHEDULES
 from engine.spec import BYTES_OF, ModelSpec, Recompute, WorkloadSpec
+from engine.terms import Factor
 
 Reals = NDArray[np.float64]
 
@@ -214,7 +214,7 @@ class _Costs:
 
     def _setting(self, slicing: Slicing, zero: int, chunked: bool, here: Whole) -> Setting:
         some, workload = self.grid.take(here), self.workload
-        loss_chunk = workload.most_loss_tokens(self.model.vocab, some.tp) if chunked else None
+        loss_chunk = workload.most_loss_tokens(self.model, some.tp) if chunked else None
         sizes = dimensions(self.model, slicing, some.tp, some.microbatch_size, loss_chunk=loss_chunk)
         copies = np.maximum(1, some.tp // self.model.key_heads)
         e, g = Factor("e", BYTES_OF[workload.precision]), Factor("g", BYTES_OF[workload.gradient_precision])

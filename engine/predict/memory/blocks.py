@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import Any, NamedTuple
 
-from engine.predict.terms import Factor
+from engine.terms import Factor
 
 Factors = tuple[Factor, ...]
 

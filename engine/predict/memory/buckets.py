@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
-from engine.predict.ledger.dimensions import value
-from engine.predict.ledger.form import Part, RecordedBucket
-from engine.predict.ledger.words import bucket_in_words
-from engine.predict.terms import Factor
+from engine.ledger.dimensions import value
+from engine.ledger.form import Part, RecordedBucket
+from engine.ledger.words import bucket_in_words
+from engine.terms import Factor
 
 
 class BucketSizes:

@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator
 
-from engine.predict.ledger.form import INPUTS, generating
-from engine.predict.ledger.layout import LayoutLedgers
+from engine.ledger.form import INPUTS, generating
+from engine.ledger.layout import LayoutLedgers
 from engine.predict.memory.blocks import BlockKind, Counts, total_of
 from engine.predict.memory.passes import ActionTrace, layout_reading
-from engine.predict.terms import Factor
 from engine.spec import RunSpec, sentence
 from engine.tables import KV_CACHE
+from engine.terms import Factor
 
 
 class Generation:

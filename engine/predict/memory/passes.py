@@ -8,13 +8,13 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from engine.predict.ledger.dimensions import factors
-from engine.predict.ledger.layout import Chunk
-from engine.predict.ledger.words import in_words
+from engine.ledger.dimensions import factors
+from engine.ledger.layout import Chunk
+from engine.ledger.words import in_words
 from engine.predict.memory.blocks import BlockKind, Change, Counts, Factors, size_of
 from engine.predict.memory.reading import ChunkTrace, LedgerReading, LentBlock
 from engine.predict.memory.reducing import Buckets, Events, Pending, Reductions, Segments, reduction_blocks
-from engine.predict.terms import Factor
+from engine.terms import Factor
 
 
 @dataclass(eq=False)

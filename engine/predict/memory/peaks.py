@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections import defaultdict
 from dataclasses import dataclass
 
-from engine.predict.ledger.keep import Ledgers
-from engine.predict.ledger.layout import LayoutLedgers
+from engine.ledger.keep import Ledgers
+from engine.ledger.layout import LayoutLedgers
 from engine.predict.memory.blocks import Counts, total_of
 from engine.predict.memory.generation import Generation
 from engine.predict.memory.shortened import ALL_OF, MOST, Shortened, shortened
 from engine.predict.memory.stages import Stages
-from engine.predict.terms import Factor, Term, total
 from engine.schedule import Action
 from engine.schedule.orders import KINDS
 from engine.spec import RequestError, RunSpec, sentence
 from engine.tables import CATEGORIES, KV_CACHE, LARGEST
+from engine.terms import Factor, Term, total
 from engine.topology import Coordinate
 
 PASSING = ("activations", "communication")  # what is there once for each microbatch in flight

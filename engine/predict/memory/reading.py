@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from engine.predict.ledger.form import (
+from engine.ledger.form import (
     ACCUMULATES,
     ALLOCATES,
     EXPECTS,

@@ -13,11 +13,11 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from engine.predict.ledger.form import ACCUMULATES, EXPECTS, GATHERS, RELEASES
+from engine.ledger.form import ACCUMULATES, EXPECTS, GATHERS, RELEASES
 from engine.predict.memory.blocks import BlockKind
 from engine.predict.memory.buckets import BucketSizes
-from engine.predict.terms import Factor
 from engine.spec import sentence
+from engine.terms import Factor
 
 Buckets = Sequence[tuple[BucketSizes, Any]]  # each with how many there are of it
 

@@ -8,17 +8,17 @@ from typing import Any
 
 import numpy as np
 
-from engine.predict.ledger.layout import LayoutLedgers
+from engine.ledger.layout import LayoutLedgers
 from engine.predict.memory.blocks import BlockKind, Counts
 from engine.predict.memory.buckets import BucketSizes
 from engine.predict.memory.layout_walk import LayoutWalk, with_rows
 from engine.predict.memory.passes import ActionTrace, ChunkPasses, layout_passes, layout_reading
 from engine.predict.memory.shortened import Shortened
 from engine.predict.memory.update import FOUR, UpdateMemory
-from engine.predict.terms import Factor
 from engine.schedule import Action
 from engine.schedule.orders import kinds_of, messages_held, passes
 from engine.spec import RunSpec, sentence
+from engine.terms import Factor
 
 
 class Stages:

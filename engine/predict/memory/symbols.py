@@ -17,7 +17,7 @@ SYMBOLS: dict[str, str] = {
     "G": sentence("heads of keys and values"),
     "D": sentence("width of one head"),
     "F": sentence("inner width of the MLP"),
-    "V": sentence("vocabulary, rounded up to a multiple of tp"),
+    "V": sentence("vocabulary, with its padding"),
     "P": sentence("tokens of the prompt"),
     "N": sentence("tokens of the prompt and new ones"),
     "Ψ": sentence("parameters of a bucket on a rank, rounded up to a multiple of dp where ZeRO shards them"),

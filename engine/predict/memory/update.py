@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 from engine.optimizer import optimizer_of
 from engine.predict.memory.blocks import BlockKind, size_of
 from engine.predict.memory.buckets import BucketSizes
-from engine.predict.terms import Factor
 from engine.spec import BYTES_OF, WorkloadSpec, sentence
+from engine.terms import Factor
 
 FOUR = Factor("4", 4)
 

@@ -76,8 +76,8 @@ class Cost:
             family.layer_parameters(model.hidden, model.ffn_width, queries, keys, model.head_width, kind)
             for kind in (False, True)
         )
-        table = model.vocab * model.hidden
-        outer = family.outer_parameters(model.hidden, model.vocab, model.places) - table * (1 if family.tied else 2)
+        whole, table = model.vocab * model.hidden, model.padded_vocab(self.t) * model.hidden
+        outer = family.outer_parameters(model.hidden, model.vocab, model.places, model.heads) - whole * (1 if family.tied else 2)
         tables = np.where(first & last & family.tied, 1, first * 1 + last * 1) * table
         parameters = ((layers - cross) * plain + cross * crossing + tables + (first | last) * outer) / self.t
         copied = 2 * keys * (model.hidden + (family.attention_bias != "none"))  # of one attention, what ranks may have copies of

@@ -3,7 +3,7 @@
 A matrix product takes the longer of two times (roofline, Williams et al. 2009): its FLOPs at the reached FLOP/s of the precision,
 or the bytes of its operands and result at the reached memory bandwidth. fp32 is not rounded to TF32, as in torch by default. The
 products inside attention are so thin that they take both, if the scores are written to memory. Every other kernel takes the bytes
-that it reads and writes. `engine.predict.ledger.kernels` says what a kernel is. A call over tp takes the time of its collective.
+that it reads and writes. `engine.ledger.kernels` says what a kernel is. A call over tp takes the time of its collective.
 A pass takes at least as long as its host needs to launch all its kernels and calls. A processor that works off its kernels itself
 takes both times, one after the other.
 
@@ -21,12 +21,12 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from engine.devices import DeviceSpec
+from engine.ledger.dimensions import dimensions, loss_chunks, slicing, structure
+from engine.ledger.form import LOSS_CHUNK, Call, Part, Product, Segment, Structure
+from engine.ledger.kernels import Kernel, kernels
+from engine.ledger.split import part_of
+from engine.ledger.store import NotRecordedError, ledger_store
 from engine.predict.grid import RECOMPUTES, Grid, Whole, chunked_loss, distinct
-from engine.predict.ledger.dimensions import dimensions, loss_chunks, slicing, structure
-from engine.predict.ledger.form import LOSS_CHUNK, Call, Part, Product, Segment, Structure
-from engine.predict.ledger.kernels import Kernel, kernels
-from engine.predict.ledger.split import part_of
-from engine.predict.ledger.store import NotRecordedError, ledger_store
 from engine.predict.speed.rates import Assumptions, Link, Real, link, on_device, rates
 from engine.spec import ModelSpec, Precision, WorkloadSpec, refuse_experts, sentence
 
@@ -93,7 +93,7 @@ def _by_structure(model: ModelSpec, workload: WorkloadSpec, grid: Grid) -> dict[
     chunked = chunked_loss(model, workload, grid)
     columns = grid.tp, grid.microbatch_size, grid.sequence_parallel, grid.recompute, chunked
     for row, (tp, size, sequence, recompute, in_chunks) in enumerate(zip(*(column.tolist() for column in columns), strict=True)):
-        cut, loss_chunk = slicing(tp, sequence), workload.most_loss_tokens(model.vocab, tp) if in_chunks else None
+        cut, loss_chunk = slicing(tp, sequence), workload.most_loss_tokens(model, tp) if in_chunks else None
         sizes = dimensions(model, cut, tp, size, loss_chunk=loss_chunk)
         found[structure(model, workload, RECOMPUTES[recompute], cut, sizes)][row] = sizes
     return found

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from engine.predict.terms import Factor, Term
+from engine.terms import Factor, Term
 from engine.topology import CallAxis
 
 # What a rank of n sends under the ring algorithm (`engine.parallel.comm`), as a formula for readers.

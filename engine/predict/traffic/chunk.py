@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
 
-from engine.predict.ledger.form import (
+from engine.ledger.form import (
     ACCUMULATES,
     ALLOCATES,
     CALLS,

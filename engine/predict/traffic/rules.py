@@ -17,14 +17,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from engine.predict.ledger.dimensions import factors, loss_chunks
-from engine.predict.ledger.form import LOSS_CHUNK, Part, Product
-from engine.predict.ledger.words import module_in_words
+from engine.ledger.dimensions import factors, loss_chunks
+from engine.ledger.form import LOSS_CHUNK, Part, Product
+from engine.ledger.words import module_in_words
 from engine.predict.memory.buckets import BucketSizes
-from engine.predict.terms import Factor
 from engine.predict.traffic.calls import PredictedCall
 from engine.predict.traffic.chunk import BucketUse, ChunkTraffic
 from engine.spec import sentence
+from engine.terms import Factor
 from engine.topology import EP, Axis, CallAxis
 
 _FLOAT = Factor("4", 4)  # losses and norms are in fp32, whatever the precision

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
-from engine.predict.ledger.form import generating
-from engine.predict.ledger.keep import Ledgers
-from engine.predict.ledger.layout import Chunk, LayoutLedgers
-from engine.predict.terms import Factor, Term
+from engine.ledger.form import generating
+from engine.ledger.keep import Ledgers
+from engine.ledger.layout import Chunk, LayoutLedgers
 from engine.predict.traffic.calls import PredictedCall
 from engine.predict.traffic.chunk import ChunkTraffic, generated, trained
 from engine.predict.traffic.reductions import reductions
 from engine.predict.traffic.rules import Setting, data_parallel, messages, norm_and_loss, router_biases, tensor_parallel, tie
 from engine.spec import LayoutSpec, ModelSpec, Precision, RunSpec, WorkloadSpec, sentence
+from engine.terms import Factor, Term
 from engine.topology import CallAxis
 
 _TOKEN = Factor("8", 8)  # bytes of a token

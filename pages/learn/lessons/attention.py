@@ -7,7 +7,7 @@ import pandas as pd
 import streamlit as st
 
 from engine import catalog
-from engine.predict.papers.closed_forms import layer_activations
+from engine.papers.closed_forms import layer_activations
 from pages.charts import teaching
 from pages.charts.drawing import Drawing
 from pages.charts.look import View, look

@@ -10,7 +10,7 @@ import streamlit as st
 from engine import catalog
 from engine.devices import DEVICES
 from engine.launch.recording import with_ledgers
-from engine.predict.planner.advice import Lever, Try, advise, left_out
+from engine.planner.advice import Lever, Try, advise, left_out
 from engine.predict.speed.rates import Assumptions
 from engine.predict.speed.step_time import simulated
 from engine.predict.timeline import simulate, textbook

@@ -9,10 +9,10 @@ import pandas as pd
 import streamlit as st
 
 from engine import catalog
+from engine.papers.closed_forms import STATE_BYTES, layer_activations, states
 from engine.predict.inference import cache, weights
-from engine.predict.papers.closed_forms import STATE_BYTES, layer_activations, states
-from engine.predict.terms import Term, total
 from engine.spec import LayoutSpec, ModelSpec, RunSpec, WorkloadSpec
+from engine.terms import Term, total
 from pages.charts import teaching
 from pages.charts.drawing import Drawing
 from pages.charts.look import View, look

@@ -9,11 +9,11 @@ import pandas as pd
 import streamlit as st
 
 from engine import catalog
-from engine.predict.papers.closed_forms import layer_activations, layer_flops
-from engine.predict.terms import total
+from engine.papers.closed_forms import layer_activations, layer_flops
 from engine.predict.timeline import Durations, simulate, textbook
 from engine.schedule import plan
 from engine.spec import LayoutSpec, ModelSpec, Recompute, RunSpec, WorkloadSpec
+from engine.terms import total
 from pages.charts import teaching, timeline
 from pages.charts.drawing import Drawing
 from pages.charts.look import View, look

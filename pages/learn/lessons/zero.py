@@ -8,7 +8,7 @@ import pandas as pd
 import streamlit as st
 
 from engine import catalog
-from engine.predict.papers.closed_forms import states
+from engine.papers.closed_forms import states
 from engine.spec import LayoutSpec, RunSpec, WorkloadSpec
 from pages.charts import teaching
 from pages.charts.drawing import Drawing

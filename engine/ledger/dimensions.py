@@ -1,0 +1,205 @@
+"""The dimensions whose products are sizes, and the value of each for a layout.
+
+    B        sequences in a microbatch          S        tokens of a sequence; S/tp under sequence parallelism
+    H        width of the residual stream       H/2      half of it, rounded up, for sinusoidal and relative positions
+    D        width of a head                    D/2      half of it, for rotary positions
+    D′/2     half of what rotary positions turn, if that is not all of a head
+    S + spare  rows of the table of learned positions, if there are more than tokens
+    G/tp     key heads on a rank, at least 1    A/G      query heads on a rank that share a key head there; A/G + 2, for q, k and
+                                                         v, is another
+    F/tp     inner width of the MLP on a rank   V/tp     rows of the token table on a rank, with padding
+    tp       tensor-parallel ranks              C        tokens of a chunk of the loss, if it is computed in chunks
+
+With experts there are also: E/ep experts of a rank, and ep ranks that share them; k experts of a token; X/tp inner width of an
+expert on a rank, Z/tp that of the shared ones; M rows of tokens that the experts of a rank get in a pass, if ep is more than 1.
+
+With two-stream attention there are also: R rows of a sequence, or R/tp; T of these rows that are query rows, one for each
+predicted token; 2 S − 1 distances. When generating there are also: P tokens of the prompt; N tokens in the KV cache when the last
+token goes through the model; V, the vocabulary without rounding.
+
+`tp` and the size of a microbatch are numbers, or sizes of `engine.ledger.symbolic` for very many layouts at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from engine.families import predicted
+from engine.ledger.form import Product, Slicing, Structure
+from engine.ledger.symbolic import Size, later
+from engine.spec import ModelSpec, Recompute, WorkloadSpec
+from engine.terms import Factor
+
+QKV, PLACES = "A/G + 2", "S + spare"
+
+
+def dimensions(
+    model: ModelSpec,
+    slicing: Slicing,
+    tp: Any,
+    microbatch_size: Any,
+    tokens: tuple[int, int] | None = None,
+    loss_chunk: Any = None,
+    ep: int = 1,
+) -> dict[str, Any]:
+    """The value of each dimension, by name. `tokens`: P and N, when generating. `loss_chunk`: C; None: the loss is whole.
+
+    With ep > 1, M is that of equal loads.
+    """
+    (keys, shared), position = _heads(model, tp), model.parts.position
+    found: dict[str, Any] = {
+        "B": microbatch_size, "H": model.hidden, "G/tp": keys, "A/G": shared, QKV: shared + 2,
+        "F/tp": model.ffn_width // tp, "V/tp": model.vocab_rows(tp),
+    }  # fmt: skip
+    whole = position == "rotary" and "rotary_width" not in model.sized_parts
+    found |= {"D/2": model.head_width // 2} if whole else {"D": model.head_width}
+    found |= {"D′/2": model.rotated // 2} if "rotary_width" in model.sized_parts else {}
+    found |= {"H/2": -(-model.hidden // 2)} if position in ("sinusoidal", "relative") else {}
+    if model.experts:
+        found |= {"k": model.expert_choices, "E/ep": model.experts // ep, "X/tp": model.expert_width // tp, "ep": ep}
+        found |= {"Z/tp": model.shared_ffn // tp} if model.shared_ffn else {}
+        if ep > 1:
+            found["M"] = (microbatch_size * model.rows if tokens is None else tokens[0]) * model.expert_choices
+    rows = "S"
+    if model.parts.objective == "permuted":
+        rows = "R"
+        found |= {"S": model.seq, "T": predicted("permuted", model.seq), "2 S − 1": 2 * model.seq - 1}
+    found |= {PLACES: model.places} if model.spare_positions else {}
+    found |= {f"{rows}/tp": model.rows // tp} if slicing == "sequence" else {rows: model.rows}
+    if tokens is not None:
+        del found["B"]
+        found |= {"P": tokens[0], "N": tokens[1]} | ({} if slicing == "none" else {"V": model.vocab})
+    found |= {} if loss_chunk is None else {"C": loss_chunk}
+    return found | ({} if slicing == "none" else {"tp": tp})
+
+
+def _heads(model: ModelSpec, tp: Any) -> tuple[Any, Any]:
+    """Key heads on a rank, and query heads that share one there. Of fewer key heads than ranks, each rank has a copy of one."""
+    keys, queries = model.key_heads, model.heads
+    if keys == queries:
+        return keys // tp, 1
+    if isinstance(tp, Size):
+        return later(_at_least_one, keys, tp), later(_shared, queries, keys, tp)
+    return _at_least_one(keys, tp), _shared(queries, keys, tp)
+
+
+def _at_least_one(heads: int, tp: Any) -> Any:
+    return heads // tp + (tp > heads) * 1
+
+
+def _shared(queries: int, keys: int, tp: Any) -> Any:
+    return queries // tp // _at_least_one(keys, tp)
+
+
+def loss_chunks(sizes: Mapping[str, Any]) -> tuple[Any, Any]:
+    """How many chunks of the loss have C tokens, and how many tokens are left for one more. `sizes`: the values of dimensions."""
+    rows = sizes["T"] if "T" in sizes else sizes["S"] if "S" in sizes else sizes["S/tp"] * sizes["tp"]
+    return divmod(sizes["B"] * rows, sizes["C"])
+
+
+def slicing(tp: int, sequence_parallel: bool) -> Slicing:
+    """What `tp` ranks cut in a layer."""
+    if tp == 1:
+        return "none"
+    return "sequence" if sequence_parallel else "features"
+
+
+def structure(
+    model: ModelSpec,
+    workload: WorkloadSpec,
+    recompute: Recompute,
+    cut: Slicing,
+    sizes: Mapping[str, Any],
+    generates: bool = False,
+) -> Structure:
+    """The structure of a model's chunks. `sizes`: the values of the dimensions.
+
+    Each dimension that is 1 is part of the structure. Three are not: tp, since `cut` says whether it is 1, and N and M, which are
+    never 1 where that matters. A symbolic size counts as more than 1.
+    """
+    ones = tuple(
+        sorted(name for name, size in sizes.items() if name not in ("tp", "N", "M") and isinstance(size, int) and size == 1)
+    )
+    return Structure(
+        model.family, recompute, workload.precision, cut, ones, generates, workload.attention_of(model), "C" in sizes,
+        model.chosen_parts, model.sized_parts,
+    )  # fmt: skip
+
+
+def value(product: Product, sizes: Mapping[str, Any]) -> Any:
+    """The value of a product: a number, or a symbolic size."""
+    out: Any = product.times
+    for dimension in product.dimensions:
+        out = out * sizes[dimension]
+    return out
+
+
+_JOINED = (
+    ("E", ("E/ep", "ep")),
+    ("S", ("S/tp", "tp")),
+    ("R", ("R/tp", "tp")),
+    ("A/tp", ("G/tp", "A/G")),
+    ("(A + 2 G)/tp", ("G/tp", QKV)),
+)
+_TWICE = (("D", "D/2"), ("D′", "D′/2"), ("H", "H/2"))
+_ORDER = [  # of the factors of a formula, by the first letters of their symbols
+    "tp",
+    "B",
+    "ep",
+    "E",
+    "k",
+    "M",
+    "X",
+    "Z",
+    "R",
+    "S",
+    "P",
+    "N",
+    "A",
+    "G",
+    "D",
+    "F",
+    "H",
+    "V",
+    "T",
+    "C",
+    "2",
+]
+
+
+def factors(product: Product, sizes: Mapping[str, Any]) -> tuple[Factor, ...]:
+    """A product as named factors, as few as possible, in the order in which formulas write them."""
+    times, left, found = product.times, list(product.dimensions), list[Factor]()
+    for name, parts in _JOINED:
+        while all(part in left for part in parts):
+            number: Any = 1
+            for part in parts:
+                left.remove(part)
+                number = number * sizes[part]
+            found.append(Factor(name, number))
+    for name, half in _TWICE:
+        while half in left and times % 2 == 0 and sizes.get(name, 2 * sizes[half]) == 2 * sizes[half]:
+            left.remove(half)
+            times //= 2
+            found.append(Factor(name, 2 * sizes[half]))
+    if isinstance(sizes["A/G"], int) and sizes["A/G"] == 1:  # every query head has its own key head
+        left = ["A/tp" if name == "G/tp" else name for name in left]
+        sizes = {**sizes, "A/tp": sizes["G/tp"]}
+    if "tp" not in sizes:  # tp is 1: nothing is cut
+        found = [Factor(factor.symbol.removesuffix("/tp"), factor.value) for factor in found]
+        named = [Factor(name.removesuffix("/tp"), sizes[name]) for name in left]
+    else:
+        named = [Factor(name, sizes[name]) for name in left]
+    several = sorted((f for f in [*found, *named] if not _is_one(f.value)), key=_place)
+    return (*several, *([Factor(str(times), times)] if times != 1 or not several else []))
+
+
+def _is_one(size: Any) -> bool:
+    """False for arrays and symbolic sizes."""
+    return isinstance(size, int) and size == 1
+
+
+def _place(factor: Factor) -> int:
+    symbol = factor.symbol.lstrip("(")
+    return next(place for place, begins in enumerate(_ORDER) if symbol.startswith(begins))

@@ -1,0 +1,78 @@
+"""The ledgers of one layout, and the values of the dimensions in them."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from engine.ledger.dimensions import dimensions, slicing, structure
+from engine.ledger.form import Ledger, Part
+from engine.ledger.keep import Key, Ledgers
+from engine.ledger.split import ChunkSplit, Layers
+from engine.ledger.store import LedgerStore, ledger_store
+from engine.spec import BYTES_OF, LayoutSpec, ModelSpec, WorkloadSpec
+from engine.terms import Factor
+
+Tokens = tuple[int, int]  # tokens of the prompt, and tokens in the KV cache when the last one goes through the model
+
+
+class Chunk(NamedTuple):
+    """A chunk of the model. `layers`: the number of its layers of each kind."""
+
+    number: int
+    part: Part
+    layers: Layers
+    ledger: Ledger
+
+    @property
+    def repeats(self) -> list[int]:
+        """How many layers of the chunk each recorded layer represents."""
+        return self.part.repeats(*self.layers)
+
+    def times(self, layer: int) -> int:
+        """How many layers recorded layer `layer` represents. 1 for −1 and `LOSS_CHUNK`, which are outside of layers."""
+        return 1 if layer < 0 else self.repeats[layer]
+
+
+class LayoutLedgers:
+    """The ledgers of a layout's chunks.
+
+    `sizes`: the values of the dimensions. `e`, `g`: bytes of a parameter, and of a number in which gradients are accumulated.
+    """
+
+    def __init__(
+        self,
+        model: ModelSpec,
+        layout: LayoutSpec,
+        workload: WorkloadSpec,
+        tokens: Tokens | None = None,
+        ledgers: Ledgers | None = None,
+    ) -> None:
+        """`tokens`: if the model generates. `ledgers`: where to read ledgers, in place of `ledger_store()`.
+
+        Raises `NotRecordedError` with all keys that the store does not have.
+        """
+        self.model, self.layout, self.workload = model, layout, workload
+        recompute, batch, cut = layout.recompute, workload.microbatch_size, slicing(layout.tp, layout.sequence_parallel)
+        if tokens is not None:
+            recompute, batch = "none", 1
+        loss_chunk = workload.loss_tokens(model, layout.tp) if tokens is None else None
+        self.sizes = dimensions(model, cut, layout.tp, batch, tokens, loss_chunk, layout.ep)
+        self.structure = structure(model, workload, recompute, cut, self.sizes, generates=tokens is not None)
+        self.split = ChunkSplit(model, layout)
+        self.e, self.g = Factor("e", BYTES_OF[workload.precision]), Factor("g", BYTES_OF[workload.gradient_precision])
+        self._ledgers = ledger_store() if ledgers is None else ledgers
+        if isinstance(self._ledgers, LedgerStore):
+            self._ledgers.check(self.needs())  # one error for all keys, so that they are recorded together
+
+    def needs(self) -> set[Key]:
+        """The keys of the ledgers that the layout needs."""
+        return {(self.structure.of(part), part) for part, _ in self.split.chunks}
+
+    def chunk(self, number: int) -> Chunk:
+        """A chunk of the model, by its number."""
+        part, layers = self.split.chunks[number]
+        return Chunk(number, part, layers, self._ledgers(self.structure.of(part), part))
+
+    def on(self, stage: int) -> list[Chunk]:
+        """The chunks of a stage."""
+        return [self.chunk(number) for number in self.split.on(stage)]

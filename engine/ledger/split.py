@@ -1,0 +1,51 @@
+"""Which part of the model each chunk of a layout is."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+
+from engine.ledger.form import Part
+from engine.spec import LayoutSpec, ModelSpec
+
+Layers = tuple[int, int]  # layers of an encoder, or of a model with one stack; layers of a decoder
+
+
+def part_of(model: ModelSpec, layers: range, first: bool, last: bool) -> tuple[Part, Layers]:
+    """The part of the model that a chunk with these layers is, and the number of its layers of each kind."""
+    if model.experts:
+        return _with_experts([model.has_experts(layer) for layer in layers], first, last)
+    return part_of_stack(model.layers, model.encoder_layers, layers, first, last)
+
+
+def _with_experts(has: Sequence[bool], first: bool, last: bool) -> tuple[Part, Layers]:
+    """Of a model with experts, from which layers have them. These stand where a model of two stacks has decoders."""
+    dense, experts = has.count(False), has.count(True)
+    if sorted(has) == [*has]:
+        return Part(first, last, min(dense, 2), False, min(experts, 2)), (dense, experts)
+    return Part(first, last, dense, False, experts, kinds="".join("e" if one else "d" for one in has)), (dense, experts)
+
+
+def part_of_stack(total: int, encoder_layers: int, layers: range, first: bool, last: bool) -> tuple[Part, Layers]:
+    """The same for a model with `total` layers. The first `encoder_layers` are an encoder's; 0: there is no encoder."""
+    encoders = len(range(layers.start, min(layers.stop, encoder_layers or total)))
+    decoders = len(layers) - encoders
+    ends = bool(encoder_layers and encoders and layers.stop >= encoder_layers)
+    closes = bool(encoder_layers and decoders and not last and layers.stop == total)
+    return Part(first, last, min(encoders, 2), ends, min(decoders, 2), closes), (encoders, decoders)
+
+
+class ChunkSplit:
+    """How a layout splits a model into chunks. `chunks`: the part and the layers of each, in the order of the model."""
+
+    def __init__(self, model: ModelSpec, layout: LayoutSpec) -> None:
+        last = len(layout.placement) - 1
+        ranges = enumerate(layout.layer_ranges(model.layers))
+        self.chunks = [part_of(model, layers, number == 0, number == last) for number, layers in ranges]
+        self._on: dict[int, list[int]] = defaultdict(list)
+        for number, stage in enumerate(layout.placement):
+            self._on[stage].append(number)
+
+    def on(self, stage: int) -> list[int]:
+        """The chunks of a stage."""
+        return self._on[stage]

@@ -1,0 +1,234 @@
+"""The planner: every layout of N devices for a model and a batch. Layouts that fit are ranked by the time of a step.
+
+All layouts are estimated in closed form. The best are then simulated action by action, and ranked by the simulated time.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from math import prod
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from engine.devices import DeviceSpec
+from engine.optimizer import Framework
+from engine.papers.accounting import AccountingName, accounting
+from engine.planner.candidates import candidates
+from engine.planner.frameworks import NAMES, had_by
+from engine.predict.bulk.traffic import bulk_traffic
+from engine.predict.grid import RECOMPUTES, Grid, Whole, distinct
+from engine.predict.reserve import reserve
+from engine.predict.speed.cost import Cost, model_flops
+from engine.predict.speed.rates import Assumptions
+from engine.predict.speed.step_time import StepTime, estimate, simulated_all
+from engine.schedule import SCHEDULES
+from engine.spec import ModelSpec, RequestError, RunSpec, WorkloadSpec, refuse_experts, sentence
+from engine.topology import AXES_BY_FREQUENCY, Mesh
+
+MIXED = WorkloadSpec(precision="bf16", accumulate="fp32")  # the default workload of a search
+_SIMULATED = 20  # layouts; the best by the closed form
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The result of a search. Row i of `layouts` is entry i of `grid` and of `step_time`."""
+
+    model: ModelSpec
+    workload: WorkloadSpec  # microbatches and their size are the layout's
+    ranks: int
+    global_batch: int
+    device: DeviceSpec
+    assumed: Assumptions
+    accounting: AccountingName
+    layouts: pd.DataFrame
+    grid: Grid
+    step_time: StepTime
+    reserve: int | None = None  # bytes kept free on every device; None: what `engine.predict.reserve` says for each layout
+
+    @property
+    def feasible(self) -> int:
+        """The number of layouts that fit. They are the first rows."""
+        return int(self.layouts["fits"].sum())
+
+    @property
+    def missed(self) -> int | None:
+        """The row of the fastest layout that does not fit, if it is faster than every layout that fits; else None."""
+        too_large = self.layouts["step_s"].to_numpy()[self.feasible :]
+        if not len(too_large) or (self.feasible and too_large.min() >= self.layouts["step_s"].iloc[0]):
+            return None
+        return self.feasible + int(too_large.argmin())
+
+    def spec(self, row: int) -> RunSpec:
+        """The spec that runs the layout of a row."""
+        return self.grid.spec(row, self.model, self.workload)
+
+    def kept_free(self, grid: Grid, memory: Whole) -> Whole:
+        """Bytes to keep free beside the tensors' peak `memory`, for each layout of `grid`. (n,)"""
+        return reserve(self.device, grid, self.model, memory, self.reserve)
+
+
+def search(
+    model: ModelSpec,
+    ranks: int,
+    device: DeviceSpec,
+    global_batch: int,
+    workload: WorkloadSpec = MIXED,
+    assumed: Assumptions | None = None,
+    account: AccountingName = "engine",
+    simulate_best: int = _SIMULATED,
+    only: Framework | None = None,
+    kept_free: int | None = None,
+) -> Plan:
+    """Estimate all layouts of `ranks` devices for `global_batch` sequences a step. Raises `RequestError` if there are none.
+
+    `workload`: precision, optimizer and other settings that a layout does not have. `account`: whose formulas for memory.
+    `simulate_best`: how many of the best layouts are simulated. `only`: layouts that this framework runs as they are.
+    `kept_free`: bytes of a device that tensors must leave; None means what `engine.predict.reserve` says for each layout.
+
+    In the table `layouts`, those that fit come first, sorted by step time. The others follow, sorted by memory. Columns:
+
+        layout, dp, tp, pp, chunks, schedule, microbatch_size, microbatches, zero, sequence_parallel, recompute   as in a spec
+        memory_bytes, fullest_stage   memory of the fullest rank by `account`, and its stage
+        reserve_bytes                 kept free beside it
+        step_s, bubble                seconds of a step; idle share of the pipeline's total time
+        tokens_per_second             of all devices together
+        tflops_per_device, mfu        model TFLOP/s of a device, without recompute; the same ÷ the peak
+        tp_bytes, pp_bytes, dp_bytes  wire bytes of the busiest rank in a step
+        fits, reason                  whether both fit the device's memory; if not, by how much they are too large
+        pareto                        it fits, and no layout with at most as much memory is faster
+
+    Columns of text are categories, since there are few different texts.
+    """
+    refuse_experts(model, sentence("a search of layouts"))
+    assumed = assumed or Assumptions()
+    with _without_garbage_collection():
+        grid = candidates(model, ranks, global_batch, workload)
+        if only is not None:
+            grid = grid.take(had_by(only, model, workload, grid))
+            if not len(grid):
+                raise RequestError(sentence("{framework} supports none of the layouts", framework=NAMES[only]))
+        cost = Cost(model, workload, grid, device, assumed)
+        memory, stage = accounting(account)(model, workload, grid)
+        free = reserve(device, grid, model, memory, kept_free)
+        times, order = _refined(cost, estimate(cost), memory, memory + free <= device.memory_bytes, simulate_best)
+        wire = {axis: sent[order] for axis, sent in bulk_traffic(model, workload, grid, AXES_BY_FREQUENCY, calls=False).items()}
+        grid, times, memory, free, stage = grid.take(order), times.take(order), memory[order], free[order], stage[order]
+        layouts = _table(model, grid, times, (memory, free, stage), wire, device, workload, global_batch)
+    return Plan(model, workload, ranks, global_batch, device, assumed, account, layouts, grid, times, kept_free)
+
+
+@contextmanager
+def _without_garbage_collection() -> Iterator[None]:
+    """Pause Python's cyclic garbage collector.
+
+    A search makes very many small objects, which would make the collector scan the whole process again and again. Nearly none of
+    them are in a cycle, so they are freed without it.
+    """
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def _ranked(step: Any, memory: Whole, rows: Any, most: int) -> Any:
+    """The first `most` of some rows, sorted by step time. Rows with equal times are sorted by memory."""
+    if most < len(rows):
+        rows = rows[step[rows] <= np.partition(step[rows], most)[most]]
+    return rows[np.lexsort((memory[rows], step[rows]))][:most]
+
+
+def _refined(cost: Cost, times: StepTime, memory: Whole, fits: Any, most: int) -> tuple[StepTime, Any]:
+    """The times, simulated for the best layouts, and the order of the rows as in `search`.
+
+    The first `most` layouts that fit are simulated. Then the order may change. So layouts that are now among the first `most` ÷ 2
+    are simulated too, until all of these are, or 2 × `most` layouts were simulated. The difference between the simulated time and
+    the closed form is added to `idle`.
+    """
+    step, bubble = times.step.copy(), times.bubble.copy()
+    fitting, others = np.flatnonzero(fits), np.flatnonzero(~fits)
+    due, done = _ranked(step, memory, fitting, most).tolist(), set[int]()
+    while due and len(done) < 2 * most:
+        specs = [cost.grid.spec(row, cost.model, cost.workload) for row in due]
+        step[due], bubble[due] = np.array(simulated_all(specs, cost.device, cost.assumed)).T
+        done.update(due)
+        due = [row for row in _ranked(step, memory, fitting, most // 2).tolist() if row not in done]
+    order = np.append(_ranked(step, memory, fitting, len(fitting)), others[np.argsort(memory[others], kind="stable")])
+    return replace(times, step=step, idle=times.idle + step - times.step, bubble=bubble), order
+
+
+def _table(
+    model: ModelSpec,
+    grid: Grid,
+    times: StepTime,
+    held: tuple[Whole, Whole, Whole],
+    wire: dict[str, Any],
+    device: DeviceSpec,
+    workload: WorkloadSpec,
+    batch: int,
+) -> pd.DataFrame:
+    memory, free, stage = held
+    fits = memory + free <= device.memory_bytes
+    devices = prod(grid.degrees.values())
+    flops = model_flops(model) * batch / devices / times.step
+    columns: dict[str, Any] = {
+        "layout": _codes(grid),
+        **dict[str, Any](grid.degrees.items()), "chunks": grid.chunks,
+        "schedule": pd.Categorical.from_codes(grid.schedule, pd.Index(SCHEDULES)),
+        "microbatch_size": grid.microbatch_size, "microbatches": grid.microbatches,
+        "zero": grid.zero, "sequence_parallel": grid.sequence_parallel,
+        "recompute": pd.Categorical.from_codes(grid.recompute, pd.Index(RECOMPUTES)),
+        "memory_bytes": memory, "fullest_stage": stage, "reserve_bytes": free,
+        "step_s": times.step, "bubble": times.bubble, "tokens_per_second": batch * model.seq / times.step,
+        "tflops_per_device": flops / 1e12, "mfu": flops / device.peak(workload.precision),
+        **{f"{axis}_bytes": sent.astype(np.int64) for axis, sent in wire.items()},
+        "fits": fits, "reason": _reasons(memory + free, fits, device.memory_bytes), "pareto": _pareto(memory, fits),
+    }  # fmt: skip
+    return pd.DataFrame(columns, copy=False)  # the table shares its arrays with the grid and the times
+
+
+def _codes(grid: Grid) -> Any:
+    """The short form of each layout. There are few different ones."""
+    degrees = grid.degrees
+    first, which = distinct(*(degree for axis, degree in degrees.items() if axis != "dp"))  # the others and the ranks give dp
+    meshes = [Mesh({axis: int(degree[i]) for axis, degree in degrees.items()}) for i in first]
+    return pd.Categorical.from_codes(which, pd.Index([mesh.code for mesh in meshes]))
+
+
+def _reasons(wanted: Whole, fits: Any, have: int) -> Any:
+    """Why each layout does not fit, with the arithmetic; empty if it fits. In tenths of GiB there are few different texts.
+
+    `wanted`: bytes of the tensors and of what is kept free.
+    """
+    missing = ~fits
+    need = wanted[missing]
+    # This rounds as formatting with one decimal does: the division by a power of two is exact, and ties go to the even digit.
+    tenths, more = (np.rint(size * 10 / 2**30).astype(np.int64) for size in (need, need - have))
+    first, which = distinct(tenths, more)
+    needed, lacking = tenths[first].tolist(), more[first].tolist()
+    written = {number: f"{number / 10:,.1f} GiB" for number in {*needed, *lacking}}
+    codes = np.zeros(len(wanted), np.int64)
+    codes[missing] = 1 + which
+    has = f"{have / 2**30:,.1f}"
+    texts = [
+        f"needs {written[a]} with its reserve, {written[b]} more than the device's {has} GiB"
+        for a, b in zip(needed, lacking, strict=True)
+    ]
+    return pd.Categorical.from_codes(codes, pd.Index(["", *texts]))
+
+
+def _pareto(memory: Whole, fits: Any) -> Any:
+    """Whether each layout needs less memory than every faster one. `memory` is sorted by step time, layouts that fit first."""
+    count = int(fits.sum())
+    out = np.zeros(len(memory), np.bool_)
+    if count:
+        before = np.concatenate(([np.iinfo(np.int64).max], np.minimum.accumulate(memory[: count - 1])))
+        out[:count] = memory[:count] < before
+    return out

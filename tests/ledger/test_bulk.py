@@ -1,0 +1,32 @@
+"""Ledgers give the same results for many layouts at once as for each."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from engine import catalog
+from engine.ledger.keep import Ledgers
+from engine.planner.candidates import candidates
+from engine.planner.search import MIXED
+from engine.predict.bulk.memory import fullest
+from engine.predict.memory import memory
+from engine.spec import ModelSpec
+
+
+@pytest.mark.parametrize(
+    ("model", "ranks", "batch"),
+    [
+        (catalog.model("gpt3-13b"), 32, 64),
+        (ModelSpec(family="transformer", layers=12, hidden=64, heads=4, vocab=264, seq=32), 8, 24),
+    ],
+    ids=["one stack", "encoder and decoder"],
+)
+def test_bulk_results_equal_those_of_each_layout(ledgers: Ledgers, model: ModelSpec, ranks: int, batch: int) -> None:
+    grid = candidates(model, ranks, batch)
+    few = np.flatnonzero(grid.microbatches * grid.pp * grid.chunks <= 128)
+    some = grid.take(np.random.default_rng(0).choice(few, 4, replace=False))
+    found, fullest_stages = fullest(model, MIXED, some, ledgers)
+    for i in range(len(some)):
+        peaks = [peak.total for peak in memory(some.spec(i, model, MIXED), ledgers=ledgers).peaks]
+        assert (found[i], fullest_stages[i]) == (max(peaks), peaks.index(max(peaks)))
