@@ -21,9 +21,9 @@ def row(name: str) -> dict[str, Any]:
 
 
 def test_the_schemas_are_those_of_the_contract() -> None:
-    """A table may have more columns behind those of the contract. Spans have two."""
+    """A table may have more columns behind those of the contract. Spans have two. Loads of experts are a table more."""
     beyond = {"spans": ["axis", "exposed_ns"]}
-    assert {name: list(columns) for name, columns in SCHEMAS.items()} == {
+    assert {name: list(columns) for name, columns in SCHEMAS.items() if name != "expert_load"} == {
         name: [*columns, *beyond.get(name, [])] for name, columns in check_run.COLUMNS.items()
     }
     assert set(CATEGORIES) <= check_run.CATEGORIES
