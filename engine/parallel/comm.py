@@ -93,6 +93,8 @@ class ProcessGroups:
         return [dist.reduce_scatter_single(unowned_view(out), unowned_view(tensor), group=to.handle, async_op=True)]
 
     def exchange(self, out: Parts, parts: Parts, to: Group, tag: int) -> Works:
+        if out[0].device.type != "cpu":
+            return [dist.all_to_all(list(out), list(parts), group=to.handle, async_op=True)]
         works: Works = []
         for rank, into, part in zip(to.ranks, out, parts, strict=True):
             if rank == self._rank:
