@@ -1,4 +1,4 @@
-# make app | classroom | test | soak | lint | bench | screenshots | catalogs | ledgers | example | clean
+# make app | classroom | test | soak | lint | bench | screenshots | catalogs | ledgers | example | checkpoint | clean
 #
 # Everything lives in .venv, which is made on first use. Another Python than python3: make app PYTHON=python3.12
 
@@ -9,7 +9,7 @@ APP_ARGS ?=
 PYTEST_ARGS ?=
 CHROMIUMS := chromium chromium-browser google-chrome
 
-.PHONY: app classroom test soak lint style types layers bench screenshots catalogs ledgers example clean chromium dev
+.PHONY: app classroom test soak lint style types layers bench screenshots catalogs ledgers example checkpoint clean chromium dev
 .DELETE_ON_ERROR:
 
 app: $(VENV)/.app
@@ -22,7 +22,7 @@ classroom: $(VENV)/.app
 test: dev chromium
 	$(RUN) pytest $(PYTEST_ARGS)
 
-# Faults in every phase, a million inputs, five hundred runs, killed writers: about half an hour. Each prints its count.
+# Faults in every phase, a million inputs, five hundred runs, killed writers, two hosts: half an hour or more. Each prints its count.
 soak: dev
 	$(RUN) pytest -m nightly tests/launch tests/test_fuzz.py $(PYTEST_ARGS)
 
@@ -43,7 +43,7 @@ layers: dev
 bench: $(VENV)/.app
 	$(RUN) benchmarks
 
-# The pictures in README.md, from a real run in a real browser.
+# The pictures in README.md and docs/pages.md, from a real run in a real browser.
 screenshots: dev chromium
 	$(RUN) tests.browser.screenshots --readme
 
@@ -61,6 +61,10 @@ example: $(VENV)/.app
 	folder=$$(mktemp -d) && $(RUN) engine run --model gpt-tiny --layout dp2.tp2.pp2 --schedule 1f1b --microbatches 4 \
 		--microbatch-size 2 --learning-rate 0.003 --steps 40 --parity --out $$folder && rm -rf $(EXAMPLE) && \
 		mkdir -p $(dir $(EXAMPLE)) && mv $$folder/* $(EXAMPLE) && rmdir $$folder
+
+# The trained weights that come with the program, made again: docs/generation.md says how long it takes.
+checkpoint: $(VENV)/.app
+	$(RUN) engine.launch.trained_weights engine/weights.npz
 
 clean:
 	rm -rf $(VENV) .venvs .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache

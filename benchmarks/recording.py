@@ -22,7 +22,8 @@ import torch.distributed as dist
 
 from engine.catalog import model
 from engine.measure.recorder import Recorder, Span, TrafficKey
-from engine.parallel.comm import Comm, choose_backend
+from engine.parallel.backend import choose_backend
+from engine.parallel.comm import Comm
 from engine.schedule import Action
 from engine.spec import RunSpec, WorkloadSpec
 from engine.topology import Mesh

@@ -134,7 +134,8 @@ class EngineRank:
     def __init__(self, rank: int, store: dist.Store, spec: RunSpec) -> None:
         from engine.launch.ranks import PipeLink, StatusBoard
         from engine.measure.recorder import Recorder
-        from engine.parallel.comm import Comm, choose_backend
+        from engine.parallel.backend import choose_backend
+        from engine.parallel.comm import Comm
         from engine.worker import Trainer
 
         ranks = spec.layout.ranks

@@ -69,6 +69,8 @@ def _across_tables(result: RunResult) -> Iterator[Sentence]:
     mesh = layout.mesh
     yield from _sources(result)
     yield from _ranks(result, mesh)
+    if (named := result.environment.get("nodes")) and len(named) != mesh.size:
+        yield sentence("run.json has the nodes of {count} ranks, and its layout has {ranks}", count=len(named), ranks=mesh.size)
     yield from _groups(result.tables["traffic"], mesh, result.spec.model.key_copies(mesh.tp), layout.ep)
     yield from _numbers(result)
     yield from _passes(result.spec, result.tables["spans"], mesh)

@@ -22,10 +22,11 @@ from engine.parallel.tensor import DTYPES, TensorParallel
 from engine.phases import LauncherLink, begin_phase
 from engine.spec import RunSpec
 from engine.tables import Rows
+from engine.weights import initial
 
 
 class Inference:
-    """The model of one rank with its initial weights, and the rank's part in generation."""
+    """The model of one rank with its initial weights, drawn or trained, and the rank's part in generation."""
 
     def __init__(self, spec: RunSpec, comm: Comm, link: LauncherLink, routing: Routing | None = None) -> None:
         """`routing`: in place of what the spec says."""
@@ -42,8 +43,9 @@ class Inference:
             for c, stage in enumerate(placement)
             if stage == comm.at.pp
         }
+        weights = initial(spec.workload)
         for chunk in self.chunks.values():
-            chunk.initialize(spec.workload.seed)
+            chunk.initialize(spec.workload.seed, weights)
             chunk.requires_grad_(False)
         self.generator = Generator(spec, self.chunks, comm, link.set_status)
 
@@ -61,7 +63,7 @@ class Inference:
         self.tokens = self.generator.run(add_row)
         return {
             "steps": rows if rank == 0 else [],
-            "spans": self.recorder.span_rows(rank),
+            "spans": self.recorder.step_spans().moved(self.comm.measure_clocks()).rows(rank),
             "traffic": self.recorder.traffic_rows(rank),
         }
 

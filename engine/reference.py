@@ -24,6 +24,7 @@ from engine.parallel.tensor import ShardedParameter, TensorParallel
 from engine.parallel.update import update_biases
 from engine.spec import RunSpec
 from engine.text import load
+from engine.weights import initial
 from engine.wire import WireError, pack, unpack
 
 
@@ -43,7 +44,7 @@ def train_unsharded(spec: RunSpec) -> tuple[dict[str, Tensor], list[float], dict
     alone = Comm.alone(torch.device("cpu"))
     tp = TensorParallel(alone, dtype=torch.bfloat16 if low else torch.float32, routing=routing)
     model = TransformerChunk(spec.model, range(spec.model.layers), True, True, fetch, tp, attention=spec.attention)
-    model.initialize(workload.seed)
+    model.initialize(workload.seed, initial(workload))
     masters = {name: p.detach().float().clone() if low else p for name, p in model.named_parameters()}
     updated: dict[str, Tensor] = dict(model.named_parameters()) if workload.update_precision == "bf16" else masters
     optimizer = make_optimizer(workload, updated.values())

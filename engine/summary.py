@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
 
-from engine.tables import KV_CACHE
+from engine.tables import KV_CACHE, members
 from engine.topology import AXES_AS_WRITTEN, Axis, Mesh
 
 WORK = ("F", "B", "I", "W")
@@ -32,13 +33,28 @@ def exposed(spans: pd.DataFrame, mesh: Mesh) -> dict[Axis, float]:
     return {axis: float(waited[axis] / (mesh.size * step)) for axis in AXES_AS_WRITTEN if axis in waited.index}
 
 
+def wire_bytes_between_nodes(traffic: pd.DataFrame, nodes: Sequence[int]) -> int:
+    """Bytes of a step that go from one node to another. `nodes`: the node of each rank.
+
+    In a ring a rank sends to the next one of its group. The wire bytes of a send go to its peer.
+    """
+    crossing = [
+        nodes[rank] != nodes[ring[(ring.index(rank) + 1) % len(ring)]]
+        for rank, ring in zip(traffic["rank"], traffic["group"].map(members), strict=True)
+    ]
+    return int(traffic.loc[crossing, "wire_bytes"].sum())
+
+
 def workspace(allocator: list[dict[str, Any]]) -> int:
     """The most bytes that kernels' workspaces added to a rank's peak. 0 for an old run, which did not record them."""
     return max((entry.get("workspace_bytes", 0) for entry in allocator), default=0)
 
 
-def summarize(tables: dict[str, pd.DataFrame], mesh: Mesh) -> dict[str, Any]:
-    """Numbers for run.json: first and last loss if the run trained, fullest rank, bubble, traffic, speed, parity."""
+def summarize(tables: dict[str, pd.DataFrame], mesh: Mesh, nodes: Sequence[int] = ()) -> dict[str, Any]:
+    """Numbers for run.json: first and last loss if the run trained, fullest rank, bubble, traffic, speed, parity.
+
+    `nodes`: the node of each rank; empty for one node.
+    """
     steps = tables["steps"].sort_values("step")
     generated = KV_CACHE in set(tables["memory_peak"]["category"])  # then there was no training, and there is no loss
     memory = tables["memory_peak"].groupby("rank")["bytes"].sum()
@@ -53,6 +69,8 @@ def summarize(tables: dict[str, pd.DataFrame], mesh: Mesh) -> dict[str, Any]:
         "wire_bytes_per_rank": float(sent / mesh.size),
         "bubble": bubble(tables["spans"], mesh),
     }
+    if nodes:
+        summary["wire_bytes_between_nodes"] = wire_bytes_between_nodes(tables["traffic"], nodes)
     if not generated:
         summary |= {"loss_first": float(steps["loss"].iloc[0]), "loss_last": float(steps["loss"].iloc[-1])}
     if "parity" in tables:

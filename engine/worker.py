@@ -24,7 +24,8 @@ from engine.measure.recorder import Recorder, StepSpans
 from engine.model.chunk import TIED, TransformerChunk, streams_before, to_tensors
 from engine.model.experts import biased, expert_layers, router_biases
 from engine.objective import Feed, feed
-from engine.parallel.comm import Backend, Comm, choose_backend
+from engine.parallel.backend import Backend, choose_backend
+from engine.parallel.comm import Comm
 from engine.parallel.data import DataParallel
 from engine.parallel.pipeline import Executor
 from engine.parallel.routing import Routing
@@ -38,6 +39,7 @@ from engine.store import save
 from engine.summary import summarize
 from engine.tables import Rows, RunResult, table
 from engine.text import load
+from engine.weights import initial
 from engine.wire import WireError, pack_rows, unpack_rows
 
 _MEDIAN_OF = 9  # steps, the last ones: their median is drawn, so that one slow step is not
@@ -90,10 +92,10 @@ def work(
     rows |= task.trace().rows(rank, comm.at)
     generated = task.generate()
     rows["process"] = [process_row(rank, baseline)]
-    comm.common_instant()  # if a rank hangs, all others wait here, not rank 0 alone
+    nodes = [first for (first,) in comm.gathered([rank - local_rank])]  # if a rank hangs, all others wait here, not rank 0 alone
     store.set(f"rows/{rank}", pack_rows(rows))  # type: ignore[arg-type]  # its stub forgets bytes
     if rank == 0:
-        _collect_and_save(spec, comm, backend, store, link, out, generated)
+        _collect_and_save(spec, comm, environment(backend) | _cluster(comm, nodes), store, link, out, generated)
     comm.common_instant()  # rank 0 may host the store that the others still write to
     comm.disconnect()
     if rank == 0 and out is not None:
@@ -132,8 +134,9 @@ class Trainer:
             for c, stage in enumerate(schedule.placement)
             if stage == comm.at.pp
         }
+        weights = initial(workload)
         for c, chunk in self.chunks.items():
-            chunk.initialize(workload.seed)
+            chunk.initialize(workload.seed, weights)
             self.data.add_chunk(c, chunk.parts())
         tied = {chunk.embedding.token: chunk for chunk in self.chunks.values() if chunk.embedding is not None}
         copies = [table for table, chunk in tied.items() if not chunk.first]
@@ -172,7 +175,7 @@ class Trainer:
             store.set(_MEDIAN_STEP, str(_median(recent).step))
         median = int(store.get(_MEDIAN_STEP))  # all ranks take the same step
         spans = next(spans for _, spans in recent if spans.step == median)
-        rows |= {"steps": steps, "spans": spans.rows(self.comm.rank)}
+        rows |= {"steps": steps, "spans": spans.moved(self.comm.measure_clocks()).rows(self.comm.rank)}
         return rows | ({"expert_load": loads} if self.spec.model.experts else {})
 
     def _load_rows(self, step: int) -> list[dict[str, int]]:
@@ -249,8 +252,22 @@ def _median(recent: Sequence[tuple[int, StepSpans]]) -> StepSpans:
     return sorted(recent, key=lambda step: step[0])[(len(recent) - 1) // 2][1]
 
 
+def _cluster(comm: Comm, firsts: list[int]) -> dict[str, Any]:
+    """What `run.json` says of several machines. `firsts`: the first rank of each rank's node. Empty for one node."""
+    nodes = sorted(set(firsts))
+    if len(nodes) == 1:
+        return {}
+    return {"nodes": [nodes.index(first) for first in firsts], "clock_error_ns": comm.clock_error_ns}
+
+
 def _collect_and_save(
-    spec: RunSpec, comm: Comm, backend: Backend, store: dist.Store, link: LauncherLink, out: Path | None, generated: list[int]
+    spec: RunSpec,
+    comm: Comm,
+    ran_on: dict[str, Any],
+    store: dist.Store,
+    link: LauncherLink,
+    out: Path | None,
+    generated: list[int],
 ) -> None:
     """On rank 0: wait for the rows of every rank, compare with the unsharded model if asked, and save the run."""
     rows: Rows = {}
@@ -269,9 +286,9 @@ def _collect_and_save(
         extra["generated"] = {"prompt": spec.generate.prompt, "tokens": generated, "text": readable(generated)}
     begin_phase(link, 0, "saving")
     tables = {name: table(name, part, "measured") for name, part in rows.items()}
-    summary = summarize(tables, comm.mesh) | extra
+    summary = summarize(tables, comm.mesh, ran_on.get("nodes", ())) | extra
     if out is not None:
-        save(RunResult(spec, environment(backend), summary, tables), out)
+        save(RunResult(spec, ran_on, summary, tables), out)
 
 
 def _rows_of(store: dist.Store, rank: int) -> Rows:

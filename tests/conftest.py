@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator
+from importlib.util import find_spec
 
 import pytest
 from hypothesis import HealthCheck, settings
 
 from tests.browser.chromium import HOW_TO_HAVE_IT, chromium
+from tests.launch import two_hosts
 from tests.runs import Runs
 
 # On a busy machine a limit on the time of one example says nothing about the code. All else stays as Hypothesis chose:
@@ -35,6 +37,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if not config.getoption("--no-skips") and chromium() is None:
         _leave_out_browser_tests(config, items)
     _skip_without_gpus(items)
+    _skip_without_networks(items)
+    _skip_without_modules(items)
 
 
 def _leave_out_browser_tests(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -67,10 +71,25 @@ def _skip_without_gpus(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.skip(reason=f"needs GPUs: {needed}, there are {there}"))
 
 
+def _skip_without_networks(items: list[pytest.Item]) -> None:
+    """Skip tests of two hosts where none can be made."""
+    of_hosts = [item for item in items if item.get_closest_marker("two_hosts")]
+    if of_hosts and (reason := two_hosts.missing()):
+        for item in of_hosts:
+            item.add_marker(pytest.mark.skip(reason=f"needs two hosts: {reason}"))
+
+
+def _skip_without_modules(items: list[pytest.Item]) -> None:
+    for item in items:
+        for mark in item.iter_markers("requires"):
+            if find_spec(mark.args[0]) is None:
+                item.add_marker(pytest.mark.skip(reason=f"needs {mark.args[0]}, which has no wheel for this system or Python"))
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     report = yield
-    if item.get_closest_marker("gpu") is None:
+    if not any(item.get_closest_marker(name) for name in ("gpu", "two_hosts", "requires")):
         _refuse_skip(report, item.config)
     return report
 

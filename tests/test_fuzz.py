@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import random
+import subprocess
+import sys
+import tracemalloc
 import warnings
 from pathlib import Path
 
@@ -10,14 +14,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.fuzz import Tally, WayIn, changed, rewritten, ways
+from tests.fuzz import Tally, WayIn, varied, ways
 
 SMALL, ALL = 20_000, 1_000_000  # inputs of `make test` and `make soak`
+MEASURED = 2_000  # of `make test`, whose memory is traced, which takes five times as long
+GUIDED = 50_000  # of `make soak`, by coverage
 
 
-def fuzz(way: WayIn, examples: int, same: bool) -> Tally:
+def fuzz(way: WayIn, examples: int, same: bool, measured: bool) -> Tally:
     """So many examples of `way.weight` inputs each. Hypothesis draws the seeds; `same`: the same ones every time."""
-    tally = Tally()
+    tally = Tally(measured)
 
     @settings(max_examples=examples, deadline=None, database=None, derandomize=same)
     @given(st.integers(0, 2**64 - 1))
@@ -25,11 +31,9 @@ def fuzz(way: WayIn, examples: int, same: bool) -> Tally:
         draw = random.Random(seed)
         tally.wrong.clear()
         for _ in range(way.weight):
-            sample = draw.choice(way.samples)
-            whole = way.name == "zip of a run" and draw.random() < 0.7
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # zipfile warns of a name that is twice in a zip
-                given = rewritten(sample, draw) if whole else changed(sample, draw)
+                given = varied(way, draw.choice(way.samples), draw)
             tally.try_one(way, given)
         assert not tally.wrong, tally.wrong[:3]
 
@@ -37,13 +41,16 @@ def fuzz(way: WayIn, examples: int, same: bool) -> Tally:
     return tally
 
 
-def run_all(folder: Path, inputs: int, same: bool = False) -> list[tuple[str, Tally]]:
+def run_all(folder: Path, inputs: int, same: bool = False, measured: bool = False) -> list[tuple[str, Tally]]:
     found = []
     entries = ways(folder)
     of_all = sum(way.weight for way in entries)
     before = sorted(path.name for path in folder.parent.iterdir())
-    for way in entries:
-        found.append((way.name, fuzz(way, -(-inputs // of_all), same)))
+    try:
+        for way in entries:
+            found.append((way.name, fuzz(way, -(-inputs // of_all), same, measured)))
+    finally:
+        tracemalloc.stop()  # it makes all else slower
     assert sorted(path.name for path in folder.parent.iterdir()) == before
     return found
 
@@ -54,6 +61,13 @@ def test_any_input_is_a_valid_value_or_is_refused_with_a_sentence(tmp_path: Path
     found = run_all(home, SMALL, same=True)
     assert sum(tally.tried for _, tally in found) >= SMALL
     assert all(0 < tally.taken < tally.tried for _, tally in found), [(name, t.taken, t.tried) for name, t in found]
+
+
+def test_no_input_takes_much_time_or_memory(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    found = run_all(home, MEASURED, same=True, measured=True)
+    assert all(tally.largest > 0 for _, tally in found), "memory is not traced"
 
 
 @pytest.mark.nightly
@@ -68,3 +82,25 @@ def test_a_million_inputs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
                 end="",
             )
         print(f"\ninputs: {sum(tally.tried for _, tally in found):,} tried, 0 wrong")
+
+
+@pytest.mark.nightly
+@pytest.mark.requires("atheris")
+def test_inputs_that_coverage_guides(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    entries, tried, told = ways(tmp_path), 0, []
+    each = GUIDED // sum(way.weight for way in entries)
+    for number, way in enumerate(entries):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        command = [sys.executable, "-m", "tests.guided", way.name, str(each * way.weight), str(folder)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
+        assert done.returncode == 0, done.stderr[-4000:]
+        found = json.loads(done.stdout.splitlines()[-1])
+        assert found["kept"] > len(way.samples), f"{way.name}: nothing that was tried reached new code"
+        tried += found["tried"]
+        told.append(
+            f"{way.name}: {found['tried']:,} tried, {found['taken']:,} taken, {found['kept']} kept; "
+            f"at most {1000 * found['slowest_s']:.1f} ms, {found['largest'] / 1e6:.2f} MB"
+        )
+    with capsys.disabled():
+        print("", *told, f"inputs guided by coverage: {tried:,} tried, 0 wrong, 0 wrote elsewhere", sep="\n")

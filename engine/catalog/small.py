@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from engine.families import FamilyName
-from engine.spec import ModelSpec
+from engine.spec import TRAINED, TRAINED_NAME, ModelSpec
 
 # With a mask token 257 values are needed. That is rounded up to a multiple of 8, so that tp up to 8 divides it.
 _TINY = {"layers": 4, "hidden": 64, "heads": 4, "seq": 64}
@@ -19,6 +19,7 @@ def _sizes(family: FamilyName, vocab: int = 256) -> dict[str, ModelSpec]:
 
 MODELS: dict[str, ModelSpec] = {
     **_sizes("gpt"),
+    TRAINED_NAME: TRAINED,
     "gpt-medium": ModelSpec(layers=12, hidden=512, heads=8, vocab=1024, seq=256),
     "gpt-tiny-moe": ModelSpec(vocab=256, experts=4, expert_ffn=128, **_TINY),
     **_sizes("bert", _WITH_MASK),

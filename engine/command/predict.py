@@ -76,10 +76,12 @@ def _inference(spec: RunSpec, sequences: list[int], lengths: list[int], as_json:
         raise RequestError(f"sequences={sequences} and length={lengths} must be 1 and more")
     model, layout, precision = spec.model, spec.layout, spec.workload.precision
     refuse_no_text(model)
-    held = inference_table(model, layout, precision, sequences, lengths)
+    held = with_ledgers(lambda: inference_table(model, layout, precision, sequences, lengths), complain)
     refuse_beyond_positions(model, max(lengths))
     held["total"] = held["parameters"] + held["kv_cache"]
-    sent = None if model.parts.encoder else inference_traffic_table(model, layout, precision, sequences, lengths)
+    sent = None
+    if not model.parts.encoder:
+        sent = with_ledgers(lambda: inference_traffic_table(model, layout, precision, sequences, lengths), complain)
     if as_json:
         rows = None if sent is None else _records(sent)
         print_json({"spec": spec.model_dump(mode="json"), "held": _records(held), "sent": rows})

@@ -111,7 +111,7 @@ def _as_text(result: RunResult, folder: Path) -> str:
         lines["parity"] = f"{summary['parity_max_rel']:.1e} is the largest difference of a gradient from the unsharded model's"
     lines["formula"] = _compared_with_formula(result)
     if "generated" in summary:
-        lines["text"] = repr(summary["generated"]["prompt"] + summary["generated"]["text"])
+        lines["text"] = f"{summary['generated']['prompt']!r} → {summary['generated']['text']!r}"
     lines["saved"] = str(folder)
     title = f"{catalog.name_of(spec.model)} as {layout.code}, {layout.schedule}, on {result.environment['backend']}"
     return "\n".join([title, *(f"  {name:<9}{text}" for name, text in lines.items())])

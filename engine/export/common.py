@@ -28,6 +28,12 @@ def optimizer_note(spec: RunSpec, framework: Framework, name: str) -> Iterator[s
         yield f"{name} has no {record.class_name}; AdamW stands in its place"
 
 
+def weights_note(spec: RunSpec) -> Iterator[str]:
+    """A note if the run starts from trained weights; otherwise nothing."""
+    if spec.workload.weights == "trained":
+        yield "weights are drawn at random there; here they are the trained ones that come with Shardscope"
+
+
 def loss_note(spec: RunSpec, elsewhere: str) -> Iterator[str]:
     """A note if the loss is computed in chunks of tokens; otherwise nothing. `elsewhere`: how the framework computes it."""
     tokens = spec.workload.loss_tokens(spec.model, spec.layout.tp)

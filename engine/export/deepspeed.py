@@ -17,6 +17,7 @@ from engine.export.common import (
     loss_note,
     optimizer_note,
     optimizer_settings,
+    weights_note,
 )
 from engine.spec import RunSpec
 
@@ -82,6 +83,7 @@ def _differences(spec: RunSpec) -> Iterator[str]:
     yield f"attention is the model's: {how}, here"
     yield from _precision_differences(spec)
     yield from optimizer_note(spec, "deepspeed", "DeepSpeed")
+    yield from weights_note(spec)
     yield from loss_note(spec, "in your model a fused linear cross-entropy does the same, such as Liger Kernel's")
     yield "steps, sequence length and data are the training script's"
 

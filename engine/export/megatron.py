@@ -16,6 +16,7 @@ from engine.export.common import (
     node_shape,
     optimizer_note,
     optimizer_settings,
+    weights_note,
 )
 from engine.families import ModelParts
 from engine.planner.frameworks import parts_lacked
@@ -134,6 +135,7 @@ def _workload_differences(spec: RunSpec) -> Iterator[str]:
     if workload.optimizer == "lion":
         yield "its Lion needs the package emerging_optimizers, 0.2 or newer"
     yield from optimizer_note(spec, "megatron", "Megatron-LM")
+    yield from weights_note(spec)
     yield from loss_note(
         spec,
         "Megatron-LM keeps whole logits, unless --cross-entropy-fusion-impl is linear (its dev branch, on Blackwell)",

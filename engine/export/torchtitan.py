@@ -18,6 +18,7 @@ from engine.export.common import (
     loss_note,
     optimizer_note,
     optimizer_settings,
+    weights_note,
 )
 from engine.imports.torchtitan import FLAVORS
 from engine.planner.frameworks import parts_lacked
@@ -89,6 +90,7 @@ def _differences(spec: RunSpec) -> Iterator[str]:
         yield f"its selective recompute chooses among all operators; here {layout.recompute} is computed again"
     yield from _precision_differences(spec)
     yield from optimizer_note(spec, "torchtitan", "torchtitan")
+    yield from weights_note(spec)
     yield from loss_note(spec, "torchtitan keeps whole logits")
     if spec.generate.prompt:
         yield "nothing is generated after training"

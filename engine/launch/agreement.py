@@ -20,6 +20,7 @@ import psutil
 import torch
 import torch.distributed as dist
 
+from engine import weights
 from engine.spec import RequestError, RunSpec, Sentence, sentence
 from engine.text import load
 from engine.wire import WireError, pack, unpack, whole
@@ -88,10 +89,10 @@ def check_reached(host: str, port: int, seconds: float) -> None:
 
 
 def _code() -> str:
-    """A digest of the engine's modules, by name."""
+    """A digest of the engine's modules, by name, and of the weights that come with it."""
     home = Path(__file__).parents[1]
     digest = hashlib.sha256()
-    for path in sorted(home.rglob("*.py")):
+    for path in (*sorted(home.rglob("*.py")), weights.FILE):
         digest.update(path.relative_to(home).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()
 
@@ -249,6 +250,22 @@ def _is_loopback(address: str) -> bool:
 def _ip(address: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
     """Raises `ValueError` if it is no address. The interface after a % is removed."""
     return ipaddress.ip_address(address.partition("%")[0])
+
+
+def check_interfaces(setting: str) -> None:
+    """Raise `RequestError` if this machine lacks one of the network interfaces in GLOO_SOCKET_IFNAME, comma-separated."""
+    there = sorted(
+        name
+        for name, addresses in psutil.net_if_addrs().items()
+        if any(entry.family in (socket.AF_INET, socket.AF_INET6) for entry in addresses)
+    )
+    missing = [name for name in setting.split(",") if name not in there]
+    if setting and missing:
+        message = sentence(
+            "{variable} is {name}, and {host} has {there}",
+            variable="GLOO_SOCKET_IFNAME", name=missing[0][:60], host=platform.node(), there=", ".join(there),
+        )  # fmt: skip
+        raise RequestError(message)
 
 
 def interface(route: Route, rendezvous: Rendezvous) -> str | None:

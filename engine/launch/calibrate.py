@@ -28,7 +28,8 @@ from torch import Tensor
 
 from engine.launch.client import environment
 from engine.measure.recorder import Recorder
-from engine.parallel.comm import Comm, choose_backend
+from engine.parallel.backend import choose_backend
+from engine.parallel.comm import Comm
 from engine.topology import Mesh
 
 _WIDTHS = {"cpu": (128, 256, 512, 1024), "cuda": (1024, 2048, 4096, 8192)}

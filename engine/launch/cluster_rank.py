@@ -16,7 +16,7 @@ from typing import Any
 import torch.distributed as dist
 
 from engine.launch import root_cause
-from engine.launch.agreement import RankConfig, Rendezvous, Route, agree, check_reached, interface
+from engine.launch.agreement import RankConfig, Rendezvous, Route, agree, check_interfaces, check_reached, interface
 from engine.launch.draft import Draft
 from engine.launch.liveness import Liveness, LivenessError, PeerFailure, accept_ranks, connect, listener
 from engine.launch.ranks import raised_error
@@ -24,14 +24,27 @@ from engine.launch.request import read_spec
 from engine.launch.torchrun import DONE, FAILED, GRACE_S, TorchrunRank, check_world_size, print_line, refuse
 from engine.phases import PHASES
 from engine.spec import RequestError, RunSpec, sentence
+from engine.store import head
+from engine.tables import RunResult
 from engine.worker import work
 
+_SAVED = "cluster/saved"  # key in the store: the run's folder
 _NAMES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
 
 
 def _master() -> tuple[str, int]:
     """Where torchrun says that the store is."""
     return os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+
+
+def _of_nodes(result: RunResult) -> str:
+    """What a run on several nodes sent between them, and how well their clocks agree."""
+    sent = result.summary["wire_bytes_per_rank"] * result.spec.layout.ranks
+    between, error = result.summary["wire_bytes_between_nodes"], result.environment["clock_error_ns"]
+    return sentence(
+        "a step sent {sent:,} bytes, {between:,} of them between nodes; their clocks are aligned within {error:.3f} ms",
+        sent=round(sent), between=between, error=error / 1e6,
+    )  # fmt: skip
 
 
 class ClusterRank:
@@ -58,7 +71,8 @@ class ClusterRank:
             out = self._draft.folder if place.rank == 0 else None
             work(spec, place.rank, store, self, out, (place.local_rank, place.local_world))
             if place.rank == 0:
-                print_line(f"saved {self._draft.keep(spec)}")
+                store.set(_SAVED, str(self._draft.keep(spec).absolute()))
+            self._tell_saved(Path(store.get(_SAVED).decode()))
             self._liveness.announce_end("done")
             return DONE
         except Exception as error:  # noqa: BLE001  this rank's failure, whatever it is
@@ -68,12 +82,30 @@ class ClusterRank:
             if self._place.rank == 0:
                 self._draft.discard()
 
+    def _tell_saved(self, folder: Path) -> None:
+        """Say where the run is: on rank 0, and on nodes where its folder is not seen."""
+        if self._place.rank == 0:
+            print_line(f"saved {folder}")
+            result = head(folder)
+            if result.environment.get("nodes"):
+                print_line(_of_nodes(result))
+        elif self._place.local_rank == 0 and not folder.exists():
+            print_line(
+                sentence(
+                    "the run is saved on {host} alone: {host} and {here} do not share {folder}",
+                    host=self._hosts[0],
+                    here=self._hosts[self._place.rank],
+                    folder=str(folder.parent),
+                )
+            )
+
     # -------------------------------------------------------------------------------------------------- before the work
 
     def _config(self) -> RankConfig:
         """This rank's configuration. If it cannot be read, `refused` says so, because the other ranks wait for this one."""
         try:
             self._spec = read_spec(self._file)
+            check_interfaces(os.environ.get(_NAMES[0], ""))
             return RankConfig.of(self._spec)
         except RequestError as error:
             return RankConfig({}, refused=error.sentence)

@@ -171,7 +171,7 @@ def _dry_run(spec: RunSpec, rank: int | None, device: Device, out: Path) -> None
     ranks, clock = _asked(spec, rank), textbook(spec)
     preload()
     from engine.launch import dry_rank
-    from engine.parallel.comm import Backend
+    from engine.parallel.backend import Backend
     from engine.worker import environment
 
     if device not in get_args(dry_rank.Device):

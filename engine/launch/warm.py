@@ -11,6 +11,8 @@ _NEEDED = (
     "torch.profiler",
     "pyarrow.parquet",
     "pyarrow.pandas_compat",  # imported when the first table is made of Python values
+    "pandas.core.arrays.arrow.extension_types",  # imported when the first table is written
+    "torch.profiler._cupti_monitor",  # imported when the first profile begins
     "engine.worker",
 )
 

@@ -62,6 +62,10 @@ class StepSpans(NamedTuple):
     origin_ns: int
     spans: tuple[Span, ...]
 
+    def moved(self, ns: int) -> StepSpans:
+        """The same with a time 0 that is later by `ns`."""
+        return self._replace(origin_ns=self.origin_ns + ns)
+
     def rows(self, rank: int) -> list[dict[str, Any]]:
         return [
             {

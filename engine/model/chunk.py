@@ -20,6 +20,7 @@ from engine.parallel.pipeline import TensorShape
 from engine.parallel.tensor import ShardedParameter, TensorParallel
 from engine.parallel.vocabulary import VocabParallelEmbedding
 from engine.spec import AttentionName, ModelSpec, Recompute
+from engine.weights import Weights
 
 Batch = Callable[[int], Feed]  # microbatch → its tensors
 Through = Callable[[Sequence[ParameterUse], Streams], Streams]
@@ -187,12 +188,15 @@ class TransformerChunk(nn.Module):
         return list(_with_parameters(*embedding, *layers, self.encoder_norm, self.head))
 
     @torch.no_grad()
-    def initialize(self, seed: int) -> None:
-        """Set every parameter to this rank's shard of the model of that seed."""
+    def initialize(self, seed: int, weights: Weights | None = None) -> None:
+        """Set every parameter to this rank's shard of the model with those weights, or of the model of that seed."""
+        at = self.tp.index, self.tp.degree, self.tp.experts
         for name, parameter in self.named_parameters():
-            assert isinstance(parameter, ShardedParameter)
-            # A fake parameter lacks the method.
-            ShardedParameter.initialize(parameter, name, seed, self.tp.index, self.tp.degree, self.tp.experts)
+            assert isinstance(parameter, ShardedParameter)  # a fake parameter lacks the methods
+            if weights is None:
+                ShardedParameter.initialize(parameter, name, seed, *at)
+            else:
+                ShardedParameter.assign(parameter, torch.tensor(weights[name]), *at)
 
 
 def _one_stream(layer: nn.Module, attention_inputs: AttentionInputs, streams: Streams) -> Streams:

@@ -16,18 +16,16 @@ gloo's own reduce_scatter copies the whole input and all-reduces the copy.
 
 from __future__ import annotations
 
-import hashlib
-import platform
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import timedelta
-from pathlib import Path
 
 import torch
 import torch.distributed as dist
 
 from engine.measure.recorder import Recorder, Span, TrafficKey
+from engine.parallel.backend import Backend
+from engine.parallel.clocks import Clock, clock_id, measured
 from engine.parallel.pending import CommError, Pending, of_others, wait_for
 from engine.parallel.transport import Group, NoPeers, Parts, Reduction, Transport, Works
 from engine.parallel.unowned import unowned_view
@@ -43,23 +41,6 @@ _PIPELINE_GROUPS = (
 KEY_COPIES = "key copies"  # the name of the group of the tp ranks that hold the same key head
 EXPERT_REPLICAS = "expert replicas"  # the name of the group of the dp ranks that hold the same experts
 _REDUCTIONS = {"sum": dist.ReduceOp.SUM, "max": dist.ReduceOp.MAX}
-
-
-@dataclass(frozen=True)
-class Backend:
-    name: str
-    device: torch.device
-    why: str
-
-
-def choose_backend(ranks_here: int, local_rank: int) -> Backend:
-    """NCCL if this machine has a GPU for each of its ranks, otherwise gloo on the CPU."""
-    gpus = torch.cuda.device_count()
-    counted = f"{gpus} GPU{'' if gpus == 1 else 's'} for {ranks_here} rank{'' if ranks_here == 1 else 's'}"
-    if gpus >= ranks_here:
-        # Tensors on the CPU (none in a step) still need gloo.
-        return Backend("cpu:gloo,cuda:nccl", torch.device("cuda", local_rank), f"{counted}, so NCCL")
-    return Backend("gloo", torch.device("cpu"), f"{counted}, so gloo on the CPU")
 
 
 class ProcessGroups:
@@ -115,6 +96,21 @@ class ProcessGroups:
         dist.all_reduce(unowned_view(clock), dist.ReduceOp.MAX)
         return int(clock.item())
 
+    def gathered(self, numbers: list[int]) -> list[list[int]]:
+        # A sum on the CPU, by gloo. Its all-gather makes copies, which its threads free later, while a step's memory is measured.
+        table = torch.zeros(dist.get_world_size(), len(numbers), dtype=torch.int64)
+        table[self._rank] = torch.tensor(numbers)
+        dist.all_reduce(unowned_view(table))
+        return [part.tolist() for part in table]
+
+    def tell(self, number: int, peer: int) -> None:
+        dist.send(torch.tensor([number]), peer)
+
+    def told_by(self, peer: int) -> int:
+        told = torch.empty(1, dtype=torch.int64)
+        dist.recv(told, peer)
+        return int(told.item())
+
 
 class Comm:
     """One rank's communication. `connect` makes a real one, `alone` is for a model that is not sharded, `without_others` for one
@@ -136,7 +132,8 @@ class Comm:
         """
         self.mesh, self.rank, self.recorder, self.device, self._transport = mesh, rank, recorder, device, transport
         self.at = mesh.coordinate(rank)
-        self.one_clock = True  # whether all ranks read the same monotonic clock
+        self.clock = Clock()
+        self.clock_error_ns = 0  # the largest error of an instant of one machine on the clock of another
         self.groups: dict[str, Group] = {axis: Group(axis, mesh.group(axis, rank)) for axis in mesh}
         self.groups[KEY_COPIES] = Group("tp", mesh.neighbours("tp", rank, key_copies))
         self.groups[EP] = Group(EP, mesh.neighbours("dp", rank, ep))
@@ -185,7 +182,7 @@ class Comm:
                 comm.groups[name] = comm._open("pp", stages, limit) if "nccl" in backend.name else comm.groups["pp"]
             if comm.at.pp in (0, mesh.pp - 1):
                 comm.groups["tie"] = comm._open("pp", (stages[0], stages[-1]), limit) if mesh.pp > 1 else comm.groups["pp"]
-            comm.one_clock = comm._on_one_machine()
+            comm.clock = measured(comm._transport, rank, clock_id()) if mesh.size > 1 else Clock()
         except RuntimeError as error:
             raise CommError(str(error)) from error
         return comm
@@ -338,31 +335,30 @@ class Comm:
     # -------------------------------------------------------------------------------- what measuring needs, not counted
 
     def common_instant(self) -> int:
-        """Wait for all ranks. Returns the time of the monotonic clock at which the last one arrived, in nanoseconds.
-
-        On one machine all processes share that clock. On several machines each rank reads its own clock after the wait.
-        """
+        """Wait for all ranks. Returns the time of this rank's monotonic clock at which the last one arrived, in nanoseconds."""
         if self.mesh.size == 1:
             return time.perf_counter_ns()
-        try:
-            latest = self._transport.latest(time.perf_counter_ns(), self.device)
-        except RuntimeError as error:
-            raise CommError(str(error)) from error
-        return latest if self.one_clock else time.perf_counter_ns()
+        ahead = self.clock.ahead_ns
+        with of_others():
+            return self._transport.latest(time.perf_counter_ns() - ahead, self.device) + ahead
 
-    def _on_one_machine(self) -> bool:
-        """Whether all ranks run on one machine, since the same boot."""
+    def gathered(self, numbers: list[int]) -> list[list[int]]:
+        """The numbers of every rank, (ranks, len(numbers)). Waits for all ranks."""
         if self.mesh.size == 1:
-            return True
-        here = _machine()
-        ends = torch.tensor([here, -here], dtype=torch.int64, device=self.device)
-        dist.all_reduce(unowned_view(ends), dist.ReduceOp.MAX)
-        highest, lowest = ends.tolist()
-        return highest == -lowest
+            return [numbers]
+        with of_others():
+            return self._transport.gathered(numbers)
 
+    def measure_clocks(self) -> int:
+        """Measure again how far the machines' clocks are ahead of rank 0's. All ranks call it.
 
-def _machine() -> int:
-    """A number for this boot of this machine."""
-    boot = Path("/proc/sys/kernel/random/boot_id")
-    name = boot.read_text() if boot.exists() else platform.node()
-    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:6])
+        Returns by how many nanoseconds this rank's is further ahead than it was at the start.
+        """
+        if self.mesh.size == 1:
+            return 0
+        before = self.clock.ahead_ns
+        with of_others():
+            self.clock = measured(self._transport, self.rank, clock_id())
+        moved = self.clock.ahead_ns - before
+        self.clock_error_ns = max(error for (error,) in self.gathered([self.clock.error_ns + abs(moved)]))
+        return moved

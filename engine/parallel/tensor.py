@@ -191,7 +191,7 @@ class _WithShardSpec(type(nn.Parameter)):  # type: ignore[misc]
 
 
 class ShardedParameter(nn.Parameter, metaclass=_WithShardSpec):
-    """A parameter that knows how it is sharded. `initialize` sets its values."""
+    """A parameter that knows how it is sharded. `initialize` or `assign` sets its values."""
 
     shard_spec: ShardSpec
     bucket: Any = None  # `engine.parallel.data.Bucket`, once it has one
@@ -220,6 +220,10 @@ class ShardedParameter(nn.Parameter, metaclass=_WithShardSpec):
             whole.normal_(0.0, self.shard_spec.std, generator=torch.Generator().manual_seed(int.from_bytes(digest[:7])))
         else:
             whole.fill_(1.0 if self.shard_spec.init == "ones" else 0.0)
+        ShardedParameter.assign(self, whole, index, of, experts)
+
+    def assign(self, whole: Tensor, index: int, of: int, experts: tuple[int, int] = (0, 1)) -> None:
+        """Set the values to shard `index` of `of` of the whole parameter. `experts`: see `TensorParallel.experts`."""
         with torch.no_grad():
             self.copy_(self.shard_spec.shard(self.shard_spec.of_rank(whole, *experts), index, of))
 

@@ -8,6 +8,7 @@ from typing import Any, Literal, Protocol
 
 import torch
 
+from engine.parallel.clocks import Line
 from engine.topology import CallAxis
 
 Reduction = Literal["sum", "max"]
@@ -32,7 +33,7 @@ class Group:
     handle: Any = None  # torch's process group; None for one rank alone
 
 
-class Transport(Protocol):
+class Transport(Line, Protocol):
     """What `Comm` sends by. Tensors are contiguous, and must not be used until the call is complete."""
 
     def all_reduce(self, tensor: torch.Tensor, reduction: Reduction, to: Group) -> Works: ...
@@ -97,3 +98,12 @@ class NoPeers:
 
     def latest(self, instant: int, device: torch.device) -> int:
         return instant
+
+    def gathered(self, numbers: list[int]) -> list[list[int]]:
+        raise AssertionError("what differs between ranks is not asked of one rank alone")
+
+    def tell(self, number: int, peer: int) -> None:
+        raise AssertionError("one rank alone asks nobody for the time")
+
+    def told_by(self, peer: int) -> int:
+        raise AssertionError("one rank alone asks nobody for the time")

@@ -47,6 +47,11 @@ class DistributedOptimizer:
         """The tensors of the optimizer's state. Empty before the first step."""
         return [t for state in self._optimizer.state.values() for t in state.values() if isinstance(t, Tensor)]
 
+    def set_learning_rate(self, rate: float) -> None:
+        """Of the steps from now on, in place of the workload's."""
+        for group in self._optimizer.param_groups:
+            group["lr"] = rate
+
     def reduce_tied_gradients(self) -> None:
         """Sum the gradients of the two copies of the token table, which the first and the last chunk hold."""
         copies = [self.data.buckets[layer].reduced for layer in self.tied]

@@ -127,7 +127,8 @@ def _without_garbage_collection() -> Iterator[None]:
     """Pause Python's cyclic garbage collector.
 
     A search makes very many small objects, which would make the collector scan the whole process again and again. Nearly none of
-    them are in a cycle, so they are freed without it.
+    them are in a cycle, so they are freed without it. Those that are kept count as old ones afterwards. As new ones they would
+    all be scanned at the next allocation.
     """
     enabled = gc.isenabled()
     gc.disable()
@@ -135,6 +136,8 @@ def _without_garbage_collection() -> Iterator[None]:
         yield
     finally:
         if enabled:
+            gc.freeze()
+            gc.unfreeze()  # into the oldest generation
             gc.enable()
 
 

@@ -26,6 +26,8 @@ from engine.topology import AXES, AXES_AS_WRITTEN, Axis
 
 RECOMPUTES: tuple[Recompute, ...] = get_args(Recompute)
 Whole = NDArray[np.int64]
+Real = NDArray[np.float64]
+_SMALL = 200_000  # multiplications
 
 
 def distinct(*columns: Any) -> tuple[Whole, Whole]:
@@ -42,6 +44,14 @@ def distinct(*columns: Any) -> tuple[Whole, Whole]:
     key = np.ravel_multi_index(columns, shape).astype(np.min_scalar_type(prod(shape)))
     _, first, which = np.unique(key, return_index=True, return_inverse=True)
     return first, which
+
+
+def multiplied(one: Real, other: Real) -> Real:
+    """(a, b) · (b, c), some columns at a time: products so small are not shared out among threads, which would wait for work."""
+    at_once = max(1, _SMALL // one.size)
+    if at_once >= other.shape[1]:
+        return one @ other
+    return np.concatenate([one @ other[:, i : i + at_once] for i in range(0, other.shape[1], at_once)], axis=1)
 
 
 def chunked_loss(model: ModelSpec, workload: WorkloadSpec, grid: Grid) -> NDArray[np.bool_]:

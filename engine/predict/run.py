@@ -6,10 +6,8 @@ from typing import Any
 
 import pandas as pd
 
-from engine.predict.bubbles import textbook_bubble
-from engine.predict.durations import UNIT_NS
 from engine.predict.memory import Memory, memory, peak_table
-from engine.predict.timeline import Timeline, simulate, spans_table, textbook, too_long
+from engine.predict.timeline import UNIT_NS, Timeline, simulate, spans_table, textbook, textbook_bubble, too_long
 from engine.predict.traffic import traffic
 from engine.schedule import plan
 from engine.spec import RunSpec

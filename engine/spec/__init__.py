@@ -22,12 +22,14 @@ from engine.spec.parts import (
     Precision,
     Recompute,
     RecomputePart,
+    WeightsName,
     WorkloadSpec,
     recomputes,
 )
 from engine.spec.run import RunSpec
 from engine.spec.schedules import SCHEDULE_FACTS, ScheduleFacts, ScheduleName
 from engine.spec.sentence import Sentence, joined, sentence
+from engine.spec.trained import TRAINED, TRAINED_NAME
 
 __all__ = [
     "BYTES_OF",
@@ -35,6 +37,8 @@ __all__ = [
     "LARGEST_JSON",
     "MODEL_PARTS",
     "SCHEDULE_FACTS",
+    "TRAINED",
+    "TRAINED_NAME",
     "WHOLE_LOSS",
     "AttentionName",
     "FaultSpec",
@@ -52,6 +56,7 @@ __all__ = [
     "ScheduleName",
     "Sentence",
     "Spec",
+    "WeightsName",
     "WorkloadSpec",
     "generation_misfits",
     "joined",

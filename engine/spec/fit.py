@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import gcd
+from typing import Any
 
 from engine.families import FAMILIES
 from engine.spec.model import MOST_SEQ, ModelSpec
 from engine.spec.numbers import divisors, either, evenly, listed, nearest
 from engine.spec.parts import GenerateSpec, LayoutSpec, WorkloadSpec, recomputes
 from engine.spec.sentence import Sentence, joined, sentence
+from engine.spec.trained import TRAINED, TRAINED_NAME
 
 BYTE_VOCABULARY = 256  # the training text is read as bytes
 
@@ -20,7 +22,7 @@ class Misfit:
 
     field: str  # dotted name of the field to change first, such as "layout.tp"
     sentence: Sentence  # with the arithmetic, and the nearest values that fit
-    choices: tuple[int, ...] = ()  # values of that field that fit, nearest first
+    choices: tuple[Any, ...] = ()  # values of that field that fit, nearest first
 
 
 def misfits(model: ModelSpec, layout: LayoutSpec, workload: WorkloadSpec) -> list[Misfit]:
@@ -35,6 +37,9 @@ def misfits(model: ModelSpec, layout: LayoutSpec, workload: WorkloadSpec) -> lis
         if masks:
             text = sentence("{reason}, and the mask token takes one more", reason=text)
         found.append(Misfit("model.vocab", text, (needed,)))
+    if workload.weights == "trained" and model != TRAINED:
+        text = sentence("trained weights are those of {model}, and this is another model; weights=drawn fits", model=TRAINED_NAME)
+        found.append(Misfit("workload.weights", text, ("drawn",)))
     return found
 
 

@@ -26,6 +26,7 @@ RecomputePart = Literal["core_attn", "layernorm", "mlp_act"]
 Precision = Literal["fp32", "bf16"]
 AttentionName = Literal["fused", "written"]
 OptimizerName = Literal["adamw", "sgd", "lion"]
+WeightsName = Literal["drawn", "trained"]
 
 
 def recomputes(recompute: Recompute, part: RecomputePart) -> bool:
@@ -162,6 +163,10 @@ class WorkloadSpec(Spec):
         False, description="tokens go to experts in turn, whatever the router says, so that all experts get as many"
     )
     seed: int = Field(0, ge=0, le=2**31 - 1, description="seed of the weights and of the order of the data")
+    weights: WeightsName = Field(
+        "drawn",
+        description="initial weights: drawn at random from the seed, or trained: those that come with this program for gpt-mini",
+    )
     text: str | None = Field(
         None, min_length=1, description="a UTF-8 text file to train on, at most 1 MB; otherwise the built-in text"
     )
@@ -209,9 +214,9 @@ class GenerateSpec(Spec):
     prompt: str = Field("", max_length=100_000, description="text to continue, after training; empty means no text is generated")
     new_tokens: int = Field(32, ge=1, le=100_000, description="tokens to generate")
     temperature: float = Field(
-        0.0, ge=0, le=100, allow_inf_nan=False, description="0 always takes the most likely token; above 0, tokens are sampled"
+        0.8, ge=0, le=100, allow_inf_nan=False, description="0 always takes the most likely token; above 0, tokens are sampled"
     )
-    skip_training: bool = Field(False, description="generate without training, with random initial weights, and measure that")
+    skip_training: bool = Field(False, description="generate without training, with the initial weights, and measure that")
 
 
 class FaultSpec(Spec):

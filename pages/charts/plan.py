@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import altair as alt
 import pandas as pd
@@ -15,11 +15,12 @@ from pages.charts.drawing import Drawing, colours, finish
 from pages.charts.look import NARROW, Look, lane
 from pages.charts.names import categories, recomputes, schedule
 from pages.charts.roles import CHOSEN
-from pages.charts.units import byte_unit, in_bytes, percent, ranges, significant
+from pages.charts.units import Unit, byte_unit, in_bytes, percent, ranges, significant
 from pages.charts.words import Words
 
 _FEWEST_TICKS, _MOST_TICKS = 3, 9
 _FEW = 6  # stages
+_ROOM_FOR_TEXT = 0.065  # of the capacity: a band of that height has its name inside
 
 
 def front(layouts: pd.DataFrame, count: int, feasible: int, capacity: int, device: str, chosen: int, style: Look) -> Drawing:
@@ -41,8 +42,11 @@ def front(layouts: pd.DataFrame, count: int, feasible: int, capacity: int, devic
         color=style.orange, strokeWidth=2, interpolate="step-after"
     )
     here = alt.Chart(rows[rows["row"] == chosen]).mark_point(size=360, strokeWidth=2.5, color=style.text, filled=False)
-    edge = alt.Chart(pd.DataFrame({"memory": [capacity / unit.size], "text": [device]}))
+    reserve = int(layouts["reserve_bytes"].get(chosen, 0))
+    ends = {"memory": [capacity / unit.size], "foot": [(capacity - reserve) / unit.size], "text": [device]}
+    edge = alt.Chart(pd.DataFrame(ends))
     layers = [
+        edge.mark_rect(color=style.grey, opacity=0.3).encode(x="foot:Q", x2="memory:Q", y=alt.value(0), y2=alt.value("height")),
         edge.mark_rule(color=style.text, strokeWidth=1.5, strokeDash=[6, 4]).encode(x="memory:Q"),
         edge.mark_text(align="left", dx=6, dy=8, fontSize=12, fontWeight=600, color=style.text).encode(
             x="memory:Q", y=alt.value(0), text="text:N"
@@ -54,8 +58,8 @@ def front(layouts: pd.DataFrame, count: int, feasible: int, capacity: int, devic
     title = _front_title(layouts, count, feasible, say)
     reading = say(
         "Each point is a layout; lower is faster, further left needs less memory. The orange line is the Pareto "
-        "front: no layout is both faster and smaller. The dashed line is the memory of the device. Click a point to "
-        "see that layout."
+        "front: no layout is both faster and smaller. The dashed line is the memory of the device; the grey band before it is "
+        "what the chosen layout keeps free. Click a point to see that layout."
     )
     if len(drawn) < count:
         reading = say.together(
@@ -220,8 +224,11 @@ def step_parts(parts: Mapping[str, Mapping[str, float]], style: Look) -> Drawing
     )
 
 
-def stages(held: Sequence[Mapping[str, int]], capacity: int, device: str, style: Look) -> Drawing:
-    """Peak memory of a rank of each stage, with the device's capacity. `held`: by stage, category → bytes."""
+def stages(held: Sequence[Mapping[str, int]], capacity: int, reserve: int, device: str, style: Look) -> Drawing:
+    """Peak memory of a rank of each stage, with the device's capacity and the part of it that is kept free.
+
+    `held`: by stage, category → bytes.
+    """
     say, named = style.say, categories(style.say)
     codes = list(held[0])
     totals = [sum(one.values()) for one in held]
@@ -248,12 +255,12 @@ def stages(held: Sequence[Mapping[str, int]], capacity: int, device: str, style:
             ],
         )
     )
-    title = _stages_title(totals, capacity, say)
-    layers = [bars, *capacity_line(capacity / unit.size, device, style)]
+    title = _stages_title(totals, capacity, reserve, say)
+    layers = [bars, *capacity_line(capacity, reserve, unit, device, style)]
     return Drawing(
         subject=say("Memory of each stage"),
         title=title,
-        reading=say("One bar per stage, whose ranks are equal, at its peak."),
+        reading=say.together(say("One bar per stage, whose ranks are equal, at its peak."), band_meaning(reserve, say)),
         spec=finish(alt.layer(*layers).properties(height=260), style, title),
         table=rows.pivot_table(index="stage", columns="category", values="bytes", sort=False)
         .reset_index()
@@ -266,27 +273,60 @@ def _no_wider(bars: int) -> alt.RelativeBandSize:
     return alt.RelativeBandSize(0.7 * min(1.0, bars / _FEW))
 
 
-def capacity_line(at: float, device: str, style: Look) -> list[alt.Chart]:
-    """A line at the capacity, with the device's name on a background, so that it is legible over the bars."""
-    edge = alt.Chart(pd.DataFrame({"amount": [at], "text": [device]}))
+def capacity_line(capacity: int, reserve: int, unit: Unit, device: str, style: Look) -> list[alt.Chart]:
+    """A line at the capacity with the device's name above it, and a band below it: what is kept free.
+
+    Both are named at the right, on a background, so that they are legible over the bars. All numbers are bytes.
+    """
+    top = capacity / unit.size
+    edge = alt.Chart(pd.DataFrame({"amount": [top], "text": [device], "above": [1.06 * top]}))
+    line = edge.mark_rule(color=style.text, strokeWidth=1.5, strokeDash=[6, 4]).encode(y="amount:Q")
+    room = edge.mark_point(opacity=0).encode(y="above:Q")  # so that the name is inside of the chart where bars are low
+    return [*_band(capacity, reserve, unit, style), room, line, *_named(edge, "bottom", -4, style)]
+
+
+def _band(capacity: int, reserve: int, unit: Unit, style: Look) -> list[alt.Chart]:
+    if not reserve:
+        return []
+    foot = (capacity - reserve) / unit.size
+    said = style.say("{size} kept free", size=in_bytes(reserve))
+    kept = pd.DataFrame({"amount": [foot], "top": [capacity / unit.size], "text": [said]})
+    edge = alt.Chart(kept)
+    fill = edge.mark_rect(color=style.grey, opacity=0.3).encode(y="amount:Q", y2="top:Q", x=alt.value(0), x2=alt.value("width"))
+    if reserve < _ROOM_FOR_TEXT * capacity:
+        return [fill, *_named(edge, "top", 4, style)]
+    middle = alt.Chart(kept.assign(amount=(foot + capacity / unit.size) / 2))
+    return [fill, *_named(middle, "middle", 1, style)]
+
+
+def _named(edge: alt.Chart, baseline: Literal["top", "middle", "bottom"], dy: int, style: Look) -> list[alt.Chart]:
     label = edge.encode(y="amount:Q", x=alt.value("width"), text="text:N")
-    told: dict[str, Any] = {"align": "right", "dy": -8, "fontSize": 12, "fontWeight": 600}
+    told: dict[str, Any] = {"align": "right", "baseline": baseline, "dx": -4, "dy": dy, "fontSize": 12, "fontWeight": 600}
     return [
-        edge.mark_rule(color=style.text, strokeWidth=1.5, strokeDash=[6, 4]).encode(y="amount:Q"),
         label.mark_text(stroke=style.background, strokeWidth=4, strokeOpacity=0.85, **told),
         label.mark_text(color=style.text, **told),
     ]
 
 
-def _stages_title(totals: Sequence[int], capacity: int, say: Words) -> str:
+def band_meaning(reserve: int, say: Words) -> str:
+    """What the band below the capacity means; empty if there is none."""
+    if not reserve:
+        return ""
+    return say("The grey band is kept free for what is not in tensors: the CUDA context, NCCL's buffers and fragmentation.")
+
+
+def _stages_title(totals: Sequence[int], capacity: int, reserve: int, say: Words) -> str:
     """The title: whether the layout fits, and what the fullest stage needs. A single stage has no number."""
     need = max(totals)
-    over = [stage for stage, total in enumerate(totals) if total > capacity]
+    over = [stage for stage, total in enumerate(totals) if total + reserve > capacity]
     fullest = [stage for stage, total in enumerate(totals) if total == need]
     values = {"stage": ranges(fullest), "most": in_bytes(need), "size": in_bytes(capacity)}
     if len(totals) == 1:
+        if over and reserve:
+            kept = in_bytes(reserve)
+            return say("It does not fit: each rank needs {most} beside {reserve} and has {size}", reserve=kept, **values)
         if over:
-            return say("It does not fit: each rank needs {most} and has {size}", most=values["most"], size=values["size"])
+            return say("It does not fit: each rank needs {most} and has {size}", **values)
         return say("It fits: each rank needs {most} of {size}", most=values["most"], size=values["size"])
     if len(over) == 1:
         return say("It does not fit on stage {stage}, which needs {most}", stage=values["stage"], most=values["most"])

@@ -7,7 +7,7 @@ import pandas as pd
 
 from pages.charts.drawing import Drawing, colours, finish
 from pages.charts.look import Look
-from pages.charts.plan import capacity_line, log_axis
+from pages.charts.plan import band_meaning, capacity_line, log_axis
 from pages.charts.roles import CHOSEN
 from pages.charts.units import byte_unit, in_bytes, percent, short, significant
 from pages.charts.words import Words
@@ -72,12 +72,20 @@ def _speeds_title(layouts: pd.DataFrame, say: Words) -> str:
 
 
 def growing(
-    held: pd.DataFrame, most: pd.DataFrame, parameters: int, here: tuple[int, int], capacity: int, device: str, style: Look
+    held: pd.DataFrame,
+    most: pd.DataFrame,
+    parameters: int,
+    here: tuple[int, int],
+    capacity: int,
+    reserve: int,
+    device: str,
+    style: Look,
 ) -> Drawing:
     """Memory of the fullest rank by number of concurrent sequences, a line for each sequence length.
 
     `held`: length, sequences (of one replica), bytes. `most`: length, sequences: how many fit, for each length of which at least
     one fits. `parameters`: bytes of parameters on the stage with most. `here`: the requested length and number of sequences.
+    `reserve`: bytes of the capacity that are kept free.
     """
     say, unit = style.say, byte_unit(capacity)
     lengths = sorted(set(held["length"]))
@@ -118,16 +126,19 @@ def growing(
         ),
         line.mark_line(strokeWidth=2.2),
         line.mark_point(filled=True, size=26),
-        *capacity_line(capacity / unit.size, device, style),
+        *capacity_line(capacity, reserve, unit, device, style),
         alt.Chart(now).mark_point(size=300, strokeWidth=2.5, color=style.text, filled=False).encode(x=x, y=y),
     ]
     title = _growing_title(dict(zip(most["length"], most["sequences"], strict=True)), length, parameters, capacity, say)
     return Drawing(
         subject=say("Memory by number of sequences"),
         title=title,
-        reading=say(
-            "The blue line is the memory of the parameters. Above it is the KV cache: each sequence has its own, and "
-            "it grows with each token. Where a line reaches the dashed one, no more sequences fit."
+        reading=say.together(
+            say(
+                "The blue line is the memory of the parameters. Above it is the KV cache: each sequence has its own, and "
+                "it grows with each token. Where a line reaches the grey band, no more sequences fit."
+            ),
+            band_meaning(reserve, say),
         ),
         spec=finish(alt.layer(*layers).properties(height=260), style, title),
         table=held.merge(most.rename(columns={"sequences": "most_sequences"}), on="length", how="left"),

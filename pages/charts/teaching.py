@@ -32,7 +32,7 @@ def stacks(rows: pd.DataFrame, capacity: tuple[str, int] | None, captions: tuple
     order = rows["category"].map(list(style.category).index)
     drawn = rows.assign(amount=rows["bytes"] / unit.size, order=order, category=rows["category"].map(named))
     y = alt.Y("bar:N", sort=bars, title=None, scale=alt.Scale(domain=bars))
-    room = alt.Scale(domain=[0, 1.18 * most / unit.size], nice=False)
+    room = alt.Scale(domain=[0, 1.3 * most / unit.size], nice=False)  # for the texts behind bars, on a phone too
     x = alt.X("amount:Q", title=say("memory ({unit})", unit=unit.name), axis=alt.Axis(tickCount=8), scale=room)
     bar = (
         alt.Chart(drawn[drawn["bytes"] > 0])
@@ -202,7 +202,7 @@ def columns(
 def _swatches(signed: bool) -> alt.Legend:
     """A legend of coloured squares. An SVG gradient refers to the page's address, so it vanishes when the address changes."""
     values = [1.0, 0.5, 0.0, -0.5, -1.0] if signed else [1.0, 0.8, 0.6, 0.4, 0.2, 0.0]
-    return alt.Legend(orient="right", type="symbol", symbolType="square", symbolSize=240, values=values, format=".1f")
+    return alt.Legend(orient="right", type="symbol", symbolType="square", symbolSize=240, values=values, format=".1f", columns=1)
 
 
 def _legend(names: list[str]) -> alt.Legend | None:

@@ -31,7 +31,7 @@ def show(service: Service) -> None:
 
     choice = _follow_link(service, found)
     chosen.whole_page()
-    verdict = read(choice, service.texts)
+    verdict = read(choice, service.texts, service.active())
     with st.sidebar:
         form.draw(choice, service.texts, [*verdict.problems, *verdict.refused])
         runbar.draw(service, verdict, found if isinstance(found, RunState) else None)

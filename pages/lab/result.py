@@ -16,7 +16,7 @@ from engine.spec import RequestError, sentence
 from engine.summary import workspace
 from engine.tables import RunResult
 from engine.topology import Mesh
-from pages.charts import loss, matrix, memory, traffic
+from pages.charts import generated, loss, matrix, memory, traffic
 from pages.charts.drawing import Drawing
 from pages.charts.look import Look, View, look
 from pages.charts.names import columns, schedule
@@ -121,7 +121,7 @@ def _generated(result: RunResult) -> None:
         count = len(found["tokens"])
         after = say().plural("{count} token after the prompt", "{count} tokens after the prompt", count)
         drawing.heading(say()("Generated"), after)
-        st.code(found["prompt"] + found["text"], language=None, wrap_lines=True)
+        st.html(f"<style>{generated.STYLE}</style>{generated.as_html(found['prompt'], found['text'], say())}")
 
 
 def _memory(folder: Path, result: RunResult, event: Event | None) -> None:

@@ -8,8 +8,7 @@ from typing import Any, Literal, NamedTuple
 
 import streamlit as st
 
-from engine.predict.bubbles import textbook_bubble
-from engine.predict.timeline import MOST, Durations, Timeline, projected, simulate, slowed, too_long
+from engine.predict.timeline import MOST, Durations, Timeline, projected, simulate, slowed, textbook_bubble, too_long
 from engine.predict.timeline import textbook as unit_times
 from engine.schedule import in_flight, plan
 from engine.spec import LayoutSpec, RequestError, RunSpec

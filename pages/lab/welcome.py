@@ -1,4 +1,4 @@
-"""The first thing that a new reader sees: what this is, and three ways in."""
+"""The first thing that a new reader sees: what this is, and four ways in."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import streamlit as st
 
 from pages.shared import held, navigation, runbar
 from pages.shared.frame import say
+from pages.shared.generating import TEXT_AT_ONCE
 from pages.shared.service import EXAMPLE
 
 
@@ -20,7 +21,7 @@ def draw() -> None:
             ),
             anchors=False,
         )
-        run, plan, learn = st.columns(3, gap="medium")
+        run, text, plan, learn = st.columns(4, gap="medium")
         with run:
             st.button(
                 words("See a finished run"),
@@ -30,6 +31,15 @@ def draw() -> None:
                 key="welcome/run",
             )
             st.caption(words("Eight processes: memory, traffic, timeline and loss, measured beside predicted."))
+        with text:
+            st.button(
+                words("Generate text"),
+                icon=":material/text_fields:",
+                on_click=held.touch,
+                args=(TEXT_AT_ONCE,),
+                key="welcome/text",
+            )
+            st.caption(words("Eight processes together are one trained model, which continues a sentence. Then press **Run**."))
         with plan:
             navigation.link("plan", words("Plan a model"), "map", {})
             st.caption(words("Which layouts of a large model fit on your devices, and how fast each one is."))

@@ -15,6 +15,7 @@ import streamlit as st
 
 from pages.charts.look import Look, View, look
 from pages.charts.words import Words
+from pages.learn.glossary import READABLE_PX, unfolding
 from pages.learn.question import Knob, Question
 from pages.shared.frame import view
 from pages.shared.service import Service
@@ -22,7 +23,6 @@ from pages.shared.service import Service
 BETWEEN, ANSWER, TURN = "~", "answer", "turn"
 _MOVED = "learn/moved"
 _PART_PX = 400  # the least width of a part beside another
-READABLE_PX = 760  # the width of a paragraph that is easy to read
 
 
 def moved() -> bool:
@@ -169,8 +169,8 @@ class LessonState:
     # ------------------------------------------------------------------------------------------------------------- words
 
     def text(self, markdown: str) -> None:
-        """A paragraph of readable width."""
-        st.markdown(markdown, width=READABLE_PX)
+        """A paragraph of readable width. Terms of the glossary unfold."""
+        st.markdown(unfolding(markdown, self.say), width=READABLE_PX, unsafe_allow_html=True)
 
     def heading(self, words: str) -> None:
         st.markdown(f"#### {words}", anchors=False)

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import streamlit as st
 
-from pages.learn import predict
+from pages.learn import glossary, predict, task
 from pages.learn.lesson_state import LessonState, moved, note_move
-from pages.learn.lessons import LESSONS
+from pages.learn.lessons import LESSONS, TASKS
 from pages.shared import frame
 from pages.shared.service import Service
 
@@ -76,7 +76,11 @@ def _contents(current: int) -> None:
                     on_click=_open,
                     args=(number,),
                 )
-        st.caption(say("{done} of {all} answered", done=len(finished), all=len(LESSONS)))
+        st.caption(
+            say("{done} of {all} answered", done=len(finished), all=len(LESSONS))
+            + " · "
+            + say("{done} of {all} tasks solved", done=len(task.solved()), all=len(TASKS))
+        )
 
 
 def _lesson(state: LessonState) -> None:
@@ -87,9 +91,11 @@ def _lesson(state: LessonState) -> None:
         )
     st.caption(say("Lesson {number} of {all}", number=number, all=len(LESSONS)))
     st.markdown(f"# {state.lesson.title(say)}", anchors=False)
-    state.text(f"*{state.lesson.goal(say)}*")
+    st.markdown(f"*{state.lesson.goal(say)}*", width=glossary.READABLE_PX)
     state.lesson.draw(state)
     predict.draw(state)
+    if number in TASKS:
+        task.draw(state, TASKS[number])
     with st.container(horizontal=True, horizontal_alignment="distribute"):
         for step, icon in ((-1, ":material/arrow_back:"), (1, ":material/arrow_forward:")):
             if 1 <= number + step <= len(LESSONS):
@@ -101,3 +107,4 @@ def _lesson(state: LessonState) -> None:
                     on_click=_open,
                     args=(number + step,),
                 )
+    glossary.draw(say)

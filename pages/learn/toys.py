@@ -25,6 +25,35 @@ def sinusoids(places: int, width: int) -> Array:
     return out
 
 
+def learned(places: int, width: int) -> Array:
+    """A table of learned positions before training: a random row for each position. (places, width)"""
+    return np.random.default_rng(5).normal(0, 0.5, size=(places, width))
+
+
+def rotated(x: Array, places: Array) -> Array:
+    """Rotary embedding (Su et al. 2021): numbers 2i and 2i+1 of x are turned by the angle pos ÷ 10000^(2i/d). (len(places), d)"""
+    angles = places[:, None] / 10000 ** (np.arange(0, len(x), 2) / len(x))
+    sines, cosines, out = np.sin(angles), np.cos(angles), np.empty((len(places), len(x)))
+    out[:, 0::2] = x[0::2] * cosines - x[1::2] * sines
+    out[:, 1::2] = x[0::2] * sines + x[1::2] * cosines
+    return out
+
+
+def placed(encoding: str, x: Array, places: Array) -> Array:
+    """The vector x of a word at each of `places`, with its position. (len(places), d)"""
+    if encoding == "rotary":
+        return rotated(x, places)
+    table = sinusoids if encoding == "sinusoidal" else learned
+    return x + table(int(places.max()) + 1, len(x))[places.astype(int)]
+
+
+def scores_by_distance(encoding: str, first: int, most: int, width: int) -> Array:
+    """q · k of a word at `first` and the same word 0 … `most` tokens later, relative to distance 0. (most + 1,)"""
+    x = placed(encoding, _word("the", width), np.arange(first, first + most + 1.0))
+    found: Array = x @ x[0] / (x[0] @ x[0])
+    return found
+
+
 def attention(tokens: list[str], width: int, causal: bool, places: bool) -> Array:
     """softmax(q·kᵀ ÷ √d) of one head that was not trained: q and k are the token's vector, with or without its position's. (S, S)
 

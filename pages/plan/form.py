@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import fields
+from functools import partial
 from typing import Any
 
 import streamlit as st
@@ -15,7 +16,7 @@ from engine.papers.accounting import ACCOUNTINGS
 from engine.planner.candidates import MOST
 from engine.planner.frameworks import NAMES
 from engine.predict.speed.rates import Assumptions
-from engine.spec import RequestError, sentence
+from engine.spec import ModelSpec, RequestError, sentence
 from pages.charts.names import attentions
 from pages.charts.units import short
 from pages.charts.words import Words
@@ -38,13 +39,13 @@ from pages.plan.request import (
     own_to_link,
     usual_batch,
 )
-from pages.shared import model_file
+from pages.shared import model_file, model_parts
 from pages.shared.frame import inert, labelled, say
 from pages.shared.link_numbers import shortest_text
-from pages.shared.links import model_to_link
+from pages.shared.links import model_of_link, model_to_link
 
 ROW = "row"  # the link's parameter: the number of the layout that is shown
-_UPLOAD, _WRONG = "plan/upload", "plan/wrong-device"
+_UPLOAD, _WRONG, _WRONG_PART = "plan/upload", "plan/wrong-device", "plan/wrong-part"
 _OF_SERVING = tuple(known.name for known in fields(Serving))
 _LEAST = 0.001  # the least value of a device's figure, in its unit
 
@@ -53,17 +54,7 @@ def draw(request: Request, serving: Serving | None) -> None:
     """`serving`: its settings; None if the model is trained."""
     words = say()
     _choose_use(serving, words)
-    st.markdown(f"##### {words('Model')}", anchors=False)
-    _choose_model(request, words)
-    shape = request.spec
-    st.caption(
-        words(
-            "{parameters} parameters, sequences of {seq} tokens",
-            parameters=short(shape.parameters(), words),
-            seq=f"{shape.seq:,}",
-        )
-    )
-    model_file.draw("plan", _take, words)
+    _draw_model(request, words)
     st.markdown(f"##### {words('Devices')}", anchors=False)
     names = {name: name for name in device_names()} | {OWN: words("custom device")}
     _select(words("Device"), list(names), request.device, "device", names, headed=True)
@@ -96,6 +87,23 @@ def draw(request: Request, serving: Serving | None) -> None:
         _assumed(request.assumed, words)
 
 
+def _draw_model(request: Request, words: Words) -> None:
+    st.markdown(f"##### {words('Model')}", anchors=False)
+    _choose_model(request, words)
+    shape = request.spec
+    st.caption(
+        words(
+            "{parameters} parameters, sequences of {seq} tokens",
+            parameters=short(shape.parameters(), words),
+            seq=f"{shape.seq:,}",
+        )
+    )
+    model_parts.draw_fields(_parts(model_of_link(request.model)), words)
+    if wrong := st.session_state.pop(_WRONG_PART, None):
+        st.error(words("{sentence}.", sentence=inert(words.sentence(wrong))), icon=":material/error:")
+    model_file.draw("plan", _take, words)
+
+
 def _choose_model(request: Request, words: Words) -> None:
     """The list is searched by typing, so makers are in the names too."""
     makers = {"open data": words("open data"), "others": words("others"), "encoders": words("encoders"), "": words("to run here")}
@@ -103,6 +111,28 @@ def _choose_model(request: Request, words: Words) -> None:
     own = {} if request.is_named else {request.model: words("custom model")}
     first_published = {name: label for name, label in names.items() if catalog.maker_of(name)}
     _select(words("Model"), [*own, *first_published, *catalog.MAKERS[""]], request.model, "model", own | names, headed=True)
+
+
+def _parts(shape: ModelSpec) -> model_parts.Fields:
+    """Parts of the model that is planned for. A change makes it a custom model."""
+
+    def key(name: str, value: Any, named: bool) -> str:
+        st.session_state[f"plan/part/{name}"] = value
+        return labelled(f"plan/part/{name}") if named else f"plan/part/{name}"
+
+    def moved(name: str) -> None:
+        value = st.session_state[f"plan/part/{name}"]
+        if value is None:  # a part as the family has it, or an empty field
+            value = ModelSpec.model_fields[name].default
+        try:
+            changed = ModelSpec.model_validate(shape.model_dump() | {name: value})
+        except RequestError as error:
+            st.session_state[_WRONG_PART] = error.sentence
+            return
+        st.query_params["model"] = model_to_link(changed)
+        st.query_params.pop(ROW, None)
+
+    return model_parts.Fields("plan-parts", partial(getattr, shape), key, moved)
 
 
 def _take(found: Imported) -> None:
@@ -341,5 +371,5 @@ def _assumed(assumed: Assumptions, words: Words) -> None:
             st.toggle(labels[name], key=key, on_change=_moved, args=(name,))
         else:
             least = 0.0 if name.endswith("overlap") else 0.05
-            scale = (0.0, 200.0, 1.0) if name == "launch_us" else (least, 1.0, 0.01)
-            st.slider(labels[name], *scale, key=key, on_change=_moved, args=(name,))
+            least, most, step = (0.0, 200.0, 1.0) if name == "launch_us" else (least, 1.0, 0.01)
+            st.slider(labels[name], least, most, step=step, key=key, on_change=_moved, args=(name,))

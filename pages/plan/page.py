@@ -234,7 +234,8 @@ def front(request: Request, row: int, view: View) -> Drawing:
 def stages(request: Request, row: int, view: View) -> Drawing:
     plan = planned(request, row)
     held = [{name: peak.bytes[name] for name in CATEGORIES} for peak in peaks(plan.spec(row)).peaks]
-    return drawing.packed(charts.stages(held, plan.device.memory_bytes, plan.device.name, look(view)))
+    reserve = int(plan.layout(row)["reserve_bytes"])
+    return drawing.packed(charts.stages(held, plan.device.memory_bytes, reserve, plan.device.name, look(view)))
 
 
 # ------------------------------------------------------------------------------------------------------------- the table

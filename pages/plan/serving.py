@@ -82,6 +82,11 @@ class Asked:
         r = self.table.iloc[self.row]
         return -(-int(r["sequences"]) // int(r["dp"]))
 
+    @property
+    def reserve(self) -> int:
+        """Bytes of the device that are kept free."""
+        return int(self.table.iloc[self.row]["reserve_bytes"])
+
 
 def length_of(request: Request, asked: Serving) -> int:
     return asked.length or request.spec.seq
@@ -226,7 +231,7 @@ def speeds(asked: Asked, view: View) -> Drawing:
 def stages(asked: Asked, view: View) -> Drawing:
     device = asked.request.hardware
     by_stage = [{"parameters": parameters, KV_CACHE: asked.each * one} for parameters, one in held(asked)]
-    return drawing.packed(plans.stages(by_stage, device.memory_bytes, device.name, look(view)))
+    return drawing.packed(plans.stages(by_stage, device.memory_bytes, asked.reserve, device.name, look(view)))
 
 
 @st.cache_data(max_entries=32, show_spinner=False)
@@ -250,6 +255,7 @@ def growing(asked: Asked, view: View) -> Drawing:
             int(parameters.max()),
             (asked.length, asked.each),
             device.memory_bytes,
+            asked.reserve,
             device.name,
             look(view),
         )

@@ -36,7 +36,7 @@ def show(service: Service) -> None:
     if not rows and not broken:
         _nothing()
         return
-    picked = _picked(rows)
+    picked = _picked(rows, service.home)
     found = ordered(matching(rows, st.session_state[_SEARCH], say()), st.session_state[_ORDER])
     _actions(service, picked, len(rows), len(found))
     if found:
@@ -93,11 +93,21 @@ def _pick(names: list[str]) -> None:
     st.session_state[_TURN] = st.session_state.get(_TURN, 0) + 1
 
 
-def _picked(rows: list[RunRow]) -> list[RunRow]:
-    """The chosen runs. A name in the link without a run is ignored."""
+def _picked(rows: list[RunRow], home: Path) -> list[RunRow]:
+    """The chosen runs, also by their former names. A name in the link without a run is ignored."""
     known = {row.name: row for row in rows}
-    st.session_state[_PICK] = [name for name in st.session_state[_PICK] if name in known]
-    return [known[name] for name in st.session_state[_PICK]]
+    before = st.session_state[_PICK]
+    now = [name if name in known else _name_now(home, name) for name in before]
+    picked = [name for name in dict.fromkeys(now) if name in known]
+    if picked != before:
+        _pick(picked)
+    return [known[name] for name in picked]
+
+
+def _name_now(home: Path, former: str) -> str:
+    """The name of a run that had that name; empty if there is none."""
+    folder = store.current(home, former)
+    return folder.name if folder else ""
 
 
 def _moved() -> None:
@@ -123,7 +133,7 @@ def _bar(service: Service) -> None:
         st.text_input(
             say()("Search"),
             key=_SEARCH,
-            placeholder=say()("Name, model, layout or schedule"),
+            placeholder=say()("Name, model, layout, schedule or lever"),
             icon=":material/search:",
             on_change=_searched,
             label_visibility="collapsed",

@@ -20,7 +20,7 @@ from engine import catalog, store
 from engine.launch.recording import with_ledgers
 from engine.predict.run import predict
 from engine.tables import RunResult
-from pages.charts import beside, loss, memory, names, timeline, traffic
+from pages.charts import beside, generated, loss, matrix, memory, names, timeline, traffic
 from pages.charts.drawing import Drawing
 from pages.charts.look import Look, Theme, View, look
 from pages.charts.units import in_bytes, in_time, percent, scientific, short
@@ -59,6 +59,7 @@ def report(name: str, result: RunResult, view: View) -> str:
     parts = [
         f"<h1>{escape(title)}</h1><p><small>{escape(name)}</small></p>",
         _figures(result, say),
+        *_generated(result, say),
         *(_chart(drawing, say) for drawing in drawings(result, style)),
         f"<h2>{escape(say('What was run, and where'))}</h2>{_asked(result, say)}",
         f"<p><small>{escape(say('Made with Shardscope. Sizes are binary: 1 MiB is 1,048,576 bytes.'))}</small></p>",
@@ -66,7 +67,7 @@ def report(name: str, result: RunResult, view: View) -> str:
     head = (
         f'<meta charset="utf-8"><meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
         f'<meta name="viewport" content="width=device-width"><title>{escape(title)}</title>'
-        f"<style>{_STYLE.format(**colours)}</style>"
+        f"<style>{_STYLE.format(**colours)}{generated.STYLE}</style>"
     )
     tag = {"en": "en", "zh": "zh-Hans"}[view.language]
     body = "\n".join(parts)
@@ -81,6 +82,7 @@ def drawings(result: RunResult, style: Look) -> Iterator[Drawing]:
     yield memory.curve(tables["memory_curve"], result.summary["peak_rank"], style)
     yield beside.traffic(tables["traffic"], predicted["traffic"], layout.ranks, "wire", None, style)
     yield traffic.by_rank(tables["traffic"], layout.ranks, "wire", style)
+    yield matrix.matrix(tables["traffic"], layout.mesh, "wire", style)
     yield timeline.measured(tables["spans"], layout.mesh, style)
     if "loss_last" in result.summary:
         yield loss.loss(tables["steps"], style)
@@ -102,6 +104,13 @@ def _figures(result: RunResult, say: Words) -> str:
         shown[say("Parity")] = scientific(s["parity_max_rel"]) if math.isfinite(s["parity_max_rel"]) else "–"
     boxes = "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in shown.items())
     return f"<dl>{boxes}</dl>"
+
+
+def _generated(result: RunResult, say: Words) -> Iterator[str]:
+    """The text that the run generated, if it did."""
+    if found := result.summary.get("generated"):
+        told = generated.as_html(found["prompt"], found["text"], say)
+        yield f"<section><h2>{escape(say('Generated'))}</h2>{told}</section>"
 
 
 def _chart(drawing: Drawing, say: Words) -> str:

@@ -13,7 +13,8 @@ from engine import catalog, store
 from engine.spec import RequestError, RunSpec
 from engine.tables import RunResult
 from pages.charts import names
-from pages.charts.words import Words
+from pages.charts.words import Words, words
+from pages.shared.levers import levers_of
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,7 @@ class RunRow:
     peak_bytes: float
     bubble: float
     wire_bytes: float
+    speed: float  # tokens a second
     parity: float
 
     @property
@@ -40,7 +42,8 @@ class RunRow:
 
     def text(self, say: Words) -> str:
         """The text that a search matches. It has the schedule's code and name."""
-        return f"{self.name} {self.model} {self.layout} {self.schedule} {names.schedule(self.schedule, say)}".casefold()
+        named = names.schedule(self.schedule, say)
+        return f"{self.name} {self.model} {self.layout} {self.schedule} {named} {levers_of(self.spec, say)}".casefold()
 
 
 @dataclass(frozen=True)
@@ -93,6 +96,7 @@ def _row(folder: Path, saved_ns: int, result: RunResult) -> RunRow:
         peak_bytes=_number(summary.get("peak_bytes")),
         bubble=_number(summary.get("bubble")),
         wire_bytes=_number(summary.get("wire_bytes_per_rank")),
+        speed=_number(summary.get("tokens_per_second")),
         parity=_number(summary.get("parity_max_rel")),
     )
 
@@ -109,6 +113,7 @@ _TEXTS: dict[str, Callable[[RunRow], str]] = {
     "model": lambda row: row.model,
     "layout": lambda row: row.layout,
     "schedule": lambda row: row.schedule,
+    "levers": lambda row: levers_of(row.spec, words("en")),
 }
 _NUMBERS: dict[str, Callable[[RunRow], float]] = {
     "saved": lambda row: row.saved_ns,
@@ -118,16 +123,20 @@ _NUMBERS: dict[str, Callable[[RunRow], float]] = {
     "memory": lambda row: row.peak_bytes,
     "bubble": lambda row: row.bubble,
     "traffic": lambda row: row.wire_bytes,
+    "speed": lambda row: row.speed,
     "parity": lambda row: row.parity,
 }
-COLUMNS = ("name", "saved", "model", "layout", "schedule", "ranks", "steps", "loss", "memory", "bubble", "traffic", "parity")
+COLUMNS = (
+    "name", "saved", "model", "layout", "schedule", "levers", "ranks", "steps", "loss", "speed", "memory", "bubble", "traffic",
+    "parity",
+)  # fmt: skip
 NEWEST = "-saved"  # a column's name; a minus before it means the largest first
 
 
 def matching(rows: Iterable[RunRow], search: str, say: Words) -> list[RunRow]:
     """The runs in which every word of `search` occurs."""
-    words = search.casefold().split()
-    return [row for row in rows if not words or _has_all(row.text(say), words)]
+    asked = search.casefold().split()
+    return [row for row in rows if not asked or _has_all(row.text(say), asked)]
 
 
 def _has_all(text: str, words: list[str]) -> bool:

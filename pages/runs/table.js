@@ -60,13 +60,13 @@ export default function ({ data, parentElement, setStateValue, setTriggerValue }
       tell();
     };
     boxes.set(row.name, box);
-    const cells = data.columns.map(({ key, left }) => {
+    const cells = data.columns.map(({ key, label, left }) => {
       const className = (left ? "left " : "") + key;
       if (key === "name") {
         const link = make("a", { href: row.link, target: "_self" }, row.name);
         return make("th", { scope: "row", className }, link);
       }
-      return make("td", { className }, key === "saved" ? time.format(new Date(row.saved)) : row.cells[key]);
+      return make("td", { className, "data-label": label }, key === "saved" ? time.format(new Date(row.saved)) : row.cells[key]);
     });
     const tick = make("td", { className: "tick" }, make("label", {}, box));
     return make("tr", {}, tick, ...cells);

@@ -11,13 +11,14 @@ import streamlit as st
 from streamlit.components.v2.types import ComponentRenderer
 
 from pages.charts import names
-from pages.charts.units import in_bytes, percent, scientific
+from pages.charts.units import in_bytes, percent, scientific, short
 from pages.charts.words import Words
 from pages.runs.rows import COLUMNS, RunRow
+from pages.shared.levers import levers_of
 
 _HERE = Path(__file__).parent
 _KEY = "runs/table"
-LEFT = ("name", "saved", "model", "layout", "schedule")
+LEFT = ("name", "saved", "model", "layout", "schedule", "levers")
 
 
 def draw(
@@ -41,7 +42,7 @@ def draw(
             "language": say.language,
             "columns": [{"key": key, "label": label, "left": key in LEFT} for key, label in _labels(say).items()],
             "rows": [
-                {"name": row.name, "cells": _cells(row, say), "saved": row.saved_ns // 1_000_000, "link": link(row.name)}
+                {"name": row.name, "cells": cells(row, say), "saved": row.saved_ns // 1_000_000, "link": link(row.name)}
                 for row in rows
             ],
             "picked": list(picked),
@@ -79,27 +80,31 @@ def _labels(say: Words) -> dict[str, str]:
         "model": say("Model"),
         "layout": say("Layout"),
         "schedule": say("Schedule"),
+        "levers": say("Levers"),
         "ranks": say("Ranks"),
         "steps": say("Steps"),
         "loss": say("Loss"),
         "memory": say("Peak memory"),
         "bubble": say("Bubble"),
         "traffic": say("Traffic"),
+        "speed": say("Tokens a second"),
         "parity": say("Parity"),
     }
     return {column: labels[column] for column in COLUMNS}
 
 
-def _cells(row: RunRow, say: Words) -> dict[str, str]:
+def cells(row: RunRow, say: Words) -> dict[str, str]:
     """The texts of a row's cells. The browser formats the time, because it knows the time zone."""
     numbers = {
         "loss": (row.loss, "{:.3f}".format),
         "memory": (row.peak_bytes, in_bytes),
         "bubble": (row.bubble, percent),
         "traffic": (row.wire_bytes, in_bytes),
+        "speed": (row.speed or math.nan, lambda value: short(value, say)),
         "parity": (row.parity, scientific),
     }
     shown = {"name": row.name, "model": row.model, "layout": row.layout, "schedule": names.schedule(row.schedule, say)}
+    shown |= {"levers": levers_of(row.spec, say) or "–"}
     shown |= {"ranks": f"{row.ranks:,}", "steps": f"{row.steps:,}"}
     return shown | {key: write(value) if math.isfinite(value) else "–" for key, (value, write) in numbers.items()}
 

@@ -6,7 +6,7 @@ of it, or says what does not fit and which changes would help. A new field of a 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
@@ -205,8 +205,8 @@ class Verdict:
         return None if self.refused else self.spec
 
 
-def read(choice: Choice, texts: Texts) -> Verdict:
-    """The spec, or all problems with the changes that would solve them."""
+def read(choice: Choice, texts: Texts, active: Sequence[RunSpec] = ()) -> Verdict:
+    """The spec, or all problems with the changes that would solve them. `active`: runs that will have ended before it starts."""
     found = _problems(choice, texts)
     if found:
         helped = (replace(p, fixes=tuple(f for f in p.fixes if _helps(choice, p, f, found, texts))[:4]) for p in found)
@@ -218,7 +218,7 @@ def read(choice: Choice, texts: Texts) -> Verdict:
         generate=choice.generate(),
         parity=choice["parity"],
     )
-    return Verdict(spec, refused=_refused(choice, spec, texts))
+    return Verdict(spec, refused=_refused(choice, spec, texts, active))
 
 
 def spec_of(choice: Choice, texts: Texts) -> RunSpec:
@@ -229,7 +229,7 @@ def spec_of(choice: Choice, texts: Texts) -> RunSpec:
     return verdict.spec
 
 
-def _refused(choice: Choice, spec: RunSpec, texts: Texts) -> tuple[Problem, ...]:
+def _refused(choice: Choice, spec: RunSpec, texts: Texts, active: Sequence[RunSpec]) -> tuple[Problem, ...]:
     """Why this machine cannot run a valid spec. The queue checks that again when it is submitted."""
     if choice.ranks > limits.MOST_RANKS:
         refusal = sentence(
@@ -241,7 +241,7 @@ def _refused(choice: Choice, spec: RunSpec, texts: Texts) -> tuple[Problem, ...]
         smaller = (fix for fix in _fewer_ranks(choice) if not _problems(choice.with_changes({fix.field: fix.value}), texts))
         return (Problem("layout.dp", refusal, tuple(islice(smaller, 4))),)
     try:
-        limits.check(spec)
+        limits.check(spec, active)
     except RequestError as error:
         return (Problem("model.layers", error.sentence),)
     return ()

@@ -86,10 +86,17 @@ class Classroom:
             count = sum(now - person.entered < REMEMBERED_S for person in self._people.values())
             if not teacher and count >= self.rules.people:
                 raise RequestError(sentence("this class is full: {count} people have entered", count=count))
-            people = self._people | {_id(secret): Person(_id(secret), named, teacher, entered=now)}
+            people = self._remembered(now) | {_id(secret): Person(_id(secret), named, teacher, entered=now)}
             self._write(people)
             self._people = people
         return secret
+
+    def _remembered(self, now: float) -> dict[str, Person]:
+        """Everybody but those whom no browser remembers and who keep nothing."""
+        gone = {id for id, person in self._people.items() if now - person.entered >= REMEMBERED_S and not person.texts}
+        if gone:
+            gone -= {store.owner(folder) for folder in store.listing(self._home)}
+        return {id: person for id, person in self._people.items() if id not in gone}
 
     def person(self, secret: str) -> Person | None:
         """Who keeps this secret. None if nobody does."""

@@ -13,13 +13,14 @@ from engine.schedule import SCHEDULES
 from engine.spec import SCHEDULE_FACTS, RequestError
 from engine.text import LARGEST
 from engine.topology import AXES
-from pages.charts.names import attentions, loss_in_chunks, recomputes, schedule
+from pages.charts.names import attentions, recomputes, schedule
 from pages.charts.units import short
 from pages.charts.words import Words
-from pages.shared import held, model_parts
+from pages.shared import generating, held, model_parts
 from pages.shared.choice import DEFAULTS, Bounds, Choice, Problem, description, options
 from pages.shared.frame import inert, say
 from pages.shared.held import CUSTOM, SIZE, key_of, model_named, moved, shown, size, size_of, sizes, touch
+from pages.shared.levers import set_levers
 from pages.shared.texts import Texts
 from pages.shared.unfolding import unfolding
 
@@ -87,7 +88,7 @@ def _size_and_layout(choice: Choice, say: Words) -> None:
 
 
 def _size_names(say: Words) -> dict[str, str]:
-    return {"tiny": say("tiny"), "small": say("small"), "medium": say("medium"), CUSTOM: say("custom")}
+    return {"tiny": say("tiny"), "mini": say("mini"), "small": say("small"), "medium": say("medium"), CUSTOM: say("custom")}
 
 
 def _schedule_and_workload(choice: Choice, say: Words) -> None:
@@ -207,10 +208,12 @@ def _the_rest(choice: Choice, texts: Texts, say: Words) -> None:
         st.button(say("Use the built-in text"), on_click=touch, args=({"workload.text": ""},))
     else:
         st.caption(say("Training on the built-in text: this project's own documentation and code."))
+    generating.choose_weights(choice, say)
     _text(choice, "generate.prompt", say("Prompt to continue after training"), say("nothing"), say)
     if choice["generate.prompt"] or choice["generate.skip_training"]:
         _row(choice, {"generate.new_tokens": say("New tokens"), "generate.temperature": say("Temperature")}, say)
         _toggle(choice, "generate.skip_training", say("Generate without training"), say)
+    generating.offer(choice, say)
 
 
 # ---------------------------------------------------------------------------------------------------------- the widgets
@@ -308,18 +311,7 @@ def _described(choice: Choice, say: Words) -> str:
 
 def _set_levers(choice: Choice, say: Words) -> str:
     """The label of the levers' part: its name and the levers that are set."""
-    said = []
-    if zero := choice["layout.zero"]:
-        said.append(f"ZeRO {zero}")
-    if choice["layout.recompute"] != DEFAULTS["layout.recompute"]:
-        said.append(say("recompute {what}", what=recomputes(say)[choice["layout.recompute"]]))
-    if (attention := choice["workload.attention"]) != DEFAULTS["workload.attention"]:
-        said.append(say("{attention} attention", attention=attentions(say)[attention]))
-    said += [choice[f] for f in ("workload.precision", "workload.optimizer") if choice[f] != DEFAULTS[f]]
-    said += [say("optimizer in bf16")] * choice["workload.bf16_optimizer"]
-    said += [say("sequence parallel")] * choice["layout.sequence_parallel"]
-    if chunk := choice["workload.loss_chunk"]:
-        said.append(loss_in_chunks(chunk, say))
+    said = set_levers(choice.__getitem__, say)
     return say("Memory optimizations: {levers}", levers=say(", ").join(said)) if said else say("Memory optimizations")
 
 
@@ -331,6 +323,7 @@ def _set_rest(choice: Choice, say: Words) -> str:
         "workload.seed": say("seed"),
         "workload.time_limit": say("time limit"),
         "workload.text": say("own text"),
+        "workload.weights": say("trained weights"),
         "generate.prompt": say("prompt"),
     }
     said = [name for field, name in named.items() if choice[field] != DEFAULTS[field]]

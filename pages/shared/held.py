@@ -17,7 +17,7 @@ from pages.shared.choice import DEFAULTS, Choice
 from pages.shared.frame import labelled
 
 CUSTOM = "custom"
-SIZES = ("tiny", "small", "medium")
+SIZES = ("tiny", "mini", "small", "medium")
 SIZE = "form/size"  # the key of the list of sizes, which is not a field of a spec
 _HELD, _TOUCHED = "form/held", "form/touched"
 
@@ -98,10 +98,11 @@ def size_of(choice: Choice) -> str:
 
 
 def model_named() -> None:
-    """Set the model by family and size. "custom" keeps the current sizes. A callback."""
+    """Set the model by family and size. "custom" keeps the current sizes. Weights are drawn again. A callback."""
     family, size = st.session_state[key_of("model.family")], st.session_state[SIZE]
     known = catalog.MODELS.get(f"{family}-{size}" if size in SIZES else size)
     if size != CUSTOM and (known is None or known.family != family):
         known = catalog.MODELS[f"{family}-{SIZES[0]}"]
-    touch({f"model.{name}": value for name, value in known} if known else {"model.family": family})
+    model = {f"model.{name}": value for name, value in known} if known else {"model.family": family}
+    touch(model | {"workload.weights": DEFAULTS["workload.weights"]})
     st.session_state[_HELD] = _Held(st.session_state[_HELD].choice, custom=size == CUSTOM)

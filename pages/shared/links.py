@@ -57,12 +57,15 @@ LETTERS = {
     "w": "generate.new_tokens",
     "v": "generate.temperature",
     "s": "generate.skip_training",
+    "j": "workload.weights",
     "p": "parity",
     "E": "layout.ep",
     "B": "workload.balanced_router",
 }
 # Always written, so that a link stays the same if defaults change. Other fields are written if they differ from the default.
 _ALWAYS = ("m", "b", "n", "r", "e")
+_PROMPT, _TEMPERATURE = "generate.prompt", "generate.temperature"
+_FORMER_TEMPERATURE = 0.0  # the default when links with a prompt did not always have it
 _RECOMPUTE = "layout.recompute"  # its plus signs are full stops in a link: in an address they would be spaces
 _LONGEST_NUMBER = 30  # letters; a float has up to 24
 _FORMS = {"layout.split": re.compile(r"\d{1,4}(\.\d{1,4})*"), "workload.text": re.compile(r"[0-9a-f]{16}")}
@@ -79,7 +82,8 @@ class LinkError(Exception):
 def encode(choice: Choice) -> str:
     parts = [_model_code(choice), choice.mesh.code, choice["layout.schedule"]]
     for letter, field in LETTERS.items():
-        if letter in _ALWAYS or choice[field] != DEFAULTS[field]:
+        always = letter in _ALWAYS or (field == _TEMPERATURE and choice[_PROMPT])
+        if always or choice[field] != DEFAULTS[field]:
             written = _written(field, choice[field])
             if written is not None:
                 parts.append(letter + written)
@@ -101,12 +105,15 @@ def decode(code: str) -> Choice:
         names = ", ".join(SCHEDULES)
         raise LinkError(sentence("The link names the schedule “{name}”; there are {names}.", name=schedule[:30], names=names))
     values["layout.schedule"] = schedule
+    given: dict[str, Any] = {}
     for part in others:
         field = LETTERS.get(part[:1])
         if field is None:
             raise LinkError(sentence("The link's part “{part}” is not known.", part=part[:30]))
-        values[field] = _read(field, part[1:])
-    return Choice(values)
+        given[field] = _read(field, part[1:])
+    if _PROMPT in given:
+        given.setdefault(_TEMPERATURE, _FORMER_TEMPERATURE)
+    return Choice(values | given)
 
 
 def model_to_link(model: ModelSpec) -> str:
@@ -166,7 +173,7 @@ def _chosen(piece: str) -> tuple[str, Any]:
 
 def _written(field: str, value: Any) -> str | None:
     """A field's value as text in a link. None if it cannot be in a link, such as a split that is not a list of numbers."""
-    if field == "generate.prompt":
+    if field == _PROMPT:
         text = base64.urlsafe_b64encode(value.encode()).decode().rstrip("=")
         return text if len(text) <= _LONGEST // 2 else None
     if field in _FORMS:
@@ -181,7 +188,7 @@ def _written(field: str, value: Any) -> str | None:
 
 def _read(field: str, text: str) -> Any:
     unreadable = LinkError(sentence("The link's {field} “{text}” cannot be read.", field=field, text=text[:30]))
-    if field == "generate.prompt":
+    if field == _PROMPT:
         try:
             return base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True).decode()
         except (binascii.Error, ValueError):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import streamlit as st
@@ -27,18 +29,48 @@ _OF_EXPERTS = (
 _PARTS_OF_EXPERTS = ("router", "normalized_router", "balancing")
 
 
+@dataclass(frozen=True)
+class Fields:
+    """How a page keeps the fields of its model.
+
+    name     of the part of the page, unique
+    value    the value of a field
+    key      the key of its widget, which will show that value; the last argument: whether its options have translated names
+    moved    called with the field whose widget was moved
+    """
+
+    name: str
+    value: Callable[[str], Any]
+    key: Callable[[str, Any, bool], str]
+    moved: Callable[[str], None]
+
+
 def draw(choice: Choice, words: Words) -> None:
-    chosen = [name for name in MODEL_PARTS if choice[f"model.{name}"] is not None]
-    numbers = (*_NUMBERS, *_OF_EXPERTS) if choice["model.experts"] else _NUMBERS
-    chosen += [name for name in numbers if choice[f"model.{name}"] != DEFAULTS[f"model.{name}"]]
+    """In the form of a run."""
+    draw_fields(
+        Fields(
+            "form-parts",
+            lambda name: choice[f"model.{name}"],
+            lambda name, value, named: shown(f"model.{name}", value, named),
+            lambda name: moved(f"model.{name}"),
+        ),
+        words,
+    )
+
+
+def draw_fields(fields: Fields, words: Words) -> None:
+    """In a part of a page that unfolds. Its label says what differs from the family."""
+    chosen = [name for name in MODEL_PARTS if fields.value(name) is not None]
+    numbers = (*_NUMBERS, *_OF_EXPERTS) if fields.value("experts") else _NUMBERS
+    chosen += [name for name in numbers if fields.value(name) != DEFAULTS[f"model.{name}"]]
     label = words("Parts: {parts}", parts=words(", ").join(_labels(words)[name] for name in chosen)) if chosen else words("Parts")
-    with unfolding(label, "form-parts") as part:
+    with unfolding(label, fields.name) as part:
         if part.open:
             for name in MODEL_PARTS:
-                if choice["model.experts"] or name not in _PARTS_OF_EXPERTS:
-                    _part(choice, name, words)
+                if fields.value("experts") or name not in _PARTS_OF_EXPERTS:
+                    _part(fields, name, words)
             for name in numbers:
-                _number(choice, name, words)
+                _number(fields, name, words)
 
 
 def _labels(words: Words) -> dict[str, str]:
@@ -82,18 +114,18 @@ def _labels(words: Words) -> dict[str, str]:
     }
 
 
-def _part(choice: Choice, name: str, words: Words) -> None:
+def _part(fields: Fields, name: str, words: Words) -> None:
     field = f"model.{name}"
-    usual = _named(getattr(FAMILIES[choice["model.family"]], name), words)
+    usual = _named(getattr(FAMILIES[fields.value("family")], name), words)
     kinds = (True, False) if "true" in options(field) else options(field)
     st.selectbox(
         _labels(words)[name],
         [None, *kinds],
         format_func=lambda kind: words("as the family ({usual})", usual=usual) if kind is None else _named(kind, words),
-        key=shown(field, choice[field], named=True),
+        key=fields.key(name, fields.value(name), True),
         help=words.described(description(field)),
-        on_change=moved,
-        args=(field,),
+        on_change=fields.moved,
+        args=(name,),
     )
 
 
@@ -102,17 +134,17 @@ def _named(kind: Any, words: Words) -> str:
     return (words("yes") if kind else words("no")) if isinstance(kind, bool) else str(kind)
 
 
-def _number(choice: Choice, name: str, words: Words) -> None:
+def _number(fields: Fields, name: str, words: Words) -> None:
     field = f"model.{name}"
     bounds, kind = Bounds.of(field), type(DEFAULTS[field])
     st.number_input(
         _labels(words)[name],
         min_value=kind(bounds.least),
         max_value=kind(bounds.most),
-        key=shown(field, choice[field]),
+        key=fields.key(name, fields.value(name), False),
         help=words.described(description(field)),
-        on_change=moved,
-        args=(field,),
+        on_change=fields.moved,
+        args=(name,),
     )
 
 

@@ -63,7 +63,7 @@ def _start(service: Service, behind: bool) -> None:
     held.touch()
     choice = held.choice()
     assert choice
-    spec = read(choice, service.texts).runnable
+    spec = read(choice, service.texts, service.active()).runnable
     if spec is not None:
         try:
             run = service.submit(spec)

@@ -69,10 +69,8 @@ class Service:
         if self.classroom is None:
             return self.queue.submit(spec, _browser())
         person = self._entered()
-        unfinished = self.queue.unfinished()
-        self.classroom.refuse(spec, person, unfinished, self.texts.folder)
-        # It may take seconds the first time, and the lock below holds up the whole class.
-        limits.check(spec, [run.spec for run in unfinished if run.phase != "queued"])
+        self.classroom.refuse(spec, person, self.queue.unfinished(), self.texts.folder)
+        limits.check(spec, self.active())  # it may take seconds the first time, and the lock below holds up the whole class
         with self.classroom.one_at_a_time:
             allowed = self.classroom.allowed(spec, person, self.queue.unfinished(), self.texts.folder)
             return self.queue.submit(allowed, person.id)
@@ -92,6 +90,10 @@ class Service:
         person = self.person()
         by = person.id if person else _browser()
         return [state for state in self.queue.unfinished() if state.by == by]
+
+    def active(self) -> list[RunSpec]:
+        """The runs of all readers that have been started and have not ended."""
+        return [state.spec for state in self.queue.unfinished() if state.phase != "queued"]
 
     def may_end(self, run: RunState) -> bool:
         """Whether this reader may cancel a run: in a class, one's own, and the teacher all."""

@@ -1,8 +1,8 @@
 """Pictures of the pages, to look at: `python -m tests.browser.screenshots --all FOLDER [--language zh] [--only compare learn-5]`.
 
 With --all, PAGE-WIDTH-THEME.png of every page, and of every lesson before and after the answer, at 1280, 1920 and 390 pixels,
-light and dark, as high as the content. With --readme the pictures in README.md, into docs/: lab.png, lab-dark.png,
-compare.png, plan.png and learn.png. Both show real runs, on one server.
+light and dark, as high as the content. With --readme the pictures in README.md and docs/pages.md, into docs/. Both show real
+runs, on one server.
 """
 
 from __future__ import annotations
@@ -24,7 +24,10 @@ from tests.browser.served import CHROMIUM_FLAGS, LONG_MS, PATIENCE_MS, ROOT, Ser
 
 CHOICE = "gpt-tiny~dp2.tp2.pp2~1f1b~m4~b2~n20~r0.003~e0~p"
 GPIPE, DEEP = "gpt-tiny~dp2.tp2.pp2~gpipe~m4~b2~n20~r0.003~e0", "gpt-tiny~dp1.tp2.pp4~1f1b~m4~b2~n20~r0.003~e0"
-RUNS = {"RUN": CHOICE, "SECOND": GPIPE, "THIRD": DEEP}  # in a link: placeholder for the names of the runs in the pictures
+# Text from the trained weights. Its link has the prompt "The pipeline " and the temperature 0.8.
+WRITES = "gpt-mini~dp2.tp2.pp2~1f1b~m4~b2~n20~r0.003~e1~yVGhlIHBpcGVsaW5lIA~w100~v0.8~s~jtrained"
+# In a link: placeholder for the names of the runs in the pictures.
+RUNS = {"RUN": CHOICE, "SECOND": GPIPE, "THIRD": DEEP, "TEXT": WRITES}
 LESSONS = len(list((ROOT / "pages/learn/lessons").glob("[a-z]*.py")))
 HIGHEST = 9_000  # pixels of a picture
 Theme = Literal["light", "dark"]
@@ -39,6 +42,7 @@ PAGES: Mapping[str, tuple[str, dict[str, str]]] = {
     "lab-before": ("", {"spec": CHOICE}),
     "lab-chosen": ("", {"spec": CHOICE, "rank": "5"}),
     "lab-after": ("", {"run": "RUN", "spec": CHOICE}),
+    "lab-text": ("", {"run": "TEXT", "spec": WRITES}),
     "lab-misfit": ("", {"spec": "gpt-tiny~dp4.tp3.pp2~1f1b"}),
     "compare": ("compare", {"with": f"run:RUN*{GPIPE}*{DEEP}", "sweep": "layout.zero"}),
     "compare-runs": ("compare", {"with": "run:RUN*run:SECOND*run:THIRD", "sweep": "workload.microbatches"}),
@@ -55,6 +59,8 @@ README: Mapping[str, tuple[str, Theme, int]] = {  # file → page, theme, height
     "compare.png": ("compare", "light", 1100),
     "plan.png": ("plan", "light", 1100),
     "learn.png": ("learn-5", "light", 1100),
+    "runs.png": ("runs", "light", 560),
+    "written.png": ("lab-text", "light", 760),
 }
 
 
@@ -183,9 +189,11 @@ def both_widths(page: Page, folder: Path, name: str, theme: Theme) -> None:
         shoot(page, folder / f"{name}-{width}-{theme}.png")
 
 
-def for_readme(browser: Browser, server: Server, folder: Path, locale: str) -> None:
+def for_readme(browser: Browser, server: Server, folder: Path, locale: str, only: list[str]) -> None:
     runs: dict[str, str] = {}
     for file, (name, theme, height) in README.items():
+        if only and name not in only:
+            continue
         context = browser.new_context(color_scheme=theme, reduced_motion="reduce", locale=locale)
         window = Watched(context, 1280, 900)
         runs = runs or {stands_for: run_once(window, server, choice) for stands_for, choice in RUNS.items()}
@@ -199,9 +207,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.browser.screenshots", description=__doc__)
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--all", type=Path, metavar="FOLDER", help="every page, width and theme")
-    what.add_argument("--readme", action="store_true", help="the pictures in README.md, into docs/")
+    what.add_argument("--readme", action="store_true", help="the pictures in README.md and docs/pages.md, into docs/")
     parser.add_argument("--language", choices=LANGUAGES, default="en", help="what the browser asks for")
-    parser.add_argument("--only", nargs="+", choices=list(PAGES), default=[], help="with --all: these pages alone")
+    parser.add_argument("--only", nargs="+", choices=list(PAGES), default=[], help="these pages alone")
     asked = parser.parse_args()
     path = chromium()
     if path is None:
@@ -211,7 +219,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as home, served(Path(home)) as server, sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=path, args=CHROMIUM_FLAGS)
         if asked.readme:
-            for_readme(browser, server, ROOT / "docs", locale)
+            for_readme(browser, server, ROOT / "docs", locale, asked.only)
         else:
             asked.all.mkdir(parents=True, exist_ok=True)
             every_page(browser, server, asked.all, locale, asked.only)

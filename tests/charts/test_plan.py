@@ -43,11 +43,25 @@ def test_the_front_fills_its_axes_and_its_table_has_the_drawn_layouts(found: Fou
 def test_stages_that_do_not_fit_are_named_together():
     held = [peak.bytes for peak in memory(RunSpec(layout=LayoutSpec(pp=2))).peaks]
     totals = [sum(one.values()) for one in held]
-    small = plan.stages(held, min(totals) - 1, "tiny", LIGHT)
+    small = plan.stages(held, min(totals) - 1, 0, "tiny", LIGHT)
     assert small.title.startswith("It does not fit on stages 0–1: stage 0 needs ")
-    large = plan.stages(held, 10 * max(totals), "big", LIGHT)
+    large = plan.stages(held, 10 * max(totals), 0, "big", LIGHT)
     assert large.title.startswith("It fits: stage 0 is fullest")
     assert plan.ranges([4, 0, 1, 2, 7, 8]) == "0–2, 4, 7–8"
+
+
+def test_what_is_kept_free_is_a_band_below_the_capacity():
+    held = [peak.bytes for peak in memory(RunSpec(layout=LayoutSpec(pp=2))).peaks]
+    most = max(sum(one.values()) for one in held)
+    close = plan.stages(held, most + 10, 11, "close", LIGHT)
+    assert close.title.startswith("It does not fit on stage 0, which needs ")
+    assert "The grey band is kept free" in close.reading
+    [(_, rows)] = marks(close.spec, "rect")
+    assert [row["text"] for row in rows] == ["11 B kept free"]
+    assert "11 B kept free" in vl_convert.vegalite_to_svg(json.loads(json.dumps(close.spec)))
+    assert not marks(plan.stages(held, most, 0, "exact", LIGHT).spec, "rect")
+    alone = plan.stages([{"parameters": 2**30}], 2**30 + 5, 6, "one", LIGHT)
+    assert alone.title == "It does not fit: each rank needs 1 GiB beside 6 B and has 1.00 GiB"
 
 
 def test_the_parts_of_a_step_add_up():

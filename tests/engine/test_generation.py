@@ -37,7 +37,7 @@ def spec(family: str, layout: dict[str, Any], trained: bool = True, **generate: 
     """Trained on the same data whatever dp is: four sequences a step."""
     layout_spec = LayoutSpec(**layout)
     workload = WorkloadSpec(steps=4, microbatches=4 // layout_spec.dp, microbatch_size=1, learning_rate=0.01)
-    asked = GenerateSpec(**{"prompt": PROMPT, "new_tokens": NEW, "skip_training": not trained} | generate)
+    asked = GenerateSpec(**{"prompt": PROMPT, "new_tokens": NEW, "temperature": 0, "skip_training": not trained} | generate)
     return RunSpec(model=FAMILIES[family], layout=layout_spec, workload=workload, generate=asked)
 
 

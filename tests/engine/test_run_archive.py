@@ -26,6 +26,8 @@ from engine import run_archive, store
 from engine.head import SCHEMA_VERSION
 from engine.spec import LayoutSpec, RequestError, RunSpec
 from engine.spec.sentence import unpacked
+from pages.charts.words import words
+from pages.lab.figures import figures
 from tests.pages.stand_in import saved as stand_in
 from tests.patience import PATIENCE_S
 
@@ -70,6 +72,15 @@ def test_a_zip_without_a_folder_is_named_by_its_file_or_its_spec(run: Path, tmp_
     flat = zipped({path.name: path.read_bytes() for path in run.iterdir()} | {"__MACOSX/._x": b"", ".DS_Store": b""})
     assert run_archive.unpack(flat, tmp_path, "Übung 1").name == "Übung 1"
     assert run_archive.unpack(flat, tmp_path, "../../x").name.endswith("-dp1.tp1.pp2-1f1b")
+
+
+def test_bytes_between_nodes_are_counted_again_from_the_tables(run: Path, tmp_path: Path) -> None:
+    files = files_of(run)
+    head(files, lambda h: h["environment"].update(nodes=[0, 1]))
+    head(files, lambda h: h["summary"].update(wire_bytes_between_nodes=1))
+    result = store.load(run_archive.unpack(zipped(files), tmp_path / "here", "x"))
+    assert result.summary["wire_bytes_between_nodes"] == result.tables["traffic"]["wire_bytes"].sum() > 1
+    assert "100.0% of all between nodes" in str(figures(result, words("en")))
 
 
 # ------------------------------------------------------------------------------------------------------------ refused
@@ -223,6 +234,7 @@ WRONG: dict[str, tuple[Callable[[Files], object], str]] = {
     "a lane": (first("spans", lane="comm"), "a computation as communication"),
     "an end": (first("spans", end_ns=-1), "spans has one that ends before it begins"),
     "at once": (first("spans", end_ns=10**9), "spans has computations of rank 0 that overlap"),
+    "nodes": (lambda f: head(f, lambda h: h["environment"].update(nodes=[0])), "has the nodes of 1 ranks, and its layout has 2"),
     "in no time": (lambda f: table(f, "spans", lambda t: t.assign(start_ns=0, end_ns=0)), "rank 0 that takes no time"),
 }  # fmt: skip
 

@@ -9,28 +9,31 @@ import time
 from pathlib import Path
 from select import select
 
+import psutil
 import pytest
 
 from engine import store
 from engine.launch.queue import RunQueue
-from tests.launch.bench import Bench, finished, small
+from tests.launch.bench import Bench, finished, host_of, hosts, small
 from tests.pages.stand_in import PAIR, result_of
 
 PAIR_LAYOUT = "dp2.tp1.pp1"
 
 
-def a_class_at_once(home: Path, sessions: int, steps: int) -> float:
-    """Each session presses Run. Returns after how many seconds the last has its result."""
+def a_class_at_once(home: Path, sessions: int, steps: int) -> tuple[float, float]:
+    """Each session presses Run. Returns after how many seconds the last has its result, and the CPU seconds of all ranks."""
+    others = {host.pid for host in hosts()}
     with RunQueue(home, None, 2) as queue:
         began = time.monotonic()
         ids = [queue.submit(small(PAIR_LAYOUT, steps=steps), by=str(session)) for session in range(sessions)]
         states = [finished(queue, id) for id in ids]
         took = time.monotonic() - began
+        used = host_of(psutil.Process(), others).cpu_times()
     assert [state.phase for state in states] == ["done"] * sessions
     folders = {state.folder for state in states}
     assert len(folders) == sessions  # none is lost, none is there twice
     assert {path.name for path in home.iterdir()} == {folder.name for folder in folders if folder}
-    return took
+    return took, used.children_user + used.children_system
 
 
 def test_each_of_a_class_gets_a_result_of_its_own(tmp_path: Path) -> None:
@@ -39,9 +42,12 @@ def test_each_of_a_class_gets_a_result_of_its_own(tmp_path: Path) -> None:
 
 @pytest.mark.nightly
 def test_thirty_sessions_press_run_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    took = a_class_at_once(tmp_path, 30, 200)
+    took, used = a_class_at_once(tmp_path, 30, 200)
     with capsys.disabled():
-        print(f"\nthirty sessions at once, 2 ranks and 200 steps each: 30 answered, the last after {took:.0f} s")
+        print(
+            f"\nthirty sessions at once, 2 ranks and 200 steps each: 30 answered, the last after {took:.0f} s at a load of "
+            f"{os.getloadavg()[0]:.0f}; {used:.0f} CPU seconds of ranks"
+        )
 
 
 @pytest.mark.nightly

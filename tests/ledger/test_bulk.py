@@ -19,8 +19,9 @@ from engine.spec import ModelSpec
     [
         (catalog.model("gpt3-13b"), 32, 64),
         (ModelSpec(family="transformer", layers=12, hidden=64, heads=4, vocab=264, seq=32), 8, 24),
+        (ModelSpec(family="t5", layers=12, hidden=64, heads=4, vocab=264, seq=32, vocab_multiple=96), 8, 24),
     ],
-    ids=["one stack", "encoder and decoder"],
+    ids=["one stack", "encoder and decoder", "T5, a padded vocabulary"],
 )
 def test_bulk_results_equal_those_of_each_layout(ledgers: Ledgers, model: ModelSpec, ranks: int, batch: int) -> None:
     grid = candidates(model, ranks, batch)

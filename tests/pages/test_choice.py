@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from engine.catalog import MODELS
+from engine.launch import limits
 from engine.spec import LayoutSpec, RunSpec, WorkloadSpec
 from pages.shared.choice import DEFAULTS, Choice, Problem, description, read
 from pages.shared.texts import Texts
@@ -70,6 +71,14 @@ def test_a_choice_that_this_machine_cannot_run_still_gives_a_spec(texts: Texts, 
     assert verdict.spec is not None
     assert verdict.refused
     assert verdict.runnable is None
+
+
+def test_memory_of_active_runs_counts_as_free_since_they_end_before(texts: Texts, monkeypatch: pytest.MonkeyPatch):
+    spec = read(Choice.default(), texts).spec
+    assert spec is not None
+    monkeypatch.setattr(limits, "memory_for_runs", lambda: limits.need(spec).total - 1)
+    assert read(Choice.default(), texts).runnable is None
+    assert read(Choice.default(), texts, [spec]).runnable == spec
 
 
 def test_a_saved_run_fills_the_form(texts: Texts):

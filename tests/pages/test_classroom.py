@@ -70,12 +70,18 @@ def test_a_class_has_so_many_people_and_the_teacher(classroom: Classroom) -> Non
     assert entered(classroom, code=classroom.teacher_code).teacher
 
 
-def test_who_entered_a_day_ago_takes_no_place(classroom: Classroom, monkeypatch: pytest.MonkeyPatch) -> None:
-    earlier = [entered(classroom) for _ in range(4)]
+def test_who_entered_a_day_ago_takes_no_place_and_is_forgotten_without_runs_and_texts(
+    classroom: Classroom, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keeps_nothing, has_a_run, has_a_text, _ = (entered(classroom) for _ in range(4))
+    store.set_owner(saved(tmp_path, PAIR), has_a_run.id)
+    classroom.note_text(has_a_text, "0123456789abcdef", 1, ())
     now = time.time() + REMEMBERED_S
     monkeypatch.setattr(time, "time", lambda: now)
-    entered(classroom)
-    assert classroom.people()[:4] == earlier
+    last = entered(classroom)
+    assert [person.id for person in classroom.people()] == [has_a_run.id, has_a_text.id, last.id]
+    assert Classroom(tmp_path, Rules()).people() == classroom.people()
+    assert classroom.name_of(keeps_nothing.id) == ""
 
 
 def test_what_cannot_be_written_is_told_and_not_kept(classroom: Classroom, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,23 +11,30 @@ from streamlit.testing.v1 import AppTest
 
 from engine import catalog, store
 from engine.devices import DEVICES
+from engine.planner.advice import advice
 from engine.planner.search import search
 from engine.predict.timeline import simulate, textbook
 from engine.predict.traffic import traffic
-from engine.schedule import plan
-from engine.spec import LayoutSpec, RunSpec
+from engine.schedule import SCHEDULES, in_flight, plan
+from engine.spec import LayoutSpec, RunSpec, ScheduleName
 from engine.topology import Mesh
-from pages.charts.look import View
+from pages.charts.look import View, look
 from pages.charts.units import in_bytes, percent, significant
-from pages.charts.words import words
+from pages.charts.words import LANGUAGES, Language, words
 from pages.learn import toys
+from pages.learn.glossary import terms, unfolding
 from pages.learn.lesson_state import LessonState
-from pages.learn.lessons import LESSONS
-from pages.learn.lessons.data import spread_of
-from pages.learn.lessons.pipeline import layout_of
+from pages.learn.lessons import LESSONS, TASKS
+from pages.learn.lessons.checklist import tries
+from pages.learn.lessons.data import overlapped, spread_of
+from pages.learn.lessons.pipeline import layout_of, timed
 from pages.learn.lessons.tensor import reduced
 from pages.learn.lessons.together import SPEC, inside_nodes
+from pages.learn.outcome import outcome
+from pages.learn.scenes.pipeline import scene as pipeline_scene
+from pages.learn.scenes.zero import scene as zero_scene
 from pages.learn.steps import done_by
+from pages.learn.task import judged
 from pages.shared.service import Service
 from tests.pages.opened import click, link, opened, text
 from tests.pages.stand_in import Queue, saved, service
@@ -251,22 +258,141 @@ def test_tensor_parallel_groups_are_inside_a_node_first():
     assert [inside_nodes(mesh, axis, 2) for axis in ("tp", "dp", "pp")] == [True, False, False]
 
 
-def test_the_checklist_says_why_a_lever_is_missing(parts: tuple[Service, Queue]):
+def test_the_checklist_says_why_a_technique_is_missing(parts: tuple[Service, Queue]):
     """1,024 replicas do not divide 1,536 sequences; 512 do."""
-    said = text(page(parts[0], lesson="10"))
-    left = "data parallelism only, ZeRO 1, selective recompute (dp1024)."
+    said = text(page(parts[0], lesson="10", set="model-gpt3-175b~count-1024~batch-1536"))
+    left = "data parallelism only, ZeRO 1, ZeRO 1, selective recompute"
     assert f"1,536 sequences do not divide evenly over that many replicas: {left}" in said
-    said = text(page(parts[0], lesson="10", set="model-gpt3-175b~count-512"))
+    said = text(page(parts[0], lesson="10", set="model-gpt3-175b~count-512~batch-1536"))
     assert "Left out" not in said
+
+
+def test_the_lessons_own_example_agrees_with_plan_and_has_the_reasons(parts: tuple[Service, Queue]):
+    shown = text(page(parts[0], lesson="10"))
+    found = search(catalog.model("llama3-70b"), 64, DEVICES["h100-80gb"], 128)
+    best = found.layouts.iloc[0]
+    assert f"Of {len(found.layouts):,} layouts {found.feasible:,} fit" in shown
+    assert f"**{best['layout']} · " in shown
+    assert f"{significant(best['step_s'])} s a step" in shown
+    advised = advice(tries("llama3-70b", 64, "h100-80gb", 128))
+    assert advised
+    assert advised.step_s
+    assert f"The planner’s layout takes {best['step_s']:.3f} s a step and the checklist’s {advised.step_s:.3f} s" in shown
+    assert "over tp instead of 0.000 s" in shown
 
 
 def test_all_layouts_are_searched_on_request(parts: tuple[Service, Queue]):
     app = page(parts[0], lesson="10", set="model-gpt2-1.5b~count-8~batch-64")
-    assert "the planner expects" not in text(app)
+    assert "The planner expects" not in text(app)
     click(app, "Compare with all layouts")
     found = search(catalog.model("gpt2-1.5b"), 8, DEVICES["h100-80gb"], 64)
-    best = found.layouts.iloc[0]
-    shown = text(app)
-    assert f"Of {len(found.layouts):,} layouts {found.feasible:,} fit" in shown
-    assert f"**{best['layout']}**" in shown
-    assert f"{significant(best['step_s'])} s a step" in shown
+    assert f"Of {len(found.layouts):,} layouts {found.feasible:,} fit" in text(app)
+    assert f"**{found.layouts.iloc[0]['layout']} · " in text(app)
+
+
+# ------------------------------------------------------------------------------------------------------------- tasks
+
+
+@pytest.mark.parametrize("number", TASKS)
+def test_a_task_accepts_several_choices_and_tells_why_others_fail(number: int):
+    """The first choice is not right, and each goal that is missed says so with a number."""
+    task, say = TASKS[number], words("en")
+    choices = task.choices()
+    right = [choice for choice in choices if all(goal.met for goal in judged(task, choice, say))]
+    assert 2 <= len(right) < len(choices) / 2
+    assert task.first not in right
+    missed = [goal.said for goal in judged(task, task.first, say) if not goal.met]
+    assert missed
+    assert all(any(letter.isdigit() for letter in said) for said in missed)
+    assert len(task.hints) == 3
+
+
+def test_a_task_judges_the_readers_choice_opens_hints_and_is_remembered(parts: tuple[Service, Queue]):
+    app = page(parts[0], lesson="5")
+    assert "0 of 8 tasks solved" in text(app)
+    before = outcome(TASKS[5].spec(TASKS[5].first), TASKS[5].device)
+    assert f"at most {percent(before.bubble / 2)} is wanted" in text(app)
+    slider(app, "Schedule").set_value("interleaved×2").run()
+    slider(app, "Microbatches m", task=True).set_value(32).run()
+    assert not app.exception, app.exception[0].value
+    assert "Solved. Other choices may do it too: try one." in [element.value for element in app.success]
+    assert "1 of 8 tasks solved" in text(app)
+    for number in (1, 2, 3):
+        assert f"**Hint {number}.**" not in text(app)
+        click(app, f"Show hint {number} of 3")
+        assert f"**Hint {number}.**" in text(app)
+    click(app, "The three together")
+    assert "1 of 8 tasks solved" in text(app)
+
+
+def test_a_task_says_what_does_not_go_together(parts: tuple[Service, Queue]):
+    app = page(parts[0], lesson="10")
+    slider(app, "pp").set_value(4).run()
+    assert "tp=8 × pp=4 is more than 16 devices" in text(app)
+
+
+def slider(app: AppTest, label: str, task: bool = True) -> Any:
+    return [one for one in app.select_slider if one.label == label][-1 if task else 0]
+
+
+# ------------------------------------------------------------------------------------------------------------ glossary
+
+
+def test_a_term_in_bold_chinese_stays_bold():
+    """There are no blanks around it, which Markdown would need."""
+    shown = unfolding("切成**微批次**后", words("zh"))
+    assert shown.startswith('切成<b><span class="ss-term" tabindex="0">微批次<span')
+    assert shown.endswith("</span></span></b>后")
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_terms_unfold_where_they_occur_once_in_a_text(language: Language):
+    say = words(language)
+    term, meaning = next(iter(terms(say).items()))
+    shown = unfolding(f"{term}, {term}, `{term}`", say)
+    assert shown.count(f'<span class="ss-meaning">{meaning}</span>') == 1
+    assert shown.endswith(f", {term}, `{term}`")
+
+
+# -------------------------------------------------------------------------------------------------------------- scenes
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_a_pipelines_scene_keeps_what_the_schedule_keeps(schedule: ScheduleName):
+    """At each stage, the most squares at a time are the microbatches in flight, in chunks."""
+    layout = layout_of(schedule, 4, 16)
+    scene = pipeline_scene(timed(layout, 16), look(View("light", "en")))
+    kept = [[int(part) for part in said.removesuffix(".").rpartition(": ")[2].split(", ")] for said in scene.said]
+    most = [max(counts[stage] for counts in kept) for stage in range(4)]
+    assert most == [in_flight(plan(layout, 16), stage) for stage in range(4)]
+    assert kept[-1] == [0, 0, 0, 0]
+
+
+@pytest.mark.parametrize("zero", range(4))
+def test_zeros_scene_ends_as_it_began(zero: int):
+    """After a step each replica holds what it held before it."""
+    scene = zero_scene(zero, look(View("light", "en")))
+
+    def held(step: int) -> list[tuple[float, float]]:
+        at = [next((entry for entry in reversed(thing.at) if entry[0] <= step), thing.at[0]) for thing in scene.things]
+        return sorted((x, y) for _, x, y, opacity in at if opacity)
+
+    assert held(0) == held(len(scene.said) - 1)
+    assert len(held(0)) == {0: 64, 1: 40, 2: 40, 3: 16}[zero]
+
+
+@pytest.mark.parametrize("encoding", ["sinusoidal", "learned", "rotary"])
+def test_with_rotary_positions_a_score_depends_on_the_distance_alone(encoding: str):
+    here, there = (toys.scores_by_distance(encoding, first, 16, 32) for first in (0, 20))
+    assert np.allclose(here, there) == (encoding == "rotary")
+
+
+def test_all_communication_is_hidden_or_exposed():
+    for ratio in (0.25, 1.0, 2.0):
+        for at_once in (True, False):
+            bars = overlapped(ratio, at_once)
+            total = sum(bar.end - bar.start for bar in bars if bar.kind in ("hidden", "exposed"))
+            assert total == pytest.approx(8 * 2 * ratio)
+            assert any(bar.kind == "hidden" for bar in bars) == at_once
+            ends = max(bar.end for bar in bars if bar.kind == "backward")
+            assert all((bar.end <= ends) == (bar.kind == "hidden") for bar in bars if bar.kind in ("hidden", "exposed"))

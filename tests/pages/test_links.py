@@ -48,6 +48,7 @@ OTHERS = st.fixed_dictionaries(
             "workload.precision",
             "workload.accumulate",
             "workload.attention",
+            "workload.weights",
         )
     }
     | {
@@ -95,6 +96,14 @@ def test_links_have_only_characters_that_need_no_escape():
         {"layout.split": "3,1", "workload.text": "0123456789abcdef", "parity": True, "model.seq": 63, "generate.prompt": "ÿ>?"}
     )
     assert set(encode(every)) <= set("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._-~")
+
+
+def test_a_prompt_has_its_temperature_in_the_link():
+    """Links of old have none: then the default was to take the most likely token."""
+    assert decode("gpt-tiny~dp2~1f1b~yVGhl")["generate.temperature"] == 0
+    now = Choice.default().with_changes({"generate.prompt": "The"})
+    assert now["generate.temperature"] == 0.8
+    assert decode(encode(now)) == now
 
 
 def test_an_invalid_split_is_left_out_of_the_link():

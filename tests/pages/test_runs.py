@@ -14,10 +14,11 @@ from streamlit.testing.v1 import AppTest
 
 from engine import run_archive, store
 from engine.head import SCHEMA_VERSION
-from engine.spec import LayoutSpec, RunSpec
+from engine.spec import LayoutSpec, RunSpec, WorkloadSpec
 from pages.charts.look import View
+from pages.charts.units import short
 from pages.charts.words import words
-from pages.runs import upload
+from pages.runs import table, upload
 from pages.runs.report import report
 from pages.runs.rows import NEWEST, RunIndex, RunRow, matching, ordered
 from pages.shared.saved import by_run
@@ -55,6 +56,17 @@ def test_a_row_has_the_numbers_of_the_runs_summary(home: Path) -> None:
     assert (row.model, row.layout, row.schedule, row.ranks, row.steps) == ("gpt-tiny", "dp1.tp1.pp2", "1f1b", 2, 20)
     assert (row.loss, row.peak_bytes, row.bubble) == (summary["loss_last"], summary["peak_bytes"], summary["bubble"])
     assert (row.wire_bytes, row.parity) == (summary["wire_bytes_per_rank"], summary["parity_max_rel"])
+    assert row.speed == summary["tokens_per_second"] > 0
+
+
+def test_the_levers_of_a_run_are_in_its_row_and_searched(home: Path) -> None:
+    layout = LayoutSpec(dp=2, zero=2, recompute="full")
+    saved(home, RunSpec(layout=layout, workload=WorkloadSpec(precision="bf16")), "with levers")
+    row = next(row for row in RunIndex(home).read()[0] if row.name == "with levers")
+    cells = table.cells(row, SAY)
+    assert (cells["levers"], cells["speed"]) == ("ZeRO 2, recompute full, bf16", short(row.speed, SAY))
+    assert names(matching(RunIndex(home).read()[0], "zero 2", SAY)) == ["with levers"]
+    assert ordered(RunIndex(home).read()[0], "-levers")[0].name == "with levers"
 
 
 def test_a_run_is_opened_once_until_it_changes(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -182,6 +194,13 @@ def test_a_run_that_another_session_deleted_is_reported(home: Path) -> None:
     assert button(app, "Delete").disabled
 
 
+def test_a_link_with_the_former_name_of_a_run_picks_it(home: Path) -> None:
+    store.rename(home / "second", "another")
+    app = page(service(home)[0], picked="second,third,none")
+    assert "2 runs chosen" in text(app)
+    assert link(app, "picked") == "another,third"
+
+
 def test_a_run_is_renamed_or_the_reason_is_given(home: Path) -> None:
     app = page(service(home)[0], picked="second")
     app.text_input(key="runs/new-name/second").set_value("third")
@@ -279,8 +298,8 @@ def test_a_report_has_every_chart_with_its_table_and_loads_nothing(home: Path) -
     made = report("a <b>run", store.load(home / "a first one"), View("light", "en"))
     reader = Reader()
     reader.feed(made)
-    assert reader.tags.count("svg") == reader.tags.count("figcaption") == reader.tags.count("details") == 6
-    assert reader.tags.count("table") == 7  # of every chart, and of the spec
+    assert reader.tags.count("svg") == reader.tags.count("figcaption") == reader.tags.count("details") == 7
+    assert reader.tags.count("table") == 8  # of every chart, and of the spec
     assert "script" not in reader.tags
     assert [address for address in reader.addresses if not address.startswith("#")] == []
     assert "url(http" not in made
@@ -288,6 +307,7 @@ def test_a_report_has_every_chart_with_its_table_and_loads_nothing(home: Path) -
         "Rank 0 is fullest: 42 KiB; the prediction is ",
         "the vertical tick is the prediction",
         "The bubble takes 20.0% of 15 ms",
+        "Traffic matrix",
         "The loss fell from 5.500 to 4.250",
     ):
         assert said in made
@@ -296,6 +316,14 @@ def test_a_report_has_every_chart_with_its_table_and_loads_nothing(home: Path) -
     assert "<b>run" not in made
     assert "3.1e-7" in made
     assert re.search(r"workload\.steps</th><td>20<", made)
+
+
+def test_a_report_has_the_text_that_was_generated(home: Path) -> None:
+    run = store.load(home / "third")
+    run.summary["generated"] = {"prompt": "a <b> ", "tokens": [10, 98], "text": "\nb"}
+    made = report("third", run, View("light", "en"))
+    assert 'class="ss-prompt">a<i> </i>&lt;b&gt;<i> </i></span>' in made
+    assert 'class="ss-new"><i data-mark="↵"></i>\nb</span>' in made
 
 
 def test_a_report_has_theme_and_language_and_another_process_makes_it(home: Path) -> None:

@@ -9,7 +9,7 @@ from engine import catalog
 from engine.devices import DEVICES
 from engine.papers.accounting import activations_of_a_layer, zero_states
 from engine.papers.closed_forms import layer_activations, states
-from engine.planner.advice import advise
+from engine.planner.advice import advice, advise
 from engine.predict.grid import Grid
 from engine.spec import LayoutSpec, Recompute, RunSpec, WorkloadSpec
 from engine.terms import total
@@ -29,13 +29,17 @@ def test_activations_of_a_layer_are_those_of_the_planners_account(recompute: Rec
 
 @pytest.mark.parametrize("devices", [1, 64, 512, 1024])
 @pytest.mark.parametrize("name", ["gpt2-1.5b", "gpt3-175b", "llama3-70b"])
-def test_the_checklist_stops_at_the_first_that_fits(name: str, devices: int):
+def test_the_checklist_stops_at_the_first_of_each_way_that_fits_and_takes_the_faster(name: str, devices: int):
     device = DEVICES["h100-80gb"]
     tried = advise(catalog.model(name), devices, device, sequences=512)
-    assert [entry.fits for entry in tried[:-1]] == [False] * (len(tried) - 1)
+    states = ("replicas", "zero", "recompute", "fsdp", "fsdp_full")
+    for way in ([t for t in tried if t.lever in states], [t for t in tried if t.lever not in states]):
+        assert not any(entry.fits for entry in way[:-1])
     assert all(entry.fits == (entry.needs <= device.memory_bytes) for entry in tried)
     assert {entry.spec.layout.ranks for entry in tried} == {devices}
     assert {entry.spec.workload.microbatches * entry.spec.layout.dp for entry in tried} == {512}, "all of the global batch"
     assert all(entry.spec.layout.tp <= device.node_size for entry in tried)
     levers = [entry.lever for entry in tried]
-    assert levers == sorted(levers, key=["replicas", "zero", "recompute", "tensor", "pipeline", "full"].index)
+    assert levers == sorted(levers, key=[*states, "tensor", "pipeline", "full"].index)
+    taken, times = advice(tried), [entry.step_s for entry in tried if entry.step_s is not None]
+    assert (taken.step_s if taken else None) == min(times, default=None)

@@ -10,8 +10,8 @@ import pytest
 from engine.predict.bulk.memory import fullest
 from engine.predict.grid import Grid
 from engine.predict.memory import SYMBOLS, curve_table, memory, peak_table
-from engine.predict.memory.peaks import opened_stages
 from engine.predict.memory.shortened import Shortened
+from engine.predict.memory.stages import Stages
 from engine.spec import GenerateSpec, RunSpec, WorkloadSpec
 from engine.tables import COORDINATE, SCHEMAS
 from engine.terms import total
@@ -135,7 +135,7 @@ def test_a_block_that_a_message_uses_is_kept_until_the_message_is_sent() -> None
 def test_the_encoders_gradient_that_layers_hand_on_has_one_name_where_it_is_allocated_and_freed(layers: int) -> None:
     """The decoder's layers add it up. Two, three or six of them, three in a ledger: none frees a block that is not there."""
     case = spec("pp2", "zb-h1", model={"family": "transformer", "layers": layers}, precision="bf16")
-    walk = opened_stages(case, Shortened(case.workload.microbatches)).walk(stage=1)
+    walk = Stages(case, Shortened(case.workload.microbatches)).walk(stage=1)
     for number in range(len(walk.of)):
         counts = Counter(walk.before(number))
         for _, events in walk.trace(number).parts:

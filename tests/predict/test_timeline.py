@@ -6,8 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from engine.predict.durations import Durations
-from engine.predict.timeline import Timeline, projected, simulate, slowed, spans_table, textbook
+from engine.predict.timeline import Durations, Timeline, projected, simulate, slowed, spans_table, textbook
 from engine.schedule import SCHEDULES, Action, bubble, plan
 from engine.spec import SCHEDULE_FACTS, LayoutSpec, RunSpec, ScheduleName, WorkloadSpec
 from engine.tables import SCHEMAS

@@ -7,5 +7,4 @@ chunks           the same in numbers
 peak_candidates  which actions can have a stage's peak, and what is there then
 memory           the peak of each layout
 traffic          what each layout's busiest rank passes
-arrays           work on arrays that these share
 """

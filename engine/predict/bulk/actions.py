@@ -31,12 +31,11 @@ def block(number: int, which: int, goes: bool) -> int:
 
 
 class Actions(NamedTuple):
-    """Runs, one behind the other: what happens in a layer that stands for several is a run of its own."""
+    """What happens in a layer that stands for several is a run of its own."""
 
-    runs: Whole  # numbers of runs among the structure's
-    letters: Whole  # of each 0, or 1 or 2 for the letter that says how often it is there
-    firsts: Whole  # the first run of each action that is not the same as an earlier one
-    which: Whole  # of `ACTIONS`, which of these each is
+    rows: list[tuple[int, ...]]  # of each action that is not the same as an earlier one: numbers of runs among the structure's
+    letters: list[tuple[int, ...]]  # of each run 0, or 1 or 2 for the letter that says how often it is there
+    which: Whole  # of `ACTIONS`, which of these rows each is
     pending: dict[str, Pending]  # in each state, numbers in `uses`
     uses: list[BucketUse]
 
@@ -65,17 +64,12 @@ class FormActions(FormTraces):
         if lends := trace.late is not trace.segments:
             late, _ = reductions.by_state(trace.late)
             several += [late[name] for name in STATES[1:]]
-        numbers, letters, firsts, which = list[int](), list[int](), list[int](), list[int]()
         found: dict[tuple[tuple[int, Run], ...], int] = {}
-        for segments in several:
-            runs = tuple(_runs(segments))
-            which.append(found.setdefault(runs, len(found)))
-            if which[-1] == len(firsts):
-                firsts.append(len(numbers))
-                numbers += [self._runs.setdefault(run, len(self._runs)) for _, run in runs]
-                letters += [letter for letter, _ in runs]
+        which = [found.setdefault(tuple(_runs(segments)), len(found)) for segments in several]
         which += [] if lends else which[1:]
-        return Actions(np.array(numbers), np.array(letters), np.array(firsts), np.array(which), pending, trace.uses)
+        rows = [tuple(self._runs.setdefault(run, len(self._runs)) for _, run in runs) for runs in found]
+        letters = [tuple(letter for letter, _ in runs) for runs in found]
+        return Actions(rows, letters, np.array(which), pending, trace.uses)
 
     def runs(self) -> list[Run]:
         with self.one_at_a_time:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections import defaultdict
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,12 +17,11 @@ from engine.ledger.dimensions import dimensions
 from engine.ledger.keep import Key, Ledgers
 from engine.ledger.store import NotRecordedError
 from engine.predict.bulk.actions import form_actions
-from engine.predict.bulk.arrays import multiplied
-from engine.predict.bulk.chunks import VALUES, Chunks, Table
+from engine.predict.bulk.chunks import VALUES, Chunks, ChunkValues
 from engine.predict.bulk.peak_candidates import peak_candidates
 from engine.predict.bulk.pieces import Piece, pieces, pieces_of
 from engine.predict.bulk.traces import ONES, ChunkForm, Layouts
-from engine.predict.grid import RECOMPUTES, Grid, chunked_loss, distinct
+from engine.predict.grid import RECOMPUTES, Grid, chunked_loss, distinct, multiplied
 from engine.schedule import SCHEDULES
 from engine.schedule.orders import enough_microbatches
 from engine.spec import SCHEDULE_FACTS, ModelSpec, WorkloadSpec
@@ -66,13 +65,13 @@ def fullest(
 
 
 def _had(
-    tables: dict[ChunkForm, Real], rows: dict[Any, Array], found: tuple[Piece, ...], columns: list[tuple[int, int]], sizes: Array
+    tables: dict[Piece, Real], rows: dict[Piece, Array], found: tuple[Piece, ...], columns: list[tuple[int, int]], sizes: Array
 ) -> Real:
     """What layouts of these sizes have of some values of some pieces, (columns, n)."""
     where = [rows[piece][sizes] for piece in found]
     have = np.empty((len(columns), len(sizes)))
     for out, (piece, value) in zip(have, columns, strict=True):
-        tables[found[piece].form][value].take(where[piece], out=out, mode="clip")  # which checks nothing, as all are there
+        tables[found[piece]][value].take(where[piece], out=out, mode="clip")  # which checks nothing, as all are there
     return have
 
 
@@ -118,24 +117,41 @@ class _SizesOf:
     def _groups(self, here: slice) -> list[slice]:
         return _runs(2 * self.known["zero"][here] + self.known["cut"][here], here.start)
 
-    def tables(self, masks: dict[Any, Any]) -> tuple[dict[ChunkForm, Real], dict[Any, Array]]:
-        """Of each form a table of `VALUES`, (values, entries), and of each piece where in it each sizes' entry is."""
-        entries, rows = self._entries(masks)
-        tables = {form: np.empty((len(VALUES), len(of.sizes))) for form, of in entries.items()}
-        forms_of = [[form for form, of in entries.items() if of.has_any(here)] for _, here, _ in self.structures]
+    def tables(self, masks: dict[Piece, Any]) -> tuple[dict[Piece, Real], dict[Piece, Array]]:
+        """Of each piece a table of `VALUES`, (values, entries), and where in it each sizes' entry is, (sizes,)."""
+        sizes, rows = dict[Piece, Array](), dict[Piece, Array]()
+        for piece, mask in masks.items():
+            present = np.zeros(len(self.known["tp"]), np.bool_)
+            present[self.which[mask]] = True
+            sizes[piece], rows[piece] = np.flatnonzero(present), present.cumsum() - 1
+        tables = {piece: np.empty((len(VALUES), len(of))) for piece, of in sizes.items()}
+        entries = iter(self._entries(sizes))
+        todo = [(structure, here, [(group, next(entries)) for group in groups]) for structure, here, groups in self.structures]
+        forms_of = [list(dict.fromkeys(form for _, some in groups for form in some)) for _, _, groups in todo]
         self._check(forms_of)
-        for (structure, here, groups), forms in zip(self.structures, forms_of, strict=True):
+        for (structure, here, groups), forms in zip(todo, forms_of, strict=True):
             chunks = Chunks(structure, forms, {name: size[here] for name, size in self.known.items()}, self.ledgers)
-            for group in groups:
-                some = {form: slice(*entries[form].bounds([group.start, group.stop])) for form in forms}
-                present = [form for form, of in some.items() if of.start < of.stop]
-                within = slice(group.start - here.start, group.stop - here.start)
-                made = chunks.tables(present, within)
-                for form in present:
-                    of = some[form]
-                    which, between = entries[form].sizes[of] - group.start, entries[form].between[of]
-                    tables[form][:, of] = _values(made[form], which, between)
+            for group, some in groups:
+                values = ChunkValues(chunks, list(some), slice(group.start - here.start, group.stop - here.start))
+                for form, of in some.items():
+                    several = [sizes[piece][part] for piece, part in of.items()]
+                    lengths = [len(one) for one in several]
+                    between = np.repeat([piece.between for piece in of], lengths, axis=0)
+                    found = values.of(form, np.concatenate(several) - group.start, between)
+                    for (piece, part), one in zip(of.items(), np.split(found, np.cumsum(lengths)[:-1], axis=1), strict=True):
+                        tables[piece][:, part] = one
         return tables, rows
+
+    def _entries(self, sizes: dict[Piece, Array]) -> list[dict[ChunkForm, dict[Piece, slice]]]:
+        """Of each group, by form, the pieces that it has, and which of their sizes are the group's."""
+        starts = [group.start for _, _, groups in self.structures for group in groups]
+        found: list[dict[ChunkForm, dict[Piece, slice]]] = [defaultdict(dict) for _ in starts]
+        for piece, of in sizes.items():
+            bounds = [*np.searchsorted(of, starts).tolist(), len(of)]
+            for some, (start, stop) in zip(found, itertools.pairwise(bounds), strict=True):
+                if start < stop:
+                    some[piece.form][piece] = slice(start, stop)
+        return found
 
     def _check(self, forms_of: list[list[ChunkForm]]) -> None:
         """So that all ledgers that are missing are recorded at once."""
@@ -145,61 +161,11 @@ class _SizesOf:
         if missing:
             raise NotRecordedError(missing)
 
-    def _entries(self, masks: dict[Any, Any]) -> tuple[dict[ChunkForm, _Entries], dict[Any, Array]]:
-        count = len(self.known["tp"])
-        by_form: dict[ChunkForm, list[Any]] = defaultdict(list)
-        for piece, mask in masks.items():
-            present = np.zeros(count, np.bool_)
-            present[self.which[mask]] = True
-            by_form[piece.form].append((piece, np.flatnonzero(present)))
-        entries, rows = {}, {}
-        for form, found in by_form.items():
-            between = np.concatenate([np.tile(piece.between, (len(present), 1)) for piece, present in found])
-            sizes = np.concatenate([present for _, present in found])
-            order = np.argsort(sizes, kind="stable")
-            entries[form] = _Entries(sizes[order], between[order])
-            places = np.empty_like(order)
-            places[order] = np.arange(len(order))
-            done = 0
-            for piece, present in found:
-                rows[piece] = np.zeros(count, np.int64)
-                rows[piece][present] = places[done : done + len(present)]
-                done += len(present)
-        return entries, rows
-
-
-class _Entries(NamedTuple):
-    """Of a form of chunk all sizes that it comes in, in order, with the numbers of layers between: (entries,), (entries, 2)."""
-
-    sizes: Array
-    between: Array
-
-    def has_any(self, here: slice) -> bool:
-        start, stop = self.bounds([here.start, here.stop])
-        return start < stop
-
-    def bounds(self, sizes: list[int]) -> list[int]:
-        found: list[int] = np.searchsorted(self.sizes, sizes).tolist()
-        return found
-
 
 def _runs(of: Array, start: int) -> list[slice]:
     """Runs of equal numbers, the first of which is number `start`."""
     cuts = [0, *(np.flatnonzero(np.diff(of)) + 1).tolist(), len(of)]
     return [slice(start + one, start + other) for one, other in itertools.pairwise(cuts)]
-
-
-def _values(made: Table, which: Array, between: Array) -> Real:
-    """`VALUES` of a form of chunk for some sizes and numbers of layers, (values, n)."""
-    own, *layers = made.parts
-    reached = own.take(which, axis=1)
-    for part, count, inner in zip(layers, between.T, made.inner, strict=False):  # of one kind of layers or of two
-        if count.any():
-            rows = np.flatnonzero(part.any(1))
-            reached[rows] += part[rows].take(which, axis=1) * count
-        if len(inner):
-            reached[inner] *= count > 0
-    return np.maximum.reduceat(reached, made.starts, axis=0)[made.which]
 
 
 def _enough(grid: Grid) -> Array:

@@ -13,7 +13,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.predict.bulk.actions import ACTIONS, LATE
-from engine.predict.bulk.arrays import undominated
 from engine.predict.bulk.chunks import VALUES
 from engine.predict.bulk.pieces import pieces
 from engine.predict.memory.stage_passes import Groups
@@ -173,3 +172,25 @@ class _Stages(StageWalk):
         """Which of `ACTIONS` each pass is; and the reductions under way."""
         states, under_way = self.reductions(early)
         return np.where(self.late, states + _TO_LATE, states), under_way
+
+
+def undominated(columns: Any, kinds: Any) -> NDArray[np.int64]:
+    """Numbers of the things that are not, in every column, at most as large as another of their kind; of equal ones the first.
+
+    Of each kind the one with the largest sum is such, and all that it is above are not; so it goes on with those that are left.
+    `columns`: (columns, things), whole numbers; `kinds`: (things,), from 0.
+    """
+    sums = columns.sum(0, dtype=np.int64)
+    below, count = sums.max() - sums, len(kinds)
+    assert (int(kinds.max()) + 1) * (int(below.max()) + 1) * count < 2**63, "more than a key can hold"
+    left = np.sort((kinds * (below.max() + 1) + below) * count + np.arange(count)) % count
+    columns, kinds = columns[:, left], kinds[left]
+    kept = []
+    while len(left):
+        first = np.append(True, kinds[1:] != kinds[:-1])
+        largest = np.flatnonzero(first)
+        kept.append(left[largest])
+        above = columns[:, largest].repeat(np.diff(np.append(largest, len(left))), axis=1)
+        rest = np.flatnonzero((columns > above).any(0))
+        columns, kinds, left = columns[:, rest], kinds[rest], left[rest]
+    return np.concatenate(kept)

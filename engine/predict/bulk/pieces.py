@@ -45,9 +45,9 @@ def pieces(layers: int, encoders: int, chunks: int, bends: bool = False) -> tupl
     return tuple(found), which
 
 
-def pieces_of(model: ModelSpec, grid: Grid) -> dict[Any, Any]:
+def pieces_of(model: ModelSpec, grid: Grid) -> dict[Piece, Any]:
     """Of each piece of a model that some layout has, which layouts: (n,) masks."""
-    masks: dict[Any, Any] = {}
+    masks: dict[Piece, Any] = {}
     total = grid.pp * grid.chunks * 2 + grid.v_shaped
     for count in np.unique(total).tolist():
         mask = total == count

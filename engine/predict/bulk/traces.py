@@ -110,6 +110,7 @@ class FormTraces:
         self.layouts, self._ledgers = layouts, ledgers
         self._sizes = list[Size]()
         self._numbers: dict[Size, int] = {}
+        self._products: dict[tuple[Product, bool], int] = {}  # their sizes' numbers, by whether tp cuts
         self._spans: dict[tuple[int, ...], int] = {}
         self._buckets: dict[tuple[Any, ...], int] = {}
         self._found: dict[tuple[ChunkForm, bool, bool], FormTrace] = {}
@@ -132,7 +133,7 @@ class FormTraces:
     def _trace(self, form: ChunkForm, hooked: bool, cut: bool, behind: ChunkTrace | None) -> FormTrace:
         """`behind`: the chunk behind, where it is on the same stage."""
         ledger, known = self._ledgers(self.structures[cut].of(form.part), form.part), self.dimensions[cut]
-        numbers = [self.number_of(as_size(self._value(block.bytes, known))) for block in ledger.blocks]
+        numbers = [self._number(block.bytes, cut) for block in ledger.blocks]
         reading = LedgerReading(ledger, form.part, form.times, known, numbers)
         does, buckets = reading.trace(hooked), reading.buckets(letter("dp"))
         as_recorded = {action: self._in_spans(segments, False) for action, segments in does.segments.items()}
@@ -147,15 +148,22 @@ class FormTraces:
             amounts={name: self._total(blocks) for name, blocks in trace_amounts(does, behind).items()},
         )
 
-    def _value(self, size: Product, known: dict[str, Any]) -> Any:
-        """A sequence that is whole has no letter in its length."""
+    def _number(self, size: Product, cut: bool) -> int:
+        """The number of a size, from one. A sequence that is whole has no letter in its length."""
+        if (size, cut) in self._products:
+            return self._products[size, cut]
         times, left = size.times, list(size.dimensions)
         for rows in ("S/tp", "R/tp"):
             while rows in left and "tp" in left:
                 left.remove(rows)
                 left.remove("tp")
                 times *= self.layouts.model.rows
-        return value(Product(times, tuple(left)), known)
+        found = as_size(value(Product(times, tuple(left)), self.dimensions[cut]))
+        if found not in self._numbers:
+            self._sizes.append(found)
+            self._numbers[found] = len(self._sizes)
+        self._products[size, cut] = self._numbers[found]
+        return self._numbers[found]
 
     def _total(self, amounts: Amounts) -> Size:
         found: Size = sized(0)
@@ -194,13 +202,6 @@ class FormTraces:
         read = {(form, cut) for form, _, cut in self._found}
         keys = {(self.structures[cut].of(form.part), form.part) for form in forms for cut in cuts if (form, cut) not in read}
         return {key for key in keys if key not in self._ledgers}
-
-    def number_of(self, size: Size) -> int:
-        """Of a size, from one."""
-        if size not in self._numbers:
-            self._sizes.append(size)
-            self._numbers[size] = len(self._sizes)
-        return self._numbers[size]
 
     def span(self, codes: list[int]) -> list[tuple[int, Any]]:
         """As an event, or none where nothing happens."""

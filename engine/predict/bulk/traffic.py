@@ -7,27 +7,26 @@ and multiplied.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from itertools import pairwise
+import itertools
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from engine.ledger.dimensions import dimensions, structure
-from engine.ledger.form import Part, Slicing
-from engine.ledger.keep import Key, Ledgers
+from engine.ledger.form import Part, Slicing, Structure
+from engine.ledger.keep import Ledgers
 from engine.ledger.store import LedgerStore, ledger_store
 from engine.ledger.symbolic import letter
-from engine.predict.bulk.arrays import multiplied
 from engine.predict.bulk.pieces import pieces
-from engine.predict.grid import RECOMPUTES, Grid, Whole, chunked_loss, distinct
+from engine.predict.grid import RECOMPUTES, Grid, Whole, chunked_loss, distinct, multiplied
 from engine.predict.traffic.calls import PredictedCall, wire_bytes
 from engine.predict.traffic.chunk import trained
 from engine.predict.traffic.reductions import reductions
 from engine.predict.traffic.rules import Setting, data_parallel, messages, norm_and_loss, tensor_parallel, tie
 from engine.schedule import SCHEDULES
-from engine.spec import BYTES_OF, ModelSpec, Recompute, WorkloadSpec
+from engine.spec import BYTES_OF, ModelSpec, WorkloadSpec
 from engine.terms import Factor
 
 Reals = NDArray[np.float64]
@@ -38,11 +37,11 @@ _LATE = ("gather", "step")  # phases that no pass overlaps with
 
 
 class StageItem(NamedTuple):
-    """An item that makes calls, and of which a stage has a number.
+    """Calls of which a stage has a number.
 
-    With a `part`, which is a chunk, `kind` is "own": all of the chunk but its middle layers; "t0", "t1": a middle layer of the
-    first or the second kind; "cut": the transfers before the chunk, if it is on another stage than the chunk before it. Without a
-    part it is "stage": any stage; "last": the last chunk's stage; "ends": a stage with tied weights.
+    Of a chunk which is `part`, "own": all of it but its middle layers; "t0", "t1": a middle layer of the first or second kind;
+    "cut": the transfers before the chunk, if it is on another stage than the chunk before it. "ends": of a stage with tied
+    weights; `part` is the first chunk. Without a part "stage": of any stage; "last": of the last chunk's stage.
     """
 
     part: Part | None
@@ -66,11 +65,11 @@ def bulk_traffic(
     Raises `NotRecordedError`.
     """
     full = grid.recompute == RECOMPUTES.index("full")  # selective recompute repeats no collective
+    deferred = grid.by_schedule(lambda facts: facts.splits) & (grid.zero >= 2)  # then reductions depend on the schedule
     first, cost = distinct(
-        grid.dp, grid.tp, grid.pp, grid.microbatch_size, grid.microbatches, grid.zero, grid.sequence_parallel, full
+        grid.dp, grid.tp, grid.pp, grid.microbatch_size, grid.microbatches, grid.zero, grid.sequence_parallel, full, deferred
     )
-    splits = grid.by_schedule(lambda facts: facts.splits)  # then reductions depend on the schedule
-    groups = grid.pp, grid.chunks, grid.v_shaped, np.where(splits & (grid.zero >= 2), 1 + grid.schedule, 0)
+    groups = grid.pp, grid.chunks, grid.v_shaped, np.where(deferred, 1 + grid.schedule, 0)
     some, which = distinct(*groups, cost)  # one of the layouts whose stages have equal traffic
     starts, _ = distinct(*(group[some] for group in groups))
     bounds = [*starts.tolist(), len(some)]
@@ -78,16 +77,16 @@ def bulk_traffic(
         _Shape.of(model, int(grid.pp[some[i]]), int(grid.chunks[some[i]]), bool(grid.v_shaped[some[i]])) for i in bounds[:-1]
     ]
     held = list(dict.fromkeys(one for shape in shapes for one in shape.held))
-    costs = _Costs(model, workload, grid.take(first), held, classes, 1 + calls, ledgers)
+    costs = _Costs(model, workload, grid.take(first), deferred[first], held, classes, 1 + calls, ledgers)
     measures = ("", " calls")[: 1 + calls]
     found = {name + suffix: np.zeros(len(some)) for name in classes for suffix in measures}
-    for shape, (start, stop) in zip(shapes, pairwise(bounds), strict=True):
+    for shape, (start, stop) in zip(shapes, itertools.pairwise(bounds), strict=True):
         schedule, here = int(groups[3][some[start]]), cost[some[start:stop]]
         rows = np.array([held.index(one) for one in shape.held])
         matrix = shape.counts if schedule else shape.distinct_counts  # (stages, items)
         for name in classes:
             for measure, suffix in enumerate(measures):
-                traffic = multiplied(matrix, costs.of(name, measure)[np.ix_(rows, here)])
+                traffic = multiplied(matrix, costs.sums[name][measure][np.ix_(rows, here)])
                 if schedule and name in costs.reduced:
                     # The traffic of one reduction of a chunk, times the number of reductions.
                     one = multiplied(shape.by_chunk, costs.reduced[name][measure][np.ix_(rows, here)])
@@ -95,9 +94,6 @@ def bulk_traffic(
                         SCHEDULES[schedule - 1], shape.pp, costs.grid.microbatches[here], shape.stage[:, None], shape.run[:, None]
                     )
                     traffic += multiplied(shape.on.T, one * times)
-                elif name in costs.reduced:
-                    reduced = costs.reduced[name][measure][np.ix_(rows, here)]
-                    traffic += multiplied(matrix, reduced * costs.grid.microbatches[here])
                 found[name + suffix][start:stop] = traffic.max(0)
     return {name: numbers[which] for name, numbers in found.items()}
 
@@ -147,8 +143,8 @@ class _Shape(NamedTuple):
                 item = number(part, "cut")
                 cuts += [(int(stage[chunk - 1]), item), (int(stage[chunk]), item)]
         several = [(s, number(None, "stage")) for s in range(pp)] + [(int(stage[-1]), number(None, "last"))]
-        if stage[-1] != stage[0]:
-            several += [(int(s), number(None, "ends")) for s in (stage[0], stage[-1])]
+        if stage[-1] != stage[0] and model.parts.tied:
+            several += [(int(s), number(found[which[0]].form.part, "ends")) for s in (stage[0], stage[-1])]
         by_chunk = np.zeros((len(index), len(held)))
         for chunk, item, count in entries:
             by_chunk[chunk, item] = count
@@ -165,7 +161,8 @@ class _Shape(NamedTuple):
 class _Costs:
     """For every class and measure a matrix (items, layouts): the traffic of one item in a step.
 
-    `reduced`: the same for one reduction of a chunk's deferred gradients.
+    `sums`: all of it, but that of reductions which depend on the schedule, as `deferred` says of each layout. `reduced`: of one
+    such reduction of a chunk's gradients.
     """
 
     def __init__(
@@ -173,44 +170,43 @@ class _Costs:
         model: ModelSpec,
         workload: WorkloadSpec,
         grid: Grid,
+        deferred: Any,
         held: list[StageItem],
         classes: Sequence[str],
         measures: int,
         ledgers: Ledgers | None,
     ) -> None:
-        self.model, self.workload, self.grid, self.held, self.measures = model, workload, grid, held, measures
+        self.model, self.workload, self.grid, self.measures = model, workload, grid, measures
+        self._numbers = {item: number for number, item in enumerate(held)}
+        self._parts = list(dict.fromkeys(item.part for item in held if item.part is not None))
         self._ledgers = ledger_store() if ledgers is None else ledgers
-        self._sums = {name: np.zeros((measures, len(held), len(grid))) for name in classes}
+        self.sums = {name: np.zeros((measures, len(held), len(grid))) for name in classes}
         self.reduced = {name: np.zeros((measures, len(held), len(grid))) for name in ("tp", "dp")}
         slicing = np.where(grid.tp == 1, 0, np.where(grid.sequence_parallel, 2, 1))
         full, chunked = grid.recompute == RECOMPUTES.index("full"), chunked_loss(model, workload, grid)
         self._check(slicing, full, chunked)
-        first, which = distinct(slicing, full, chunked)
-        for kind, one in enumerate(first.tolist()):
-            recompute: Recompute = "full" if full[one] else "none"
-            self._recorded(_SLICINGS[slicing[one]], recompute, bool(chunked[one]), np.flatnonzero(which == kind))
-        first, which = distinct(slicing, grid.zero, chunked)
-        for kind, one in enumerate(first.tolist()):
-            self._by_zero(_SLICINGS[slicing[one]], int(grid.zero[one]), bool(chunked[one]), np.flatnonzero(which == kind))
-
-    def of(self, name: str, measure: int) -> Reals:
-        """(items, layouts)"""
-        found: Reals = self._sums[name][measure]
-        return found
+        for rules, columns in (
+            (self._of_layers, (slicing, full, chunked)),
+            (self._of_data_parallelism, (slicing, chunked, grid.zero, deferred)),
+        ):
+            first, which = distinct(*columns)
+            for kind, one in enumerate(first.tolist()):
+                here, cut, in_chunks = np.flatnonzero(which == kind), _SLICINGS[slicing[one]], bool(chunked[one])
+                setting = self._setting(cut, int(grid.zero[one]), in_chunks, here)
+                for item, call in rules(self._structure(cut, bool(full[one]), in_chunks), setting):
+                    self._add(item, call, here, setting, bool(deferred[one]))
 
     def _check(self, slicing: Whole, full: Any, chunked: Any) -> None:
         if isinstance(self._ledgers, LedgerStore):
             first, _ = distinct(slicing, full, chunked)
-            kinds = {(_SLICINGS[slicing[i]], "full" if full[i] else "none", bool(chunked[i])) for i in first.tolist()}
-            kinds |= {(cut, "none", one) for cut, _, one in kinds}
-            parts = {one.part for one in self.held if one.part is not None}
-            self._ledgers.check({self._key(part, *kind) for part in parts for kind in kinds})  # type: ignore[arg-type]
+            kinds = [self._structure(_SLICINGS[slicing[i]], bool(full[i]), bool(chunked[i])) for i in first.tolist()]
+            self._ledgers.check({(made.of(part), part) for made in kinds for part in self._parts})
 
-    def _key(self, part: Part, slicing: Slicing, recompute: Recompute, chunked: bool) -> Key:
-        """The key of a chunk's ledger. Calls do not depend on which dimensions are 1, so all are taken as more than 1."""
+    def _structure(self, slicing: Slicing, full: bool, chunked: bool) -> Structure:
+        """Calls do not depend on which dimensions are 1, so all are taken as more than 1."""
         loss_chunk = letter("C") if chunked else None
         sizes = dimensions(self.model, slicing, letter("tp"), letter("B"), loss_chunk=loss_chunk)
-        return structure(self.model, self.workload, recompute, slicing, sizes).of(part), part
+        return structure(self.model, self.workload, "full" if full else "none", slicing, sizes)
 
     def _setting(self, slicing: Slicing, zero: int, chunked: bool, here: Whole) -> Setting:
         some, workload = self.grid.take(here), self.workload
@@ -220,55 +216,45 @@ class _Costs:
         e, g = Factor("e", BYTES_OF[workload.precision]), Factor("g", BYTES_OF[workload.gradient_precision])
         return Setting(sizes, some.tp, some.dp, some.microbatches, zero, slicing == "sequence", e, g, copies)
 
-    def _recorded(self, slicing: Slicing, recompute: Recompute, chunked: bool, here: Whole) -> None:
-        """Add calls over tp, and messages over pp."""
-        setting = self._setting(slicing, 0, chunked, here)
-        for number, one in enumerate(self.held):
-            if one.part is None:
-                continue
-            traffic = trained(self._ledgers(*self._key(one.part, slicing, recompute, chunked)))
-            if one.kind == "cut":
-                found: Iterable[PredictedCall] = messages(traffic, setting, (0, 1), receives=True)
-            else:
-                found = _of_layers(one, tensor_parallel(traffic, setting))
-            self._add(number, here, setting, found)
+    def _of_layers(self, made: Structure, setting: Setting) -> Iterator[tuple[StageItem, PredictedCall]]:
+        """Calls over tp, and messages over pp."""
+        for part in self._parts:
+            traffic = trained(self._ledgers(made.of(part), part))
+            for call in tensor_parallel(traffic, setting):
+                yield _item_of(part, call), call
+            for call in messages(traffic, setting, (0, 1), receives=True):
+                yield StageItem(part, "cut"), call
 
-    def _by_zero(self, slicing: Slicing, zero: int, chunked: bool, here: Whole) -> None:
-        """Add calls over dp, and those at the end of a step."""
-        setting = self._setting(slicing, zero, chunked, here)
-        for number, one in enumerate(self.held):
-            if one.part is not None and one.kind != "cut":
-                traffic = trained(self._ledgers(*self._key(one.part, slicing, "none", chunked)))
-                self._add(number, here, setting, _of_layers(one, data_parallel(traffic, one.part, setting)))
-            elif one.part is None and one.kind == "ends" and self.model.parts.tied:
-                part = next(other.part for other in self.held if other.part is not None and other.part.first)
-                traffic = trained(self._ledgers(*self._key(part, slicing, "none", chunked)))
-                self._add(number, here, setting, tie(traffic, part, setting, (0, 1)))
-            elif one.part is None and one.kind != "ends":
-                every = list(norm_and_loss(setting, True))
-                self._add(number, here, setting, every[:-1] if one.kind == "stage" else every[-1:])
+    def _of_data_parallelism(self, made: Structure, setting: Setting) -> Iterator[tuple[StageItem, PredictedCall]]:
+        """Calls over dp, and those at the end of a step."""
+        for part in self._parts:
+            traffic = trained(self._ledgers(made.of(part), part))
+            for call in data_parallel(traffic, part, setting):
+                yield _item_of(part, call), call
+            for call in tie(traffic, part, setting, (0, 1)) if StageItem(part, "ends") in self._numbers else ():
+                yield StageItem(part, "ends"), call
+        *norms, loss = norm_and_loss(setting, True)
+        for call in norms:
+            yield StageItem(None, "stage"), call
+        yield StageItem(None, "last"), loss
 
-    def _add(self, number: int, here: Whole, setting: Setting, found: Iterable[PredictedCall]) -> None:
-        ranks = {"tp": setting.tp, "dp": setting.dp, "pp": self.grid.pp[here]}
-        for call in found:
-            n = call.ranks(ranks[call.axis])
-            calls = call.calls * call.made(n)
-            amounts = calls * wire_bytes(call.collective, call.payload_bytes, n), calls
-            late = call.axis == "dp" and call.phase in _LATE
-            into = self.reduced if call.reduced else self._sums
-            for traffic_class in (call.axis, "dp late") if late else (call.axis,):
-                for measure in range(self.measures if traffic_class in into else 0):
-                    into[traffic_class][measure, number, here] += amounts[measure]
+    def _add(self, item: StageItem, call: PredictedCall, here: Whole, setting: Setting, deferred: bool) -> None:
+        """Calls of items that no stage has are left out."""
+        if item not in self._numbers:
+            return
+        n = call.ranks({"tp": setting.tp, "dp": setting.dp, "pp": self.grid.pp[here]}[call.axis])
+        calls = call.calls * call.made(n) * (setting.microbatches if call.reduced and not deferred else 1)
+        amounts = calls * wire_bytes(call.collective, call.payload_bytes, n), calls
+        late = call.axis == "dp" and call.phase in _LATE
+        into = self.reduced if call.reduced and deferred else self.sums
+        for traffic_class in (call.axis, "dp late") if late else (call.axis,):
+            for measure in range(self.measures if traffic_class in into else 0):
+                into[traffic_class][measure, self._numbers[item], here] += amounts[measure]
 
 
-def _of_layers(one: StageItem, found: Iterable[PredictedCall]) -> Iterator[PredictedCall]:
-    """The calls of an item: "own" has all calls of a chunk but those of middle layers; "t0", "t1" those of one middle layer."""
-    part = one.part
-    assert part is not None
-    inner = {}
-    start = 0
-    for kind, recorded in enumerate(part.recorded):
-        if recorded == 3:
-            inner[start + 1] = f"t{kind}"
-        start += recorded
-    return (call for call in found if inner.get(call.layer, "own") == one.kind)
+def _item_of(part: Part, call: PredictedCall) -> StageItem:
+    """The item that has a call of a chunk's recorded layer, or of what is outside of layers."""
+    layers, decoders = part.recorded
+    if layers == 3 and call.layer == 1:
+        return StageItem(part, "t0")
+    return StageItem(part, "t1" if decoders == 3 and call.layer == layers + 1 else "own")

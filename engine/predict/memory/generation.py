@@ -10,6 +10,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 
 from engine.ledger.form import INPUTS, generating
+from engine.ledger.keep import Ledgers
 from engine.ledger.layout import LayoutLedgers
 from engine.predict.memory.blocks import BlockKind, Counts, total_of
 from engine.predict.memory.passes import ActionTrace, layout_reading
@@ -21,11 +22,13 @@ from engine.terms import Factor
 class Generation:
     """Of one spec."""
 
-    def __init__(self, spec: RunSpec, ledgers: LayoutLedgers) -> None:
-        self.spec, self.split, self.e = spec, ledgers.split, ledgers.e
-        self.prompt, self.new = len(spec.generate.prompt.encode()), spec.generate.new_tokens
-        chunks = range(len(ledgers.split.chunks))
-        self.readings = [layout_reading(ledgers.chunk(number), ledgers.sizes) for number in chunks]
+    def __init__(self, spec: RunSpec, ledgers: Ledgers | None = None) -> None:
+        """`ledgers`: those to read, in place of `ledger_store()`. Raises `NotRecordedError`."""
+        self.spec, self.prompt, self.new = spec, len(spec.generate.prompt.encode()), spec.generate.new_tokens
+        tokens = self.prompt, self.prompt + self.new - 1
+        own = LayoutLedgers(spec.model, spec.layout, spec.workload, tokens, ledgers)
+        self.split, self.e = own.split, own.e
+        self.readings = [layout_reading(own.chunk(number), own.sizes) for number in range(len(own.split.chunks))]
 
     def standing(self, stage: int) -> Counts:
         """Weights, the cache of keys and values, and the prompt."""

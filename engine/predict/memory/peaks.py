@@ -6,10 +6,9 @@ from collections import defaultdict
 from dataclasses import dataclass
 
 from engine.ledger.keep import Ledgers
-from engine.ledger.layout import LayoutLedgers
 from engine.predict.memory.blocks import Counts, total_of
 from engine.predict.memory.generation import Generation
-from engine.predict.memory.shortened import ALL_OF, MOST, Shortened, shortened
+from engine.predict.memory.shortened import ALL_OF, MOST, shortened
 from engine.predict.memory.stages import Stages
 from engine.schedule import Action
 from engine.schedule.orders import KINDS
@@ -60,24 +59,12 @@ def memory(spec: RunSpec, all_of: int = ALL_OF, most: int = MOST, ledgers: Ledge
     """
     if spec.generate.skip_training:
         return _generating(spec, ledgers)
-    stages = opened_stages(spec, shortened(spec, all_of, most), ledgers)
+    stages = Stages(spec, shortened(spec, all_of, most), ledgers)
     return Memory(tuple(peak_of(stages, stage) for stage in range(spec.layout.pp)))
 
 
-def opened_stages(spec: RunSpec, step: Shortened, ledgers: Ledgers | None = None) -> Stages:
-    """Raises `NotRecordedError`."""
-    return Stages(spec, LayoutLedgers(spec.model, spec.layout, spec.workload, None, ledgers), step)
-
-
-def opened_generation(spec: RunSpec, ledgers: Ledgers | None = None) -> Generation:
-    """Raises `NotRecordedError`."""
-    prompt = len(spec.generate.prompt.encode())
-    tokens = prompt, prompt + spec.generate.new_tokens - 1
-    return Generation(spec, LayoutLedgers(spec.model, spec.layout, spec.workload, tokens, ledgers))
-
-
 def _generating(spec: RunSpec, ledgers: Ledgers | None) -> Memory:
-    generation, peaks = opened_generation(spec, ledgers), []
+    generation, peaks = Generation(spec, ledgers), []
     for stage in range(spec.layout.pp):
         action, there = generation.highest(stage)
         peaks.append(_peak(spec, stage, action, generation.standing(stage), there))

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from engine.ledger.keep import Ledgers
 from engine.ledger.layout import LayoutLedgers
 from engine.predict.memory.blocks import BlockKind, Counts
 from engine.predict.memory.buckets import BucketSizes
@@ -22,11 +23,13 @@ from engine.terms import Factor
 
 
 class Stages:
-    """`step`: which microbatches are gone through."""
+    """`step`: which microbatches are gone through. `ledgers`: those to read, in place of `ledger_store()`."""
 
-    def __init__(self, spec: RunSpec, ledgers: LayoutLedgers, step: Shortened) -> None:
-        self.spec, self.ledgers, self.shortened = spec, ledgers, step
-        layout, self.e, self.g = spec.layout, ledgers.e, ledgers.g
+    def __init__(self, spec: RunSpec, step: Shortened, ledgers: Ledgers | None = None) -> None:
+        """Raises `NotRecordedError`."""
+        self.spec, self.shortened = spec, step
+        self.ledgers = LayoutLedgers(spec.model, spec.layout, spec.workload, None, ledgers)
+        layout, self.e, self.g = spec.layout, self.ledgers.e, self.ledgers.g
         self.memory = UpdateMemory(spec.workload, layout.zero, self.e, self.g)
         self.kinds = kinds_of(layout.schedule, layout.pp, step.microbatches, layout.chunks)
         self._passes: dict[Any, ChunkPasses] = {}  # chunks that are alike do the same

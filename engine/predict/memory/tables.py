@@ -8,11 +8,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from engine.predict.durations import UNIT_NS, textbook
 from engine.predict.memory.blocks import Counts, size_of
+from engine.predict.memory.generation import Generation
 from engine.predict.memory.passes import ActionTrace
-from engine.predict.memory.peaks import Memory, memory, opened_generation, opened_stages
+from engine.predict.memory.peaks import Memory, memory
 from engine.predict.memory.shortened import Shortened
+from engine.predict.memory.stages import Stages
+from engine.predict.timeline import UNIT_NS, textbook
 from engine.schedule import Action, Schedule, plan, replay
 from engine.schedule.orders import KINDS
 from engine.spec import RunSpec
@@ -54,7 +56,7 @@ def curve_table(spec: RunSpec, rank: int, times: Sequence[tuple[int, int]] | Non
     on a stage, B 2 ms, I and W 1 ms each, shared by its chunks, and the optimizer's step none.
     """
     at, m = spec.layout.mesh.coordinate(rank), spec.workload.microbatches
-    stages, schedule = opened_stages(spec, Shortened(m)), plan(spec.layout, m, spec.model.parts.tied)
+    stages, schedule = Stages(spec, Shortened(m)), plan(spec.layout, m, spec.model.parts.tied)
     actions = schedule.stages[at.pp]
     walk, step = stages.walk(at.pp, actions), stages.step(at.pp)
     if times is None:
@@ -89,7 +91,7 @@ def generation_curve_table(spec: RunSpec, rank: int, schedule: Schedule, times: 
     """
     stage = spec.layout.mesh.coordinate(rank).pp
     at = {(a.chunk, a.microbatch): span for a, span in zip(schedule.stages[stage], times, strict=True) if a.kind == "F"}
-    generation = opened_generation(spec)
+    generation = Generation(spec)
     standing = _by_category(generation.standing(stage), (*CATEGORIES, KV_CACHE))
     rows: list[dict[str, Any]] = []
     for chunk, token, there in generation.passes(stage):

@@ -92,10 +92,15 @@ def _by_structure(model: ModelSpec, workload: WorkloadSpec, grid: Grid) -> dict[
     found: dict[Structure, dict[int, dict[str, Any]]] = defaultdict(dict)
     chunked = chunked_loss(model, workload, grid)
     columns = grid.tp, grid.microbatch_size, grid.sequence_parallel, grid.recompute, chunked
+    known: dict[Any, tuple[Structure, dict[str, Any]]] = {}  # of what recompute does not change
     for row, (tp, size, sequence, recompute, in_chunks) in enumerate(zip(*(column.tolist() for column in columns), strict=True)):
-        cut, loss_chunk = slicing(tp, sequence), workload.most_loss_tokens(model, tp) if in_chunks else None
-        sizes = dimensions(model, cut, tp, size, loss_chunk=loss_chunk)
-        found[structure(model, workload, RECOMPUTES[recompute], cut, sizes)][row] = sizes
+        key = tp, size, sequence, in_chunks
+        if key not in known:
+            cut, loss_chunk = slicing(tp, sequence), workload.most_loss_tokens(model, tp) if in_chunks else None
+            sizes = dimensions(model, cut, tp, size, loss_chunk=loss_chunk)
+            known[key] = structure(model, workload, "none", cut, sizes), sizes
+        one, sizes = known[key]
+        found[one._replace(recompute=RECOMPUTES[recompute])][row] = sizes
     return found
 
 

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.predict.durations import Durations
+from engine.predict.timeline import Durations
 from engine.schedule import Flow, ScheduleError
 from engine.schedule.actions import Kind
 from engine.schedule.orders import KINDS, messages_held, passes

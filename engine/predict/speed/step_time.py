@@ -13,12 +13,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from engine.devices import DeviceSpec
-from engine.predict.durations import Durations
 from engine.predict.grid import Grid, Whole, distinct
 from engine.predict.speed.cost import Cost, HeldParameters
 from engine.predict.speed.passes import COMPUTE, DP, FORWARD, INPUTS, MODEL_PARTS, TP, WEIGHTS
 from engine.predict.speed.rates import Assumptions, Real
 from engine.predict.speed.simulation import SimulatedPipeline, pipeline_simulation, simulate_all
+from engine.predict.timeline import Durations
 from engine.schedule import Flow, Kind
 from engine.spec import RunSpec
 from engine.spec.schedules import PipelineWork

@@ -1,17 +1,21 @@
-"""The lessons, in their order."""
+"""The lessons, in their order, and the tasks of some."""
 
+from pages.learn import tasks
 from pages.learn.lesson_state import Lesson
 from pages.learn.lessons import attention, checklist, data, fused, memory, pipeline, recompute, tensor, together, zero
+from pages.learn.task import Task
 
-LESSONS: tuple[Lesson, ...] = (
-    memory.LESSON,
-    attention.LESSON,
-    data.LESSON,
-    tensor.LESSON,
-    pipeline.LESSON,
-    together.LESSON,
-    zero.LESSON,
-    recompute.LESSON,
-    fused.LESSON,
-    checklist.LESSON,
+_ORDER: tuple[tuple[Lesson, Task | None], ...] = (
+    (memory.LESSON, tasks.MEMORY),
+    (attention.LESSON, None),
+    (data.LESSON, tasks.DATA),
+    (tensor.LESSON, tasks.TENSOR),
+    (pipeline.LESSON, tasks.PIPELINE),
+    (together.LESSON, None),
+    (zero.LESSON, tasks.ZERO),
+    (recompute.LESSON, tasks.RECOMPUTE),
+    (fused.LESSON, tasks.FUSED),
+    (checklist.LESSON, tasks.LAYOUT),
 )
+LESSONS = tuple(lesson for lesson, _ in _ORDER)
+TASKS = {number: task for number, (_, task) in enumerate(_ORDER, start=1) if task}  # number of the lesson → its task

@@ -12,9 +12,11 @@ from pages.charts import teaching
 from pages.charts.drawing import Drawing
 from pages.charts.look import View, look
 from pages.charts.units import byte_unit, in_bytes, percent
-from pages.learn.lesson_state import READABLE_PX, Lesson, LessonState
+from pages.learn import symbols
+from pages.learn.glossary import READABLE_PX
+from pages.learn.lesson_state import Lesson, LessonState
 from pages.learn.question import Knob, Question
-from pages.learn.toys import attention, sinusoids
+from pages.learn.toys import attention, learned, rotated, scores_by_distance, sinusoids
 from pages.shared import drawing
 
 _SENTENCES = {
@@ -24,6 +26,7 @@ _SENTENCES = {
 }
 _WIDTH = 32  # of the small model's embeddings
 _PLACES = 48
+_FIRST, _FURTHEST = (0, 20), 16  # positions of the first of two equal words; the largest distance of the second
 _LENGTHS = (512, 1024, 2048, 4096, 8192, 16384, 32768)
 _MODEL = "gpt3-175b"
 
@@ -38,18 +41,17 @@ def _draw(state: LessonState) -> None:
         )
     )
     _formula(r"\mathrm{Attention}(Q, K, V) = \mathrm{softmax}\!\left(\frac{Q K^{\mathsf T}}{\sqrt{d_k}}\right) V")
-    _formula(
-        r"\mathrm{MultiHead} = \mathrm{Concat}(\mathrm{head}_1, \ldots, \mathrm{head}_h)\, W^O, \qquad "
-        r"\mathrm{head}_i = \mathrm{Attention}(Q W_i^Q,\; K W_i^K,\; V W_i^V)"
-    )
+    _formula(r"\mathrm{MultiHead} = \mathrm{Concat}(\mathrm{head}_1, \ldots, \mathrm{head}_h)\, W^O")
+    _formula(r"\mathrm{head}_i = \mathrm{Attention}(Q W_i^Q,\; K W_i^K,\; V W_i^V)")
     state.text(
         say(
             "Several heads do this side by side, each with matrices of its own: remember that they are independent, because "
             "tensor parallelism will give each rank some of the heads."
         )
     )
-    state.side_by_side(lambda: _who_looks_at_whom(state), lambda: _where(state))
-    state.side_by_side(lambda: _cost(state), lambda: _layers(state))
+    state.side_by_side(lambda: _who_looks_at_whom(state), lambda: _layers(state))
+    _where(state)
+    _cost(state)
 
 
 def _formula(latex: str) -> None:
@@ -74,13 +76,38 @@ def _where(state: LessonState) -> None:
     state.text(
         say(
             "Attention itself does not know the order of words: without positions, a word gives equal weight to each "
-            "of its copies. So a position encoding is added to each token, with sines and cosines of many "
-            "wavelengths:"
+            "of its copies. So each token gets its position. There are three usual ways:"
         )
     )
-    _formula(r"PE(pos, 2i) = \sin\!\left(pos / 10000^{2i/d}\right)")
-    _formula(r"PE(pos, 2i+1) = \cos\!\left(pos / 10000^{2i/d}\right)")
-    drawing.show(_positions(state.view), "positions")
+    named = {"sinusoidal": say("sinusoidal"), "learned": say("learned"), "rotary": say("rotary")}
+    state.switch("encoding", say("Position encoding"), named.__getitem__)()
+    encoding = state["encoding"]
+    if encoding == "sinusoidal":
+        state.text(
+            say("**Sinusoidal**: sines and cosines of many wavelengths are **added** to the embedding (Vaswani et al. 2017).")
+        )
+        _formula(r"PE(pos, 2i) = \sin\!\left(pos / 10000^{2i/d}\right)")
+        _formula(r"PE(pos, 2i+1) = \cos\!\left(pos / 10000^{2i/d}\right)")
+    elif encoding == "learned":
+        state.text(
+            say(
+                "**Learned**: a table with one row for each position, trained like all parameters, is **added** to the embedding "
+                "(BERT, GPT-2, GPT-3). It has s · h parameters, and no row for a position beyond its end."
+            )
+        )
+    else:
+        state.text(
+            say(
+                "**Rotary** (RoPE): nothing is added. In each layer, queries and keys are **rotated**, two numbers at a time, by "
+                "an angle that grows with the position (Su et al. 2021; Llama, Qwen, Mistral). So q · k depends on the distance "
+                "of two tokens, not on where they are."
+            )
+        )
+        _formula(r"q_m \cdot k_n = (R_m\, q)^{\mathsf T} (R_n\, k) = q^{\mathsf T} R_{n-m}\, k")
+    state.side_by_side(
+        lambda: drawing.show(_positions(encoding, state.view), "positions"),
+        lambda: drawing.show(_by_distance(encoding, state.view), "by-distance"),
+    )
 
 
 def _cost(state: LessonState) -> None:
@@ -92,6 +119,7 @@ def _cost(state: LessonState) -> None:
             "with S alone."
         )
     )
+    symbols.draw(state, catalog.model(_MODEL), "s", "b", "h", "a")
     state.slide("length", say("Sequence length in tokens"), lambda n: f"{n:,}")()
     drawing.show(_growth(state["length"], state.view), "growth")
 
@@ -146,18 +174,62 @@ def _weights(sentence: str, causal: bool, places: bool, view: View) -> Drawing:
     return drawing.packed(teaching.heat(shown, tokens, tokens, axes, captions, style, written=True, height=38 * len(tokens)))
 
 
-@st.cache_data(max_entries=4, show_spinner=False)
-def _positions(view: View) -> Drawing:
+@st.cache_data(max_entries=8, show_spinner=False)
+def _positions(encoding: str, view: View) -> Drawing:
     style = look(view)
     say = style.say
-    captions = (
-        say("Sinusoidal positions"),
-        say("Each position has a pattern of its own: fast waves at the left, slow ones at the right"),
-        say("A row is a position, a column one of {width} dimensions: even columns are sines, odd ones cosines.", width=_WIDTH),
-    )
+    drawn = {
+        "sinusoidal": sinusoids(_PLACES, _WIDTH),
+        "learned": np.clip(learned(_PLACES, _WIDTH), -1, 1),
+        "rotary": rotated(np.full(_WIDTH, 0.5**0.5), np.arange(float(_PLACES))),
+    }[encoding]
+    subject, title = {
+        "sinusoidal": (
+            say("Sinusoidal positions"),
+            say("Each position has a pattern of its own: fast waves at the left, slow ones at the right"),
+        ),
+        "learned": (
+            say("Learned positions, before training"),
+            say("Each position has a row of its own; neighbours have nothing in common yet"),
+        ),
+        "rotary": (
+            say("A vector whose numbers are all equal, rotated by its position"),
+            say("The first pairs of numbers turn fast, the last ones hardly at all"),
+        ),
+    }[encoding]
+    reading = say("A row is a position, a column one of {width} dimensions.", width=_WIDTH)
     names = [str(place) for place in range(_PLACES)], [str(dim) for dim in range(_WIDTH)]
     axes = (say("position"), say("dimension"))
-    return drawing.packed(teaching.heat(sinusoids(_PLACES, _WIDTH), *names, axes, captions, style, signed=True, height=290))
+    return drawing.packed(teaching.heat(drawn, *names, axes, (subject, title, reading), style, signed=True, height=290))
+
+
+@st.cache_data(max_entries=8, show_spinner=False)
+def _by_distance(encoding: str, view: View) -> Drawing:
+    style = look(view)
+    say = style.say
+    colours = {
+        say("first word at position {place}", place=place): colour
+        for place, colour in zip(_FIRST, (style.blue, style.orange), strict=True)
+    }
+    rows = pd.DataFrame(
+        [
+            {"x": distance, "y": float(score), "series": series}
+            for place, series in zip(_FIRST, colours, strict=True)
+            for distance, score in enumerate(scores_by_distance(encoding, place, _FURTHEST, _WIDTH))
+        ]
+    )
+    title = {
+        "sinusoidal": say("The score falls with the distance, and depends a little on where the words are"),
+        "learned": say("Before training, the score says nothing about the distance"),
+        "rotary": say("The score depends on the distance alone: both lines are the same"),
+    }[encoding]
+    captions = (
+        say("Score of a word with a copy of itself, by distance"),
+        title,
+        say("q · k of the two, relative to distance 0, where q and k are the word’s random vector with its position."),
+    )
+    axes = (say("distance in tokens"), say("relative score"))
+    return drawing.packed(teaching.curves(rows, axes, None, colours, captions, style, form=".1f"))
 
 
 @st.cache_data(max_entries=32, show_spinner=False)
@@ -232,6 +304,7 @@ LESSON = Lesson(
         Knob("sentence", tuple(_SENTENCES), "dog"),
         Knob("mask", (True, False), True),
         Knob("places", (True, False), True),
+        Knob("encoding", ("sinusoidal", "learned", "rotary"), "sinusoidal"),
         Knob("length", _LENGTHS, 2048),
     ),
     draw=_draw,

@@ -1,34 +1,30 @@
-"""Lesson 10: a checklist for choosing a layout."""
+"""Lesson 10: a checklist for choosing a layout, beside the planner's answer."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from html import escape
 
 import streamlit as st
 
 from engine import catalog
 from engine.devices import DEVICES
 from engine.launch.recording import with_ledgers
-from engine.planner.advice import Lever, Try, advise, left_out
-from engine.predict.speed.rates import Assumptions
-from engine.predict.speed.step_time import simulated
+from engine.planner.advice import Lever, Try, advice, advise, left_out
 from engine.predict.timeline import simulate, textbook
 from engine.schedule import plan
 from engine.spec import LayoutSpec, RequestError
-from pages.charts.names import schedule
 from pages.charts.units import in_bytes, percent, significant
 from pages.charts.words import Words
+from pages.learn import planned, tables
 from pages.learn.lesson_state import Lesson, LessonState
 from pages.learn.question import AnswerChoice, Knob, Question
-from pages.learn.search_summary import SearchSummary, summarize_search
 from pages.learn.sizes import CARDS, PUBLISHED
 from pages.shared import navigation
 from pages.shared.choice import Choice as FormChoice
 from pages.shared.links import encode
-from pages.shared.subprocesses import run_in_worker
 
-_COUNTS, _BATCHES = (1, 8, 16, 64, 128, 512, 1024), (64, 256, 1024, 1536)
+_COUNTS, _BATCHES = (1, 8, 16, 64, 128, 512, 1024), (64, 128, 256, 512, 1024, 1536)
+_EXAMPLE: planned.Example = ("llama3-70b", 64, "h100-80gb", 128)  # one of the well-known runs of the Plan page
 _ENOUGH = 4  # microbatches for each stage that make the bubble small
 
 
@@ -36,8 +32,10 @@ def _draw(state: LessonState) -> None:
     say = state.say
     state.text(
         say(
-            "Start with what costs least and stop at the first that fits. Answer four questions, and read the list "
-            "from the top: each line adds one technique and gives the memory of the fullest rank."
+            "There are two ways to make a model fit. **Shard the states** over all replicas: ZeRO, up to ZeRO 3, which "
+            "PyTorch calls FSDP. Or **shard the model**: tensor parallelism inside a node, then pipeline parallelism "
+            "across nodes, and data parallelism for the rest. Go along each way from what costs least, and stop at the "
+            "first that fits. Then compare the time of a step."
         )
     )
     state.controls(
@@ -46,18 +44,17 @@ def _draw(state: LessonState) -> None:
         state.slide("count", say("Number of devices?"), lambda n: f"{n:,}"),
         state.slide("batch", say("Sequences per step?"), lambda n: f"{n:,}"),
     )
+    example = (state["model"], state["count"], state["device"], state["batch"])
     try:
-        tried = tries(state["model"], state["count"], state["device"], state["batch"])
+        tried = tries(*example)
     except RequestError as error:
         st.warning(say("This does not go together: {reason}.", reason=say.sentence(error.sentence)), icon=":material/rule:")
     else:
         st.html(_list(say, tried, state["device"]))
-        if missing := left_out(
-            catalog.model(state["model"]), state["count"], DEVICES[state["device"]], state["batch"], tried[-1]
-        ):
+        if missing := left_out(catalog.model(example[0]), example[1], DEVICES[example[2]], example[3], tried):
             st.caption(_missing(say, missing, state["batch"]))
-        _verdict(state, tried[-1])
-        _all_layouts(state, tried[-1])
+        _verdict(state, tried)
+        planned.draw(state, example, advice(tried), at_once=example == _EXAMPLE)
     state.heading(say("Checklist"))
     state.text(
         "\n".join(
@@ -68,9 +65,17 @@ def _draw(state: LessonState) -> None:
                         "**Does it fit?** 16 to 20 bytes a parameter, and activations. If so, replicas alone are "
                         "simplest and fastest."
                     ),
+                    say(
+                        "**Fused attention** is faster and keeps less, and **the loss in chunks** costs next to nothing. "
+                        "Use both always."
+                    ),
                     say("**ZeRO 1** costs no extra traffic. Use it wherever there are replicas."),
                     say("**Selective recompute** costs a few percent of time for most of the activations."),
-                    say("**Tensor parallelism** next, up to the size of a node and no further; with sequence parallelism."),
+                    say(
+                        "**ZeRO 3 (FSDP)** if each replica has enough work to hide its gathers: many tokens for each "
+                        "device, fast links. It gathers all parameters for forward and again for backward of **each** microbatch."
+                    ),
+                    say("**Tensor parallelism** up to the size of a node and no further; with sequence parallelism."),
                     say("**Pipeline parallelism** across nodes, as few stages as make it fit."),
                     say("**Data parallelism** takes the rest of the devices."),
                     say("**Microbatches**: at least four per stage, to keep the bubble small; otherwise use interleaved chunks."),
@@ -88,11 +93,17 @@ def tries(model: str, count: int, device: str, batch: int) -> list[Try]:
 
 
 def _names(say: Words) -> dict[Lever, tuple[str, str]]:
-    """Each lever's name, and the reason for its place in the list."""
+    """Each technique's name, and the reason for its place in the list."""
+    cheap = say("what is large and cheap to compute is computed again")
     return {
         "replicas": (say("data parallelism only"), say("only gradients are sent, once a step")),
         "zero": (say("ZeRO 1"), say("the optimizer’s state is sharded, with the same traffic")),
-        "recompute": (say("selective recompute"), say("the attention’s scores are computed again")),
+        "recompute": (say("ZeRO 1, selective recompute"), cheap),
+        "fsdp": (
+            say("ZeRO 3 (FSDP), selective recompute"),
+            say("all states are sharded; parameters are gathered around each use"),
+        ),
+        "fsdp_full": (say("ZeRO 3 (FSDP), full recompute"), say("a third more time; only the layers’ inputs are kept")),
         "tensor": (say("tensor parallelism"), say("inside a node, where links are fast")),
         "pipeline": (say("pipeline parallelism"), say("across nodes, for little traffic and a bubble")),
         "full": (say("full recompute"), say("a third more time; only the layers’ inputs are kept")),
@@ -100,18 +111,17 @@ def _names(say: Words) -> dict[Lever, tuple[str, str]]:
 
 
 def _list(say: Words, tried: list[Try], device: str) -> str:
-    """HTML: a row for each lever that was tried."""
+    """HTML: a row for each technique that was tried."""
     names, holds = _names(say), CARDS[device]
-    rows = ""
+    rows = []
     for entry in tried:
         name, why = names[entry.lever]
         verdict = say("✓ fits") if entry.fits else say("{more} too much", more=in_bytes(entry.needs - holds))
-        cells = (name, entry.spec.layout.code, in_bytes(entry.needs), verdict, why)
-        body = "".join(f"<td>{escape(cell)}</td>" for cell in cells[1:])
-        rows += f"<tr><th scope=row>{escape(cells[0])}</th>{body}</tr>"
-    head = (say("technique"), say("layout"), say("fullest rank"), say("in {memory}", memory=in_bytes(holds)), say("why here"))
-    names_row = "".join(f"<th>{escape(name)}</th>" for name in head)
-    return f'<table class="ss-plain"><thead><tr>{names_row}</tr></thead><tbody>{rows}</tbody></table>'
+        step = "" if entry.step_s is None else say("{seconds} s", seconds=significant(entry.step_s))
+        rows.append((name, entry.spec.layout.code, in_bytes(entry.needs), verdict, step, why))
+    memory = say("in {memory}", memory=in_bytes(holds))
+    head = (say("technique"), say("layout"), say("fullest rank"), memory, say("a step"), say("why here"))
+    return tables.plain(head, rows)
 
 
 def _missing(say: Words, left: list[tuple[Lever, int]], texts: int) -> str:
@@ -133,21 +143,30 @@ def bubble_of(pp: int, microbatches: int) -> float:
     return simulate(plan(LayoutSpec(pp=pp), microbatches), textbook(LayoutSpec(pp=pp))).bubble
 
 
-def _verdict(state: LessonState, last: Try) -> None:
-    say, layout = state.say, last.spec.layout
-    if not last.fits:
+def _verdict(state: LessonState, tried: list[Try]) -> None:
+    say, taken = state.say, advice(tried)
+    if taken is None:
+        least = min(tried, key=lambda entry: entry.needs)
         st.warning(
             say(
-                "It does not fit: even {layout} with all of these needs {needs} on its fullest rank. Next would be "
-                "more devices, larger devices, or ZeRO 3.",
-                layout=layout.code,
-                needs=in_bytes(last.needs),
+                "Nothing in the list fits. {layout} needs the least: {needs} on its fullest rank. Next would be more "
+                "devices, or larger ones.",
+                layout=least.spec.layout.code,
+                needs=in_bytes(least.needs),
             ),
             icon=":material/block:",
         )
         return
-    m = last.spec.workload.microbatches
-    lines = [say("**Advice: {layout}**, {needs} on the fullest rank.", layout=layout.code, needs=in_bytes(last.needs))]
+    layout, m = taken.spec.layout, taken.spec.workload.microbatches
+    lines = [
+        say(
+            "**The fastest of the list: {layout}, {technique}**. It needs {needs} on the fullest rank, and {seconds} s a step.",
+            layout=layout.code,
+            technique=_names(say)[taken.lever][0],
+            needs=in_bytes(taken.needs),
+            seconds=significant(taken.step_s or 0.0),
+        )
+    ]
     if layout.pp > 1:
         share = percent(bubble_of(layout.pp, m))
         lines.append(
@@ -162,78 +181,41 @@ def _verdict(state: LessonState, last: Try) -> None:
         if m < _ENOUGH * layout.pp:
             lines.append(say("That is fewer than four a stage: a larger batch, or interleaved chunks, would help."))
     st.success(say.together(*lines), icon=":material/check_circle:")
-    link = encode(FormChoice.of(last.spec, state.service.texts))
+    link = encode(FormChoice.of(taken.spec, state.service.texts))
     navigation.link("lab", say("Open this layout in the Lab"), "science", {"spec": link, "device": state["device"]})
 
 
-def _all_layouts(state: LessonState, last: Try) -> None:
-    """A search of all layouts, on a button because it takes a second or more, and the list's layout beside its best."""
-    say, asked = state.say, (state["model"], state["count"], state["device"], state["batch"])
-    if st.session_state.get(state.key("weighed")) != asked:
-        st.button(
-            say("Compare with all layouts"),
-            icon=":material/balance:",
-            key=state.key("weigh"),
-            on_click=state.put,
-            args=("weighed", asked),
-        )
-        return
-    try:
-        with st.spinner(say("Comparing all layouts of {count} devices", count=f"{state['count']:,}")):
-            found = search_summary(*asked)
-    except RequestError as error:
-        st.warning(say("There is nothing to compare: {reason}.", reason=say.sentence(error.sentence)))
-        return
-    if not found.fit:
-        state.text(say("Of {all} layouts none fits.", all=f"{found.all:,}"))
-        return
-    state.text(
-        say(
-            "Of {all} layouts {fit} fit, and the planner expects the fastest to be **{best}** under {schedule}: "
-            "{seconds} s a step.",
-            all=f"{found.all:,}",
-            fit=f"{found.fit:,}",
-            best=found.best,
-            schedule=schedule(found.schedule, say),
-            seconds=significant(found.seconds),
-        )
-    )
-    if last.fits:
-        own, _ = with_ledgers(lambda: simulated(last.spec, DEVICES[state["device"]], Assumptions()))
-        state.text(
-            say(
-                "The checklist’s {layout} would take {own} s, {more} more. A checklist finds a layout that fits; to "
-                "find the fastest, compare all layouts.",
-                layout=last.spec.layout.code,
-                own=significant(own),
-                more=percent(own / found.seconds - 1),
-            )
-        )
+def _name(entry: Try) -> str:
+    """The entry's name in links."""
+    return f"{entry.lever}.tp{entry.spec.layout.tp}.pp{entry.spec.layout.pp}"
 
 
-@st.cache_data(max_entries=64, show_spinner=False)
-def search_summary(model: str, count: int, device: str, batch: int) -> SearchSummary:
-    """Raises `RequestError` if there is no layout."""
-    return run_in_worker(summarize_search, model, count, device, batch)
-
-
-def _tp_of(model: str, count: int, device: str, batch: int) -> Callable[[LessonState], Question]:
+def _fastest(model: str, count: int, device: str, batch: int) -> Callable[[LessonState], Question]:
     def question(state: LessonState) -> Question:
         say, tried = state.say, tries(model, count, device, batch)
-        layout = tried[-1].spec.layout
+        taken, names = advice(tried), _names(say)
+        assert taken
+        offered = [entry for entry in tried if entry.lever not in ("replicas", "recompute")][-5:]
+        offered = offered if taken in offered else [taken, *offered]
         return Question(
             asked=say(
-                "{model} on {count} devices of type {device}, {node} to a node. By the list above: over how many ranks "
-                "will each layer’s matrices be cut?",
+                "{model} on {count} devices of type {device}, {node} to a node, {batch} sequences a step. Which of these is "
+                "the fastest that **fits**?",
                 model=model,
                 count=f"{count:,}",
                 device=device,
                 node=DEVICES[device].node_size,
+                batch=f"{batch:,}",
             ),
-            right=f"tp{layout.tp}",
-            said=say("tp = {tp}, in {layout}", tp=layout.tp, layout=layout.code),
-            why=say("Tensor parallelism is used before pipeline parallelism, within a node; links between nodes are too slow."),
-            choices=tuple(AnswerChoice(f"tp{tp}", f"tp = {tp}") for tp in (1, 2, 4, 8, 16)),
+            right=_name(taken),
+            said=say("{technique}, {layout}", technique=names[taken.lever][0], layout=taken.spec.layout.code),
+            why=say(
+                "It needs {needs} of {holds}, and {seconds} s a step.",
+                needs=in_bytes(taken.needs),
+                holds=in_bytes(CARDS[device]),
+                seconds=significant(taken.step_s or 0.0),
+            ),
+            choices=tuple(AnswerChoice(_name(entry), f"{names[entry.lever][0]}: {entry.spec.layout.code}") for entry in offered),
             reveal=lambda: st.html(_list(state.say, tried, device)),
         )
 
@@ -242,13 +224,13 @@ def _tp_of(model: str, count: int, device: str, batch: int) -> Callable[[LessonS
 
 LESSON = Lesson(
     title=lambda say: say("Choosing a layout"),
-    goal=lambda say: say("A checklist: which technique first, which next, and when to stop."),
+    goal=lambda say: say("A checklist: which technique first, which next, when to stop, and how the planner decides."),
     knobs=(
-        Knob("model", PUBLISHED, "gpt3-175b"),
-        Knob("device", tuple(CARDS), "h100-80gb"),
-        Knob("count", _COUNTS, 1024),
-        Knob("batch", _BATCHES, 1536),
+        Knob("model", PUBLISHED, _EXAMPLE[0]),
+        Knob("device", tuple(CARDS), _EXAMPLE[2]),
+        Knob("count", _COUNTS, _EXAMPLE[1]),
+        Knob("batch", _BATCHES, _EXAMPLE[3]),
     ),
     draw=_draw,
-    questions=(_tp_of("gpt3-175b", 512, "a100-80gb", 1536), _tp_of("gpt2-1.5b", 64, "h100-80gb", 512)),
+    questions=(_fastest("gpt3-175b", 512, "a100-80gb", 1536), _fastest("gpt2-1.5b", 64, "h100-80gb", 512)),
 )

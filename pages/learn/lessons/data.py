@@ -12,7 +12,8 @@ from engine.spec import LayoutSpec, RunSpec, WorkloadSpec
 from pages.charts import teaching
 from pages.charts.drawing import Drawing
 from pages.charts.look import View, look
-from pages.charts.units import in_bytes, scientific
+from pages.charts.overlap import Bar, overlap
+from pages.charts.units import in_bytes, percent, scientific
 from pages.learn.lesson_state import Lesson, LessonState
 from pages.learn.matrices import matrix, number, owners
 from pages.learn.question import AnswerChoice, Knob, Question
@@ -21,6 +22,7 @@ from pages.learn.toys import Array, Regression, replicas
 from pages.shared import drawing
 
 _SAMPLES, _STEPS = 8, 12
+_LAYERS, _RATIOS = 8, (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0)  # of the timeline with hidden communication
 _SPEC = RunSpec(model=catalog.model("gpt-tiny"), layout=LayoutSpec(dp=2), workload=WorkloadSpec(microbatches=2))
 _AT = np.array([0.5, 0.5, 0.5])  # the weights at which the gradients are shown
 
@@ -49,6 +51,7 @@ def _draw(state: LessonState) -> None:
     )
     st.html(_gradients(state))
     drawing.show(_apart(state["dp"], state["average"], state.view), "apart")
+    _hide(state)
     state.heading(say("Savings and cost"))
     state.text(
         say(
@@ -80,6 +83,67 @@ def _steps(state: LessonState) -> None:
     st.caption(model_of(_SPEC, say))
 
 
+def _hide(state: LessonState) -> None:
+    """Communication behind computation."""
+    say = state.say
+    state.heading(say("Communication hidden behind computation"))
+    state.text(
+        say(
+            "Backward goes from the last layer to the first. When a layer’s gradients are complete, their all-reduce can run "
+            "while the layers before it are still computing. What runs beside computation is **hidden**: it costs no time. "
+            "What is left when backward has ended is **exposed**: all wait for it."
+        )
+    )
+    state.controls(
+        state.slide("ratio", say("All-reduce of a layer ÷ its backward"), lambda ratio: f"{ratio:g}"),
+        state.switch(
+            "overlap", say("All-reduce"), lambda on: say("as soon as a layer is ready") if on else say("after backward")
+        ),
+    )
+    drawing.show(_overlapped(state["ratio"], state["overlap"], state.view), "overlap")
+    state.text(
+        say(
+            "The ratio falls with more tokens on each device: backward then takes longer, and the gradients are as large as "
+            "before. Above 1 the all-reduces queue up, and those of the first layers, which come last, are exposed."
+        )
+    )
+
+
+def overlapped(ratio: float, at_once: bool) -> list[Bar]:
+    """Forward of `_LAYERS` layers in 1 unit each, backward in 2, and each layer's all-reduce in `ratio` times its backward."""
+    bars = [Bar("forward", "F", 0.0, float(_LAYERS))]
+    ends = _LAYERS + 2.0 * _LAYERS
+    free = 0.0
+    for done in range(_LAYERS):
+        layer, start = str(_LAYERS - done), _LAYERS + 2.0 * done
+        bars.append(Bar("backward", layer, start, start + 2.0))
+        begin = max(free, start + 2.0 if at_once else ends)
+        free = begin + 2.0 * ratio
+        if begin < ends:
+            bars.append(Bar("hidden", layer, begin, min(free, ends)))
+        if free > ends:
+            bars.append(Bar("exposed", layer, max(begin, ends), free))
+    return bars
+
+
+@st.cache_data(max_entries=32, show_spinner=False)
+def _overlapped(ratio: float, at_once: bool, view: View) -> Drawing:
+    style = look(view)
+    say, bars = style.say, overlapped(ratio, at_once)
+    time = {kind: sum(bar.end - bar.start for bar in bars if bar.kind == kind) for kind in ("hidden", "exposed")}
+    captions = (
+        say("One microbatch of {count} layers, and the all-reduce of their gradients", count=_LAYERS),
+        say(
+            "{hidden} of communication is hidden; {exposed} units are exposed, {share} of the time",
+            hidden=percent(time["hidden"] / (time["hidden"] + time["exposed"])),
+            exposed=f"{time['exposed']:g}",
+            share=percent(time["exposed"] / max(bar.end for bar in bars)),
+        ),
+        say("A layer’s forward takes 1 unit and its backward 2. Numbers are layers. One all-reduce runs at a time."),
+    )
+    return drawing.packed(overlap(bars, captions, style))
+
+
 def _gradients(state: LessonState) -> str:
     """HTML: a row for each replica, their average, and the gradient of the whole batch."""
     say, dp = state.say, state["dp"]
@@ -99,7 +163,10 @@ def _gradients(state: LessonState) -> str:
     rows.append((say("one device, the whole batch"), whole, ""))
     body = "".join(
         f"<tr><th scope=row style='border-left:5px solid {colour or 'transparent'};padding-left:.5rem'>{name}</th>"
-        + "".join(f"<td>{number(round(float(value), 2))}</td>" for value in gradient)
+        + "".join(
+            f'<td data-label="{say("gradient of w{index}", index=index)}">{number(round(float(value), 2))}</td>'
+            for index, value in enumerate(gradient)
+        )
         + "</tr>"
         for name, gradient, colour in rows
     )
@@ -146,7 +213,7 @@ def _saves(state: LessonState) -> Question:
     return Question(
         asked=say(
             "One device trains a model of 1 B parameters. Now {dp} devices train it with data parallelism. How much memory do "
-            "values, gradients and optimizer take on **each** of them?",
+            "parameters, gradients and optimizer take on **each** of them?",
             dp=dp,
         ),
         right={1.0: "same", 1 / dp: "quarter"}[ratio],
@@ -188,7 +255,12 @@ def _average(state: LessonState) -> Question:
 LESSON = Lesson(
     title=lambda say: say("Data parallelism"),
     goal=lambda say: say("Why copies that see different data stay the same model, and what that does not save."),
-    knobs=(Knob("dp", (1, 2, 4, 8), 4), Knob("average", (True, False), True)),
+    knobs=(
+        Knob("dp", (1, 2, 4, 8), 4),
+        Knob("average", (True, False), True),
+        Knob("ratio", _RATIOS, 1.25),
+        Knob("overlap", (True, False), True),
+    ),
     draw=_draw,
     questions=(_saves, _average),
 )

@@ -13,6 +13,7 @@ from pages.charts.drawing import Drawing
 from pages.charts.look import View, look
 from pages.charts.units import in_bytes, percent, significant
 from pages.charts.words import Words
+from pages.learn import symbols
 from pages.learn.lesson_state import Lesson, LessonState
 from pages.learn.question import AnswerChoice, Knob, Question
 from pages.learn.sizes import card
@@ -42,6 +43,7 @@ def _draw(state: LessonState) -> None:
         state.pick("model", say("Model")),
         state.slide("s", say("Tokens in a sequence"), lambda n: f"{n:,}"),
     )
+    symbols.draw(state, _model(state["model"], state["s"]), "s", "a", "v")
     drawing.show(_bars(state["model"], state["s"], state.view), "fused")
     state.heading(say("Fused attention"))
     state.text(

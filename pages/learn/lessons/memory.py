@@ -18,6 +18,7 @@ from pages.charts.drawing import Drawing
 from pages.charts.look import View, look
 from pages.charts.units import in_bytes, short, significant
 from pages.charts.words import Words
+from pages.learn import symbols
 from pages.learn.lesson_state import Lesson, LessonState
 from pages.learn.question import AnswerChoice, Knob, Question
 from pages.learn.sizes import CARDS, PUBLISHED_GPT, card
@@ -62,7 +63,7 @@ def _training_formulas(state: LessonState, model: ModelSpec) -> None:
     layer = layer_activations(model, 1)
     rows = [
         (
-            say("States: value, gradient and optimizer"),
+            say("States: parameter, gradient and optimizer"),
             f"(2 + 2 + 12) · Ψ = {STATE_BYTES} · Ψ",
             f"{STATE_BYTES} · {count:,}",
             states_in(count),
@@ -76,6 +77,7 @@ def _training_formulas(state: LessonState, model: ModelSpec) -> None:
     ]
     for row in rows:
         state.formula(*row)
+    symbols.draw(state, model, "s", "b", "h", "a", "L")
     state.text(
         say(
             "Ψ is the number of parameters. In mixed precision each takes 2 bytes as a number to compute with, 2 as a "

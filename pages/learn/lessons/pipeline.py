@@ -18,8 +18,11 @@ from pages.charts.drawing import Drawing
 from pages.charts.look import View, look
 from pages.charts.names import schedules
 from pages.charts.units import in_bytes, percent
+from pages.learn import motion
 from pages.learn.lesson_state import Lesson, LessonState
 from pages.learn.question import AnswerChoice, Knob, Question
+from pages.learn.scene import Scene
+from pages.learn.scenes import pipeline as stages
 from pages.learn.sizes import card
 from pages.learn.steps import LessonStep, as_html, done_by, model_of
 from pages.shared import drawing
@@ -54,6 +57,13 @@ def _draw(state: LessonState) -> None:
     except RequestError as error:
         st.warning(say("This does not go together: {reason}.", reason=say.sentence(error.sentence)), icon=":material/rule:")
     else:
+        state.text(
+            say(
+                "Watch the squares: each is what a stage keeps of one microbatch, from its forward to its backward. Stage 0 "
+                "starts first and gets its gradients last."
+            )
+        )
+        motion.show(_scene(layout, m, state.view), "pipeline", say)
         drawing.show(_timeline(layout, m, state.view), "lesson-timeline")
         state.side_by_side(lambda: _bubble(state, layout, m), lambda: _held(state, layout, m))
         drawing.show(_in_bytes(layout, m, state.view), "in-bytes")
@@ -98,6 +108,11 @@ def _timeline(layout: LayoutSpec, m: int, view: View) -> Drawing:
     say, found = style.say, timed(layout, m)
     names = [say("stage {stage}", stage=stage) for stage in range(layout.pp)]
     return drawing.packed(timeline.textbook(list(found.timed), names, style))
+
+
+@st.cache_data(max_entries=64, show_spinner=False)
+def _scene(layout: LayoutSpec, m: int, view: View) -> Scene:
+    return stages.scene(timed(layout, m), look(view))
 
 
 def _bubble(state: LessonState, layout: LayoutSpec, m: int) -> None:

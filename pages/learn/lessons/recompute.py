@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from html import escape
 
 import pandas as pd
 import streamlit as st
@@ -18,6 +17,7 @@ from pages.charts import teaching, timeline
 from pages.charts.drawing import Drawing
 from pages.charts.look import View, look
 from pages.charts.units import in_bytes, percent, significant
+from pages.learn import symbols, tables
 from pages.learn.lesson_state import Lesson, LessonState
 from pages.learn.question import AnswerChoice, Knob, Question
 from pages.learn.sizes import PUBLISHED_GPT
@@ -47,6 +47,7 @@ def _draw(state: LessonState) -> None:
     drawing.show(_kept(state["model"], state["s"], state["b"], state.view), "kept")
     state.heading(say("Kept and recomputed"))
     _table(state)
+    symbols.draw(state, _model(state["model"], state["s"]), "s", "b", "h", "a", b=state["b"])
     state.controls(state.switch("kind", say("Recompute"), names.__getitem__))
     _formula(state)
     _steps(state)
@@ -96,11 +97,7 @@ def _table(state: LessonState) -> None:
         (say("full"), say("each layer’s input"), say("the whole layer"), "2·s·b·h"),
     ]
     names = (say("recompute"), say("kept"), say("computed again"), say("bytes a layer"))
-    head = "".join(f"<th>{escape(name)}</th>" for name in names)
-    body = "".join(
-        f"<tr><th scope=row>{escape(row[0])}</th>{''.join(f'<td>{escape(cell)}</td>' for cell in row[1:])}</tr>" for row in rows
-    )
-    st.html(f'<table class="ss-plain"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>')
+    st.html(tables.plain(names, rows))
 
 
 def _formula(state: LessonState) -> None:

@@ -9,9 +9,13 @@ import streamlit as st
 
 from engine import catalog
 from engine.spec import LayoutSpec, RunSpec, WorkloadSpec
+from pages.charts.look import View, look
+from pages.learn import motion
 from pages.learn.lesson_state import Lesson, LessonState
-from pages.learn.matrices import line, matrix, number, owners
+from pages.learn.matrices import dots, line, matrix, number, owners
 from pages.learn.question import AnswerChoice, Knob, Question
+from pages.learn.scene import Scene
+from pages.learn.scenes import tensor
 from pages.learn.steps import LessonStep, as_html, done_by, model_of
 from pages.learn.toys import Array, Slice, TwoLayers
 
@@ -35,12 +39,19 @@ def _draw(state: LessonState) -> None:
     state.text(
         say(
             "The feed-forward part of a layer, small enough to check by hand: **z = relu(x · A) · B**. A is cut by "
-            "columns and B by rows. Go through the steps; colours say which rank holds a number."
+            "columns and B by rows. Colours say which rank holds a number."
         )
     )
     state.controls(
         state.switch("tp", say("Ranks (tp)")),
         state.switch("matrix", say("Matrices"), lambda index: say("set {index}", index=index)),
+    )
+    motion.show(_scene(state["tp"], state["matrix"], state.view), "tensor", say, seconds=2.2)
+    state.text(
+        say(
+            "Now step by step, with all numbers. Point at a number of a result, or tap it: its row, its column and its sum "
+            "are shown."
+        )
     )
     state.switch("step", say("Step"), lambda step: _names(state)[step])()
     _show_step(state)
@@ -53,6 +64,11 @@ def _draw(state: LessonState) -> None:
             "rank has some of the heads."
         )
     )
+
+
+@st.cache_data(max_entries=32, show_spinner=False)
+def _scene(tp: int, index: int, view: View) -> Scene:
+    return tensor.scene(TwoLayers.drawn(index), tp, look(view))
 
 
 def _names(state: LessonState) -> dict[str, str]:
@@ -112,7 +128,7 @@ def _split(state: LessonState, layers: TwoLayers, slices: list[Slice], colours: 
     state.text(
         say.plural(
             "One rank holds all of A and B.",
-            "Each of the {count} ranks holds {each} of 4 columns of A and the {each} rows of B that belong to them.",
+            "Each of the {count} ranks holds {each} of 4 columns of A and the rows of B that belong to them.",
             len(slices),
             each=4 // len(slices),
         )
@@ -133,15 +149,17 @@ def _each(state: LessonState, slices: list[Slice], colours: tuple[str, ...], par
         name = (
             f'<span style="border-bottom:4px solid {colours[rank]};font-size:1rem">{state.say("rank {rank}", rank=rank)}</span>'
         )
-        st.html(line(name, *shown))
+        st.html(line(name, *shown, product=True))
 
 
 def _columns(state: LessonState, layers: TwoLayers, slices: list[Slice], colours: tuple[str, ...]) -> None:
     say = state.say
     parts = []
     for colour, own in zip(colours, slices, strict=True):
-        mine = matrix(say("its columns of A"), own.a, owner=colour)
-        parts.append((matrix("x", layers.x), "·", mine, "→", matrix(say("relu of it"), own.inner, owner=colour)))
+        mine = matrix(say("its columns of A"), own.a, owner=colour, part="right")
+        sums = [[f"relu({told})" for told in row] for row in dots(layers.x, own.a)]
+        out = matrix(say("relu of it"), own.inner, owner=colour, part="out", sums=sums)
+        parts.append((matrix("x", layers.x, part="left"), "·", mine, "→", out))
     _each(state, slices, colours, parts)
     state.text(
         say(
@@ -155,8 +173,10 @@ def _rows(state: LessonState, layers: TwoLayers, slices: list[Slice], colours: t
     say = state.say
     parts = []
     for colour, own in zip(colours, slices, strict=True):
-        inner, mine = matrix(say("what it has"), own.inner, owner=colour), matrix(say("its rows of B"), own.b, owner=colour)
-        parts.append((inner, "·", mine, "→", matrix(say("partial sum"), own.partial, owner=colour)))
+        inner = matrix(say("what it has"), own.inner, owner=colour, part="left")
+        mine = matrix(say("its rows of B"), own.b, owner=colour, part="right")
+        out = matrix(say("partial sum"), own.partial, owner=colour, part="out", sums=dots(own.inner, own.b))
+        parts.append((inner, "·", mine, "→", out))
     _each(state, slices, colours, parts)
     state.text(
         say(

@@ -11,7 +11,7 @@ from engine.spec import LayoutSpec, RunSpec, WorkloadSpec
 from engine.tables import COORDINATE, RunResult
 from engine.topology import AXES, AXES_AS_WRITTEN, Axis, Mesh
 from pages.charts.units import in_bytes, percent
-from pages.learn import run
+from pages.learn import run, tables
 from pages.learn.lesson_state import Lesson, LessonState
 from pages.learn.question import AnswerChoice, Knob, Question
 from pages.learn.steps import LessonStep, as_html, done_by, model_of
@@ -87,16 +87,14 @@ def _groups(state: LessonState, mesh: Mesh) -> None:
         "pp": (say("activations forward, their gradients backward"), say("once a microbatch at each cut")),
         "dp": (say("gradients of its weights"), say("once a step")),
     }
-    rows = ""
+    rows = []
     for axis, (what, when) in talk.items():
         inside = inside_nodes(mesh, axis, state["node"])
         members = ", ".join(str(rank) for rank in mesh.group(axis, chosen))
         where = say("nothing to send") if mesh[axis] == 1 else say("inside a node") if inside else say("between nodes")
-        rows += f"<tr><th scope=row>{axis}</th><td>{members}</td>"
-        rows += "".join(f"<td>{escape(cell)}</td>" for cell in (what, when, where)) + "</tr>"
+        rows.append((axis, members, what, when, where))
     names = (say("group"), say("ranks in it"), say("what is sent"), say("when"), say("over links"))
-    head = "".join(f"<th>{escape(name)}</th>" for name in names)
-    st.html(f'<table class="ss-plain"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>')
+    st.html(tables.plain(names, rows))
 
 
 def inside_nodes(mesh: Mesh, axis: Axis, node: int) -> bool:

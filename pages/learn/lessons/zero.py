@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from html import escape
-
 import pandas as pd
 import streamlit as st
 
@@ -14,8 +12,11 @@ from pages.charts import teaching
 from pages.charts.drawing import Drawing
 from pages.charts.look import View, look
 from pages.charts.units import in_bytes, short, significant
+from pages.learn import motion, tables
 from pages.learn.lesson_state import Lesson, LessonState
 from pages.learn.question import AnswerChoice, Knob, Question
+from pages.learn.scene import Scene
+from pages.learn.scenes import zero as buckets
 from pages.learn.sizes import CARDS, PUBLISHED_GPT, card
 from pages.learn.steps import LessonStep, as_html, done_by, model_of
 from pages.shared import drawing
@@ -32,6 +33,13 @@ def _draw(state: LessonState) -> None:
             "1 shards the optimizer’s state, stage 2 also the gradients, stage 3 also the parameters."
         )
     )
+    state.text(
+        say(
+            "**ZeRO 3 and FSDP are the same method.** ZeRO 3 is its name in the paper and in DeepSpeed; PyTorch calls it *fully "
+            "sharded data parallel* (`FullyShardedDataParallel`, now `fully_shard`). FSDP’s `SHARD_GRAD_OP` is ZeRO 2. "
+            "Megatron-LM’s *distributed optimizer* is ZeRO 1."
+        )
+    )
     state.controls(
         state.pick("model", say("Model")),
         state.slide("dp", say("Replicas (dp)"), lambda n: f"{n:,}"),
@@ -39,11 +47,23 @@ def _draw(state: LessonState) -> None:
     )
     drawing.show(_bars(state["model"], state["dp"], state["device"], state.view), "zero")
     state.heading(say("One stage, with its formula"))
-    state.controls(state.switch("zero", say("ZeRO stage")))
+    state.controls(state.switch("zero", say("ZeRO stage"), lambda stage: "3 (FSDP)" if stage == 3 else str(stage)))
     _formula(state)
+    state.text(
+        say(
+            "One step on four replicas, with a model of two layers. A square is a quarter of a layer’s numbers. Its colour says "
+            "which replica owns it."
+        )
+    )
+    motion.show(_scene(state["zero"], state.view), "zero", say, seconds=2.2)
     _steps(state)
     state.heading(say("What is gathered when"))
     _table(state)
+
+
+@st.cache_data(max_entries=16, show_spinner=False)
+def _scene(zero: int, view: View) -> Scene:
+    return buckets.scene(zero, look(view))
 
 
 def _per_rank(name: str, zero: int, dp: int) -> dict[str, int]:
@@ -74,7 +94,7 @@ def _bars(name: str, dp: int, device: str, view: View) -> Drawing:
     captions = (
         say.plural("States of {model} on its only replica", "States of {model} on each of {count} replicas", dp, model=name),
         title,
-        say("Values, gradients and optimizer in mixed precision, 16 bytes a parameter in all; activations come on top."),
+        say("Parameters, gradients and optimizer in mixed precision, 16 bytes a parameter in all; activations come on top."),
     )
     return drawing.packed(teaching.stacks(rows, (device, card(device)), captions, style))
 
@@ -85,7 +105,7 @@ def _formula(state: LessonState) -> None:
     symbols = " + ".join(term.symbols.replace("bytes", str(term.factors[0].value)) for term in terms.values())
     numbers = " + ".join(term.numbers for term in terms.values())
     total = in_bytes(sum(term.value for term in terms.values()))
-    state.formula(say("Values + gradients + optimizer, on each replica, ZeRO {stage}", stage=zero), symbols, numbers, total)
+    state.formula(say("Parameters + gradients + optimizer, on each replica, ZeRO {stage}", stage=zero), symbols, numbers, total)
 
 
 def _steps(state: LessonState) -> None:
@@ -103,7 +123,7 @@ def _steps(state: LessonState) -> None:
         0: say("Gradients are averaged on all replicas."),
         1: say("Each replica receives the average of its share of the gradients."),
         2: say("After each microbatch, each replica receives its share of the gradients and drops the rest."),
-        3: say("Values are gathered again, layer by layer; each replica receives its share of the gradients."),
+        3: say("Parameters are gathered again, layer by layer; each replica receives its share of the gradients."),
     }
     update = {
         0: say("Every replica updates all parameters."),
@@ -114,7 +134,7 @@ def _steps(state: LessonState) -> None:
     forward = (
         say("Independently.")
         if zero < 3
-        else say("Each layer’s values are gathered just before their use, and dropped after it.")
+        else say("Each layer’s parameters are gathered just before their use, and dropped after it.")
     )
     steps = [
         LessonStep(say("Split"), split[zero]),
@@ -131,9 +151,9 @@ def _table(state: LessonState) -> None:
     say = state.say
     passes = (
         say("all-reduce of the gradients, once a step"),
-        say("reduce-scatter of the gradients, once a step; all-gather of the new values"),
-        say("reduce-scatter of the gradients, for each microbatch; all-gather of the new values"),
-        say("reduce-scatter of the gradients, for each microbatch; all-gather of each layer’s values around each use"),
+        say("reduce-scatter of the gradients, once a step; all-gather of the new parameters"),
+        say("reduce-scatter of the gradients, for each microbatch; all-gather of the new parameters"),
+        say("reduce-scatter of the gradients, for each microbatch; all-gather of each layer’s parameters around each use"),
     )
     rows = [
         ("0", "Ψ", "Ψ", "Ψ", passes[0]),
@@ -141,16 +161,12 @@ def _table(state: LessonState) -> None:
         ("2", "Ψ", "Ψ/dp", "Ψ/dp", passes[2]),
         ("3", "Ψ/dp", "Ψ/dp", "Ψ/dp", passes[3]),
     ]
-    names = ("ZeRO", say("values"), say("gradients"), say("optimizer"), say("communication between replicas"))
-    head = "".join(f"<th>{escape(name)}</th>" for name in names)
-    body = "".join(
-        f"<tr><th scope=row>{row[0]}</th>{''.join(f'<td>{escape(cell)}</td>' for cell in row[1:])}</tr>" for row in rows
-    )
-    st.html(f'<table class="ss-plain"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>')
+    names = ("ZeRO", say("parameters"), say("gradients"), say("optimizer"), say("communication between replicas"))
+    st.html(tables.plain(names, rows))
     state.text(
         say(
             "A ring all-reduce is a reduce-scatter and an all-gather, one after the other: so ZeRO 1 sends no more "
-            "than plain data parallelism. ZeRO 3 gathers the values for forward and again for backward."
+            "than plain data parallelism. ZeRO 3 gathers the parameters for forward and again for backward."
         )
     )
 

@@ -1,0 +1,78 @@
+"""Clocks of several machines: how far each is ahead of rank 0's, and within which bound."""
+
+from __future__ import annotations
+
+import time
+from concurrent.futures import ThreadPoolExecutor
+from queue import Queue
+from threading import Barrier
+
+import pandas as pd
+
+from engine.parallel.clocks import Clock, clock_id, measured
+from engine.summary import wire_bytes_between_nodes
+from tests.patience import PATIENCE_S
+
+
+class Lines:
+    """Lines between ranks that are threads."""
+
+    def __init__(self, ranks: int) -> None:
+        self.said: dict[tuple[int, int], Queue[int]] = {(a, b): Queue() for a in range(ranks) for b in range(ranks)}
+        self.numbers: list[list[int]] = [[] for _ in range(ranks)]
+        self.all_here = Barrier(ranks)
+
+
+class LineOf:
+    def __init__(self, rank: int, lines: Lines) -> None:
+        self.rank, self.lines = rank, lines
+
+    def gathered(self, numbers: list[int]) -> list[list[int]]:
+        self.lines.numbers[self.rank] = numbers
+        self.lines.all_here.wait(PATIENCE_S)
+        found = list(self.lines.numbers)
+        self.lines.all_here.wait(PATIENCE_S)
+        return found
+
+    def tell(self, number: int, peer: int) -> None:
+        self.lines.said[self.rank, peer].put(number)
+
+    def told_by(self, peer: int) -> int:
+        return self.lines.said[peer, self.rank].get(timeout=PATIENCE_S)
+
+
+def clocks(ahead_s: list[int], ids: list[int]) -> list[Clock]:
+    """The clock that each of so many ranks finds."""
+    lines = Lines(len(ids))
+
+    def one(rank: int) -> Clock:
+        return measured(LineOf(rank, lines), rank, ids[rank], lambda: time.perf_counter_ns() + ahead_s[rank] * 10**9)
+
+    with ThreadPoolExecutor(len(ids)) as ranks:
+        return list(ranks.map(one, range(len(ids))))
+
+
+def test_each_machine_finds_how_far_its_clock_is_ahead_within_the_bound() -> None:
+    ahead_s = [7, 7, 4_000, 4_000, -90]
+    found = clocks(ahead_s, ids=[1, 1, 5, 5, 3])
+    assert found[0] == found[1] == Clock()
+    assert found[2] == found[3]
+    for clock, ahead in zip(found, ahead_s, strict=True):
+        assert abs(clock.ahead_ns - (ahead - 7) * 10**9) <= clock.error_ns
+        assert clock.error_ns < PATIENCE_S * 1e9
+
+
+def test_on_one_machine_nobody_is_asked() -> None:
+    assert clocks([0, 0, 0], ids=[clock_id()] * 3) == [Clock()] * 3
+
+
+def test_bytes_between_nodes_are_those_that_a_ring_sends_from_one_to_the_other() -> None:
+    rows = [
+        {"rank": 0, "group": "0,1,2,3", "wire_bytes": 1},  # to rank 1, in the same node
+        {"rank": 1, "group": "0,1,2,3", "wire_bytes": 10},  # to rank 2, in the other
+        {"rank": 3, "group": "0,1,2,3", "wire_bytes": 100},  # back to rank 0
+        {"rank": 2, "group": "2,3", "wire_bytes": 1_000},
+        {"rank": 3, "group": "1,3", "wire_bytes": 10_000},
+    ]
+    assert wire_bytes_between_nodes(pd.DataFrame(rows), [0, 0, 1, 1]) == 10_110
+    assert wire_bytes_between_nodes(pd.DataFrame(rows), [0, 0, 0, 0]) == 0
