@@ -21,6 +21,8 @@ Inner = Literal["gelu", "gelu_tanh", "relu", "relu2", "geglu", "swiglu"]
 AttentionBias = Literal["all", "qkv", "none"]
 Objective = Literal["causal", "masked", "seq2seq", "permuted"]
 HeadKind = Literal["norm", "transform", "bare"]
+Router = Literal["softmax", "sigmoid"]
+Balancing = Literal["none", "loss", "bias"]
 # With `position="buckets"`: of distances, and the tokens from which on all are in one bucket (Raffel et al. 2020, section 2.1).
 BUCKETS, FARTHEST = 32, 128
 ROTARY_BASE = 500_000  # of the angles of rotary positions, unless a model has its own (Llama team 2024, section 3.2)
@@ -51,6 +53,12 @@ class ModelParts:
     segments: bool = False  # an embedding for each half of the input
     embedding_norm: bool = False
     encoder: bool = False  # the first layers are an encoder, the others a decoder with cross-attention
+    # Of a model with experts: how the router scores them, whether the weights of a token's experts add up to 1, and what keeps
+    # loads alike: nothing, an auxiliary loss (Fedus et al. 2021, section 2.2), or a bias on the scores that is no part of the
+    # loss (DeepSeek-AI 2024, DeepSeek-V3, section 2.1.2).
+    router: Router = "softmax"
+    normalized_router: bool = True
+    balancing: Balancing = "none"
 
     @property
     def gated(self) -> bool:
@@ -77,11 +85,14 @@ class ModelParts:
         attention += {"all": queries + 2 * keys + hidden, "qkv": queries + 2 * keys, "none": 0}[self.attention_bias]
         attention += {"none": 0, "head": 2 * width, "full": queries + keys}[self.qk_norm]
         relative = hidden * queries + 2 * queries if self.position == "relative" else 0
-        matrices = 3 if self.gated else 2
-        mlp = matrices * hidden * ffn + ((matrices - 1) * ffn + hidden if self.mlp_bias else 0)
         blocks = 2 if cross else 1
         norms = 1 if self.parallel == "one_norm" else (blocks + 1) * self.norms
-        return blocks * attention + relative + mlp + norms * self.norm_vectors * hidden
+        return blocks * attention + relative + self.mlp_parameters(hidden, ffn) + norms * self.norm_vectors * hidden
+
+    def mlp_parameters(self, hidden: int, ffn: int) -> int:
+        """The number of parameters of an MLP: two or three matrices, with biases."""
+        matrices = 3 if self.gated else 2
+        return matrices * hidden * ffn + ((matrices - 1) * ffn + hidden if self.mlp_bias else 0)
 
     @property
     def stacks(self) -> int:

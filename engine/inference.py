@@ -17,6 +17,7 @@ from engine.measure.memory import MakeTracer, MemoryTrace, Tracer
 from engine.model.chunk import TransformerChunk
 from engine.objective import Feed
 from engine.parallel.comm import Comm
+from engine.parallel.routing import Routing
 from engine.parallel.tensor import DTYPES, TensorParallel
 from engine.phases import LauncherLink, begin_phase
 from engine.spec import RunSpec
@@ -27,12 +28,16 @@ from engine.weights import initial
 class Inference:
     """The model of one rank with its initial weights, drawn or trained, and the rank's part in generation."""
 
-    def __init__(self, spec: RunSpec, comm: Comm, link: LauncherLink) -> None:
+    def __init__(self, spec: RunSpec, comm: Comm, link: LauncherLink, routing: Routing | None = None) -> None:
+        """`routing`: in place of what the spec says."""
         self.comm, self.recorder, self.link = comm, comm.recorder, link
         self.tokens: list[int] = []  # of the timed generation
         placement = spec.layout.placement
         ranges = spec.layout.layer_ranges(spec.model.layers)
-        tp, last = TensorParallel(comm, dtype=DTYPES[spec.workload.precision]), len(placement) - 1
+        tp = TensorParallel(
+            comm, dtype=DTYPES[spec.workload.precision], routing=routing or Routing(spec.workload.balanced_router)
+        )
+        last = len(placement) - 1
         self.chunks = {
             c: TransformerChunk(spec.model, ranges[c], c == 0, c == last, _no_batch, tp, attention=spec.attention)
             for c, stage in enumerate(placement)

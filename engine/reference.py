@@ -15,10 +15,13 @@ from torch import Tensor
 
 from engine.measure.parity import parity_row
 from engine.model.chunk import TIED, TransformerChunk, to_tensors
+from engine.model.experts import biased, expert_layers
 from engine.objective import Feed, feed
 from engine.optim import make_optimizer
 from engine.parallel.comm import Comm
+from engine.parallel.routing import Routing
 from engine.parallel.tensor import ShardedParameter, TensorParallel
+from engine.parallel.update import update_biases
 from engine.spec import RunSpec
 from engine.text import load
 from engine.weights import initial
@@ -36,13 +39,16 @@ def train_unsharded(spec: RunSpec) -> tuple[dict[str, Tensor], list[float], dict
         return to_tensors(arrays, torch.device("cpu"))
 
     low = workload.precision == "bf16"
-    tp = TensorParallel(Comm.alone(torch.device("cpu")), dtype=torch.bfloat16 if low else torch.float32)
+    microbatches = spec.layout.dp * workload.microbatches
+    routing = Routing(workload.balanced_router, microbatches)
+    alone = Comm.alone(torch.device("cpu"))
+    tp = TensorParallel(alone, dtype=torch.bfloat16 if low else torch.float32, routing=routing)
     model = TransformerChunk(spec.model, range(spec.model.layers), True, True, fetch, tp, attention=spec.attention)
     model.initialize(workload.seed, initial(workload))
     masters = {name: p.detach().float().clone() if low else p for name, p in model.named_parameters()}
     updated: dict[str, Tensor] = dict(model.named_parameters()) if workload.update_precision == "bf16" else masters
     optimizer = make_optimizer(workload, updated.values())
-    microbatches = spec.layout.dp * workload.microbatches
+    routers = biased(expert_layers([model]))
     gradients: dict[str, Tensor] = {}
     losses = []
     for step in range(1, workload.steps + 1):
@@ -64,6 +70,9 @@ def train_unsharded(spec: RunSpec) -> tuple[dict[str, Tensor], list[float], dict
                 value.grad, masters[name].grad = gradient_of(masters[name]).to(value.dtype), None
         optimizer.step()
         optimizer.zero_grad()
+        update_biases(routers, spec.model.rate_of_balancing, alone)
+        for layer in routers:
+            layer.empty()
         if low and updated is masters:
             with torch.no_grad():
                 for name, p in model.named_parameters():
@@ -106,15 +115,21 @@ def compare(spec: RunSpec, store: dist.Store) -> tuple[list[dict[str, Any]], lis
     for name, gradient in gradients.items():
         copies = [name, "tied"] if name == TIED and spec.model.parts.tied and len(layout.placement) > 1 else [name]
         sharding = parameters[name].shard_spec
+        ep = layout.ep if sharding.experts else 1
         whole = sharding.unshard([gradient])  # without padding
-        shape = sharding.shard(whole, 0, layout.tp).shape
+        shape = sharding.shard(sharding.of_rank(whole, 0, ep), 0, layout.tp).shape
         joined: list[Tensor] = []
         for key in copies:
-            for replica in range(layout.mesh.replicas):
-                slices = [_published(store, key, replica, tp, shape) for tp in range(layout.tp)]
+            for first in range(0, layout.mesh.replicas, ep):
+                by_expert = [[_published(store, key, first + index, tp, shape) for tp in range(layout.tp)] for index in range(ep)]
                 if sharding.dim is None:
-                    joined += slices
+                    joined += by_expert[0]
                 else:
-                    joined += [sharding.unshard(slices, copy) for copy in range(sharding.copies(layout.tp))]
+                    joined += [
+                        torch.cat([sharding.unshard(slices, copy) for slices in by_expert])
+                        if ep > 1
+                        else sharding.unshard(by_expert[0], copy)
+                        for copy in range(sharding.copies(layout.tp))
+                    ]
         rows.append(parity_row(name, joined, whole))
     return rows, losses

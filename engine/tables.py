@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from engine.spec import RunSpec, Sentence, sentence
-from engine.topology import AXES
+from engine.topology import AXES, CALL_AXES
 
 Source = Literal["formula", "dry_run", "measured"]
 Rows = dict[str, list[dict[str, Any]]]  # the name of a table → its rows, before they are a `DataFrame`
@@ -66,7 +66,7 @@ _FRACTION = ColumnSchema("float64", least=-_MOST)
 _NUMBER = ColumnSchema("int64", least=-1)  # of a chunk or a microbatch; −1: none
 _INSTANT = ColumnSchema("int64", least=-_MOST)  # a step starts when its last rank starts, so another rank may be slightly earlier
 _CATEGORY = ColumnSchema("str", (*CATEGORIES, KV_CACHE))
-_AXIS = ColumnSchema("str", AXES)
+_AXIS = ColumnSchema("str", CALL_AXES)
 COLLECTIVES = ("all_reduce", "all_gather", "reduce_scatter", "all_to_all", "send_recv", "send", "recv")
 _COLLECTIVE = ColumnSchema("str", COLLECTIVES)
 _PHASE = ColumnSchema("str", ("forward", "backward", "reduce", "tie", "step", "gather", "prefill", "decode"))
@@ -106,7 +106,8 @@ TABLES: dict[str, TableSchema] = {
             "source": _SOURCE, "rank": _WHOLE, "lane": ColumnSchema("str", ("compute", "comm")),
             "kind": ColumnSchema("str", (*_ACTIONS, *COLLECTIVES)), "chunk": _NUMBER, "microbatch": _NUMBER,
             "step": ColumnSchema("int64", least=1), "start_ns": _INSTANT, "end_ns": _INSTANT, "cpu_ns": _WHOLE,
-            "axis": ColumnSchema("str", (*AXES, "none"), absent="none"), "exposed_ns": ColumnSchema("int64", least=-1, absent=-1),
+            "axis": ColumnSchema("str", (*CALL_AXES, "none"), absent="none"),
+            "exposed_ns": ColumnSchema("int64", least=-1, absent=-1),
         },
     ),
     "steps": TableSchema(
@@ -115,6 +116,14 @@ TABLES: dict[str, TableSchema] = {
             "step_ns": ColumnSchema("int64", least=1), "tokens": ColumnSchema("int64", least=1),
         },
         key=("step",),
+    ),
+    # Rows of tokens that each expert of a rank got in a step, over its microbatches. Of a model with experts only.
+    "expert_load": TableSchema(
+        {
+            "source": _SOURCE, "rank": _WHOLE, "layer": _WHOLE, "expert": _WHOLE, "step": ColumnSchema("int64", least=1),
+            "tokens": _WHOLE,
+        },
+        key=("rank", "layer", "expert", "step"),
     ),
     "parity": TableSchema(
         {"source": _SOURCE, "parameter": _NAME, "max_abs": ColumnSchema("float64"), "max_rel": ColumnSchema("float64")},

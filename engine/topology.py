@@ -17,6 +17,10 @@ Axis = Literal["tp", "cp", "dp", "pp"]
 # In the order of ranks: the first varies fastest, as in Megatron-LM, so that ranks that communicate most are neighbours in a
 # node.
 AXES: tuple[Axis, ...] = get_args(Axis)
+# Of traffic there is one more: ep, the ranks that share the experts of a layer. They are neighbours along dp.
+CallAxis = Literal[Axis, "ep"]
+EP: CallAxis = "ep"
+CALL_AXES: tuple[CallAxis, ...] = (*AXES, EP)
 # In the short form of a layout, in links, and in a product of degrees.
 AXES_AS_WRITTEN: tuple[Axis, ...] = ("dp", "cp", "tp", "pp")
 WRITTEN_IF_USED: tuple[Axis, ...] = ("cp",)  # short form and product leave them out where their degree is 1
@@ -172,9 +176,9 @@ class Mesh(_ByAxis):
         """The ranks of collectives over `axis`: the group of the axis, and over dp all ranks with the same parameters."""
         return self.replica_group(rank) if axis == "dp" else self.group(axis, rank)
 
-    def degree(self, axis: Axis) -> int:
-        """How many `members` there are."""
-        return self.replicas if axis == "dp" else self[axis]
+    def degree(self, axis: CallAxis) -> int:
+        """How many `members` there are. Ranks that share experts are along dp."""
+        return self.replicas if axis == "dp" or axis == "ep" else self[axis]
 
     def spacing(self, axis: Axis) -> int:
         """The difference in rank between neighbours among `members`, where dp and cp follow each other in the order of ranks."""

@@ -9,6 +9,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,14 +22,16 @@ from engine.measure.memory import MakeTracer, MemoryTrace, Tracer
 from engine.measure.process import process_row, resident_bytes
 from engine.measure.recorder import Recorder, StepSpans
 from engine.model.chunk import TIED, TransformerChunk, streams_before, to_tensors
+from engine.model.experts import biased, expert_layers, router_biases
 from engine.objective import Feed, feed
 from engine.parallel.backend import Backend, choose_backend
 from engine.parallel.comm import Comm
 from engine.parallel.context import own_tokens
 from engine.parallel.data import DataParallel
 from engine.parallel.pipeline import Executor
+from engine.parallel.routing import Routing
 from engine.parallel.tensor import DTYPES, TensorParallel
-from engine.parallel.update import DistributedOptimizer
+from engine.parallel.update import DistributedOptimizer, update_biases
 from engine.phases import LauncherLink, begin_phase
 from engine.reference import compare, publish
 from engine.schedule import plan
@@ -78,7 +81,7 @@ def work(
     recorder = Recorder()
     mesh = spec.layout.mesh
     copies = spec.model.key_copies(mesh.tp)
-    comm = Comm.connect(store, mesh, rank, backend, spec.workload.time_limit, recorder, copies)
+    comm = Comm.connect(store, mesh, rank, backend, spec.workload.time_limit, recorder, copies, spec.layout.ep)
     link.set_status("building the model")
     task: Task = Inference(spec, comm, link) if spec.generate.skip_training else Trainer(spec, comm, link)
     comm.common_instant()
@@ -112,7 +115,9 @@ class Trainer:
         schedule = plan(layout, workload.microbatches, spec.model.parts.tied)
         ranges = layout.layer_ranges(spec.model.layers)
         last = len(schedule.placement) - 1
-        tp = TensorParallel(comm, layout.sequence_parallel, DTYPES[workload.precision], layout.context_parallel)
+        routing = Routing(workload.balanced_router, layout.dp * workload.microbatches)
+        precision = DTYPES[workload.precision]
+        tp = TensorParallel(comm, layout.sequence_parallel, precision, layout.context_parallel, routing=routing)
         accumulate, masters = DTYPES[workload.gradient_precision], workload.master_bytes > 0
         self.data = DataParallel(tp, layout.zero, accumulate, workload.microbatches, masters)
         self.chunks = {
@@ -137,13 +142,15 @@ class Trainer:
             self.data.add_chunk(c, chunk.parts())
         tied = {chunk.embedding.token: chunk for chunk in self.chunks.values() if chunk.embedding is not None}
         copies = [table for table, chunk in tied.items() if not chunk.first]
-        self.optimizer = DistributedOptimizer(workload, self.data, list(tied), counted_elsewhere=copies)
+        self.expert_layers = expert_layers(self.chunks.values())
+        update = partial(update_biases, biased(self.expert_layers), spec.model.rate_of_balancing, comm)
+        self.optimizer = DistributedOptimizer(workload, self.data, list(tied), copies, update)
         inputs = [streams_before(spec.model, layers.start, workload.microbatch_size, tp) for layers in ranges]
         self.executor = Executor(schedule, self.chunks, inputs, self.data, self.optimizer, link.set_status)
 
     def run(self, store: dist.Store) -> Rows:
         """The timed steps. Returns rows of steps (from one rank), traffic of a step, and spans of a step of median time."""
-        steps = []
+        steps, loads = [], []
         rows: Rows = {}
         recent: deque[tuple[int, StepSpans]] = deque(maxlen=_MEDIAN_OF)
         workload, at, mesh = self.spec.workload, self.comm.at, self.comm.mesh
@@ -154,6 +161,7 @@ class Trainer:
             _inject_fault(self.spec.fault, self.comm.rank, step)
             self.optimizer.keeps_gradients = compared = self.spec.parity and step == 1
             origin = self.run_step(step)
+            loads += self._load_rows(step)
             took = time.perf_counter_ns() - origin
             recent.append((took, self.recorder.step_spans()))  # before parity's own collectives are counted
             if step == workload.steps:
@@ -169,14 +177,33 @@ class Trainer:
             store.set(_MEDIAN_STEP, str(_median(recent).step))
         median = int(store.get(_MEDIAN_STEP))  # all ranks take the same step
         spans = next(spans for _, spans in recent if spans.step == median)
-        return rows | {"steps": steps, "spans": spans.moved(self.comm.measure_clocks()).rows(self.comm.rank)}
+        rows |= {"steps": steps, "spans": spans.moved(self.comm.measure_clocks()).rows(self.comm.rank)}
+        return rows | ({"expert_load": loads} if self.spec.model.experts else {})
+
+    def _load_rows(self, step: int) -> list[dict[str, int]]:
+        """Rows of the table of loads for the last step."""
+        index, _ = self.data.tp.experts
+        return [
+            {
+                "rank": self.comm.rank,
+                "layer": layer.number,
+                "expert": index * len(layer.taken) + number,
+                "step": step,
+                "tokens": taken,
+            }
+            for layer in self.expert_layers
+            for number, taken in enumerate(layer.taken)
+        ]
 
     def trace(self, make_tracer: MakeTracer = Tracer) -> MemoryTrace:
         """The memory of one more step, by torch's profiler or another tracer."""
         buckets = list(self.data.buckets.values())
         owned: dict[str, list[torch.Tensor]] = {
             "optimizer": [*self.optimizer.state_tensors(), *(b.master for b in buckets)],
-            "parameters": [b.shard for b in buckets],  # after the masters: in fp32 they are the same tensors
+            "parameters": [
+                *(b.shard for b in buckets),
+                *router_biases(self.expert_layers),
+            ],  # after the masters: in fp32 they are the same tensors
             "gradients": [b.gradients for b in buckets],
         }
         tracer = make_tracer(owned, self.recorder, self.comm.device)
@@ -200,6 +227,8 @@ class Trainer:
         self.step = step
         origin = self.comm.common_instant()
         self.recorder.begin_step(step, origin)
+        for layer in self.expert_layers:
+            layer.empty()
         self.executor.run(status or f"step {step}")
         return origin
 

@@ -95,7 +95,7 @@ def memory(tables):
 
 
 def traffic(table):
-    if unknown := set(table["axis"]) - {"dp", "cp", "tp", "pp"}:
+    if unknown := set(table["axis"]) - {"dp", "cp", "tp", "pp", "ep"}:
         yield f"traffic: unknown axes {unknown}"
     for row in table.itertuples():
         ranks = [int(r) for r in str(row.group).replace("[", "").replace("]", "").replace(",", " ").split()]

@@ -44,6 +44,14 @@ META: dict[str, ModelSpec] = {
 }
 
 
+def _qwen3_experts(layers: int, hidden: int, heads: int, width: int) -> ModelSpec:
+    """128 experts, of which a token goes to eight, and four heads of keys. The MLP, which no layer has, is 3 × hidden wide."""
+    return _decoder(
+        layers, hidden, 3 * hidden, heads, 4, 151936, 4096, rotary_base=1_000_000, qk_norm="head", head_dim=128,
+        experts=128, experts_per_token=8, expert_ffn=width,
+    )  # fmt: skip
+
+
 def _qwen25(layers: int, hidden: int, ffn: int, heads: int, key_heads: int, tied: bool = False) -> ModelSpec:
     # The small ones have the vocabulary without the rows that pad it for large ones.
     vocab = 151936 if tied else 152064
@@ -75,6 +83,9 @@ QWEN: dict[str, ModelSpec] = {
     "qwen2.5-14b": _qwen25(48, 5120, 13824, 40, 8),
     "qwen2.5-32b": _qwen25(64, 5120, 27648, 40, 8),
     "qwen2.5-72b": _qwen25(80, 8192, 29568, 64, 8),
+    # Qwen team 2025, Qwen3 Technical Report, table 2.
+    "qwen3-30b-a3b": _qwen3_experts(48, 2048, 32, 768),
+    "qwen3-235b-a22b": _qwen3_experts(94, 4096, 64, 1536),
 }
 
 
@@ -141,6 +152,9 @@ MISTRAL: dict[str, ModelSpec] = {
     # Jiang et al. 2023, Mistral 7B, table 1. Version 0.3 has 768 more tokens, and no window.
     "mistral-7b": _decoder(32, 4096, 14336, 32, 8, 32000, 8192, rotary_base=10_000, window=4096),
     "mistral-7b-v0.3": _decoder(32, 4096, 14336, 32, 8, 32768, 8192, rotary_base=1_000_000),
+    # Jiang et al. 2024, Mixtral of Experts, table 1.
+    "mixtral-8x7b": _decoder(32, 4096, 14336, 32, 8, 32000, 4096, rotary_base=1_000_000, experts=8),
+    "mixtral-8x22b": _decoder(56, 6144, 16384, 48, 8, 32000, 4096, rotary_base=1_000_000, experts=8),
 }
 
 MICROSOFT: dict[str, ModelSpec] = {

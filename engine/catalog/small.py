@@ -21,6 +21,7 @@ MODELS: dict[str, ModelSpec] = {
     **_sizes("gpt"),
     TRAINED_NAME: TRAINED,
     "gpt-medium": ModelSpec(layers=12, hidden=512, heads=8, vocab=1024, seq=256),
+    "gpt-tiny-moe": ModelSpec(vocab=256, experts=4, expert_ffn=128, **_TINY),
     **_sizes("bert", _WITH_MASK),
     **_sizes("roberta", _WITH_MASK),
     **_sizes("transformer"),

@@ -9,7 +9,7 @@ from typing import Literal, get_args
 
 from engine.export import deepspeed, huggingface, megatron, slurm, torchtitan
 from engine.planner import frameworks
-from engine.spec import RequestError, RunSpec, sentence
+from engine.spec import RequestError, RunSpec, refuse_experts, sentence
 from engine.spec.numbers import listed
 from engine.spec.sentence import brief
 
@@ -48,4 +48,6 @@ def settings(spec: RunSpec, to: Framework) -> str:
         raise RequestError(
             sentence("there are no settings for {to}; there are for {known}", to=brief(to), known=listed(FRAMEWORKS))
         )
+    if to != "slurm":  # which starts this engine
+        refuse_experts(spec.model, sentence("an export to {framework}", framework=NAMES[to]))
     return _WRITERS[to](spec)

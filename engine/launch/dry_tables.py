@@ -14,7 +14,7 @@ import pandas as pd
 from engine.launch.textbook import Textbook, step_row
 from engine.spec import RunSpec
 from engine.tables import Rows, RunResult, group_name, members, table
-from engine.topology import Axis, Mesh
+from engine.topology import EP, Axis, Mesh
 
 MOST_ROWS = 1_000_000  # of memory_curve and spans: larger ones have only the ranks that were run
 
@@ -73,14 +73,24 @@ def _as_rank(name: str, rows: pd.DataFrame, of: int, rank: int, mesh: Mesh) -> p
     if name == "memory_peak":
         return rows.assign(rank=rank, **mesh.coordinate(rank).columns)
     if name == "traffic":
-        groups = [_group(mesh, of, rank, axis, group) for axis, group in zip(rows["axis"], rows["group"], strict=True)]
+        groups = [
+            _group(mesh, of, rank, "dp" if axis == EP else axis, group)
+            for axis, group in zip(rows["axis"], rows["group"], strict=True)
+        ]
         return rows.assign(rank=rank, group=pd.Series(groups, dtype="str"))
     return rows.assign(rank=rank)
 
 
 def _group(mesh: Mesh, of: int, rank: int, axis: Axis, group: str) -> str:
     """The group that goes through `rank` as `group` goes through the rank `of`. It may be one of several parts of an axis."""
-    within, count = members(group), len(members(group))
-    ahead = (mesh.index(axis, rank) // count - mesh.index(axis, of) // count) * count if rank != of else 0
-    ranks = [mesh.peer(axis, rank, mesh.index(axis, member) + ahead) for member in within]
+    within = members(group)
+    places = [mesh.index(axis, member) for member in within]
+    spread = places[1] - places[0] if len(places) > 1 else 1
+
+    def first(one: int) -> int:
+        """The first place of the group of a rank, if groups have as many members, as far apart."""
+        place = mesh.index(axis, one)
+        return place - place // spread % len(places) * spread
+
+    ranks = [mesh.peer(axis, rank, place + first(rank) - first(of)) for place in places]
     return group_name(ranks, cut=not mesh.all_listed and ranks[0] == rank)

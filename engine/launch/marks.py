@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 from torch.autograd.profiler import profile, record_function
 
-from engine.launch.profiled import CALL, CONTEXT_STEP, LOSS_CHUNK, MODULE
+from engine.launch.profiled import CALL, CONTEXT_STEP, LOSS_CHUNK, MODULE, PRODUCT
 from engine.measure.recorder import Recorder, Span, TrafficKey
 
 
@@ -35,6 +35,9 @@ class MarkingRecorder(Recorder):
 
     def context_step(self, number: int, of: int) -> Any:
         return mark(CONTEXT_STEP, number, of)
+
+    def product(self, multiply: Callable[[], None], flops: int, *sizes: int) -> None:
+        mark_instant(PRODUCT, flops, *sizes)
 
 
 def path_without_numbers(path: str) -> str:

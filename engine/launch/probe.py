@@ -29,6 +29,10 @@ _VOCABULARY = {5: 293, 3: 302}  # by tp
 _ROWS = (263, 269)  # of the token table if tp does not shard it: one for every byte
 # For a loss in chunks a microbatch of one sequence needs more tokens, and more tp ranks if each has one of them.
 _CHUNKED = {"S": 43, "tp": 41}
+# Of a model with experts. A probe with many experts takes longer, so there are fewer where no other dimension has their primes.
+_EXPERTS = {"E/ep": 31, "k": 29, "ep": 19, "F/tp": 73, "X/tp": 71, "Z/tp": 103}
+_MORE_EXPERTS = _EXPERTS | {"E/ep": 79, "k": 53, "ep": 61}
+_RECEIVED = 997  # M
 _NAMES = ("tp", "S", "B", "G/tp", "D", "H", "F/tp", "V/tp")
 
 
@@ -51,6 +55,12 @@ class Probe(NamedTuple):
     new_tokens: int = 0
     loss_chunk: int | None = None
     cp: int = 1
+    ep: int = 1
+
+    @property
+    def received(self) -> int | None:
+        """Rows that this rank's experts get, if other ranks share them."""
+        return _RECEIVED if self.ep > 1 else None
 
     def name(self, size: int) -> Product:
         """A size as a product of dimensions, 2s and 3s. Raises `RecordingError` if it is none."""
@@ -72,22 +82,31 @@ def _without(number: int, *primes: int) -> int:
     return number
 
 
+def _chosen(structure: Structure, primes: Sequence[int]) -> tuple[dict[str, int], str]:
+    """A prime for each of `_NAMES`, and what the tokens of a sequence that a rank has are called where tp does not cut them."""
+    streams, shares = structure.parts.objective == "permuted", "A/G" not in structure.ones
+    one_sequence, rows = structure.chunked_loss and "B" in structure.ones, "S"
+    if streams:
+        usual = _STREAMS["sequence" if structure.slicing == "sequence" or one_sequence else "none"]
+    elif structure.context == "ulysses":
+        usual, rows = _ULYSSES_SHARING if shares else _ULYSSES, "S/cp"
+    elif structure.context:
+        usual, rows = _CONTEXT_SHARING if shares else _CONTEXT, "S/2cp"
+    else:
+        usual = _SHARING if shares else _PRIMES
+    chosen = dict(zip(_NAMES, primes or usual, strict=True))
+    if one_sequence and not streams:
+        chosen |= {"S": _CHUNKED["S"]} | ({"tp": _CHUNKED["tp"]} if f"{rows}/tp" in structure.ones else {})
+    return chosen | ({"D": _WIDE} if "rotary_width" in structure.sized_parts else {}), rows
+
+
 def probe(structure: Structure, part: Part, primes: Sequence[int] = ()) -> Probe:
     """The probe of a part of a structure. `primes`: in place of the usual ones; the ledger must not depend on them."""
     parts, sequence = structure.parts, structure.slicing == "sequence"
     streams, shares, partly = parts.objective == "permuted", "A/G" not in structure.ones, "rotary_width" in structure.sized_parts
-    rotary = parts.position == "rotary" and not partly
-    one_sequence = structure.chunked_loss and "B" in structure.ones
-    usual = _STREAMS["sequence" if sequence or one_sequence else "none"] if streams else _SHARING if shares else _PRIMES
-    ulysses, rows, keys = structure.context == "ulysses", "S", "G/tp"
-    if ulysses:
-        usual, rows, keys = _ULYSSES_SHARING if shares else _ULYSSES, "S/cp", "G/cp/tp"
-    elif structure.context:
-        usual, rows = _CONTEXT_SHARING if shares else _CONTEXT, "S/2cp"
-    chosen = dict(zip(_NAMES, primes or usual, strict=True))
-    if one_sequence and not streams:
-        chosen |= {"S": _CHUNKED["S"]} | ({"tp": _CHUNKED["tp"]} if f"{rows}/tp" in structure.ones else {})
-    chosen |= {"D": _WIDE} if partly else {}
+    rotary, ulysses = parts.position == "rotary" and not partly, structure.context == "ulysses"
+    chosen, rows = _chosen(structure, primes)
+    keys = "G/cp/tp" if ulysses else "G/tp"
     cuts = sequence and not streams  # with two streams the rows are sharded, which are more than the tokens
     called = {"S": f"{rows}/tp" if cuts else rows, "D": "D/2" if rotary else "D", "G/tp": keys}
     cp = _cp(structure, chosen)
@@ -95,22 +114,30 @@ def probe(structure: Structure, part: Part, primes: Sequence[int] = ()) -> Probe
     if structure.slicing == "none":
         del sizes["tp"]
         sizes["V/tp"] = next(rows for rows in _ROWS if rows not in chosen.values())
+    if "experts" in structure.sized_parts:
+        more = partly or parts.position == "sinusoidal" or "E/ep" in structure.ones
+        sizes |= _MORE_EXPERTS if more else _EXPERTS
     tokens = (1 if "P" in structure.ones else _PROMPT, _TOKENS) if structure.generates else None
     if tokens is not None:
         sizes |= {"S": _FIT, "B": 1}
     sizes |= dict.fromkeys((one for one in structure.ones if one in sizes), 1)
     tp, group = sizes.get("tp", 1), _GROUP[0] if shares else 1
     start, layers, decoders = _stacks(part, parts.encoder)
+    experts = _experts(structure, part, sizes, tp)
+    if experts:
+        start, layers = experts.pop("start"), experts.pop("layers")
     seq = sizes[called["S"]] * (tp if cuts else 1) * (cp if ulysses or cp == 1 else 2 * cp)
     key_heads = tp * sizes[keys] * (cp if ulysses else 1)
     model = ModelSpec(
         family=structure.family, layers=layers, decoder_layers=decoders, hidden=sizes["H"],
         heads=group, kv_heads=1, head_dim=2 * sizes["D/2"] if rotary else sizes["D"],
         ffn=tp * sizes["F/tp"], vocab=_vocabulary(structure, tp, sizes["V/tp"]), seq=seq,
-        **dict(structure.chosen_parts), **_numbers(structure, seq),
+        **dict(structure.chosen_parts), **_numbers(structure, seq), **experts,
     ).model_copy(update={"heads": key_heads * group, "kv_heads": key_heads})  # fmt: skip  # more than a model may have
+    ep = sizes.get("ep", 1)
     assert model.vocab >= BYTE_VOCABULARY, "every token of the text has a row"
-    every = dimensions(model, structure.slicing, tp, sizes["B"], tokens, None, cp, structure.context)
+    every = dimensions(model, structure.slicing, tp, sizes["B"], tokens, None, cp, structure.context, ep)
+    every |= {"M": _RECEIVED} if ep > 1 else {}
     loss_chunk = None
     if structure.chunked_loss:
         loss_chunk = 1 if "C" in structure.ones else _loss_chunk(sizes["B"] * (model.output_rows // cp), every)
@@ -118,7 +145,7 @@ def probe(structure: Structure, part: Part, primes: Sequence[int] = ()) -> Probe
     named = {name: size for name, size in every.items() if size > 1 and (name != QKV or shares)}
     largest = dict(sorted(named.items(), key=lambda item: -item[1]))
     prompt, every_token = tokens or (0, -1)
-    return Probe(model, tp, start, sizes["B"], largest, prompt, every_token - prompt + 1, loss_chunk, cp)
+    return Probe(model, tp, start, sizes["B"], largest, prompt, every_token - prompt + 1, loss_chunk, cp, ep)
 
 
 def _cp(structure: Structure, chosen: Mapping[str, int]) -> int:
@@ -140,7 +167,32 @@ def _numbers(structure: Structure, seq: int) -> dict[str, int]:
         "rotary_width": 2 if "D′/2" in structure.ones else 2 * _TURNED,
         "spare_positions": next(n for n in itertools.count(max(seq, _MANY)) if _is_prime(n)) - seq,
     }
-    return {name: every[name] for name in structure.sized_parts}
+    return {name: every[name] for name in structure.sized_parts if name in every}
+
+
+def _experts(structure: Structure, part: Part, sizes: Mapping[str, int], tp: int) -> dict[str, int]:
+    """The fields of a model with experts, and the chunk's first layer and the number of layers; empty for other models."""
+    if "experts" not in structure.sized_parts:
+        return {}
+    dense, experts = part.recorded
+    wanted = part.kinds or "d" * dense + "e" * experts
+    first, every = int(not part.first), 1
+    begins = first + dense
+    if part.kinds:
+        begins, every, first = next(
+            (begins, every, start)
+            for every, begins, start in itertools.product(
+                range(1, len(wanted) + 2), range(len(wanted) + 2), range(len(wanted) + 2)
+            )
+            if wanted
+            == "".join("e" if at >= begins and (at + 1) % every == 0 else "d" for at in range(start, start + len(wanted)))
+        )
+    found = {
+        "start": first, "layers": first + len(wanted) + max(1, every), "dense_layers": begins, "expert_every": every,
+        "experts": sizes["E/ep"] * sizes["ep"], "experts_per_token": sizes["k"], "expert_ffn": tp * sizes["X/tp"],
+    }  # fmt: skip
+    having = {"shared_ffn": tp * sizes["Z/tp"], "router_scale": 2, "capacity_factor": 1}
+    return found | {name: value for name, value in having.items() if name in structure.sized_parts}
 
 
 def _is_prime(number: int) -> bool:

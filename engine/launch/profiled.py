@@ -16,9 +16,9 @@ from engine.measure.memory import is_operation
 from engine.measure.recorder import ACTION_MARK, COMMUNICATION_MARK
 
 # Marks from `engine.launch.record`: the current layer and module, what happens to a bucket, a call, the tensors handed on, a
-# chunk of the loss, and a step of attention over cp ranks.
-LAYER, MODULE, BUCKET, CALL, HANDS, LOSS_CHUNK, CONTEXT_STEP = (
-    f"shardscope.{what} " for what in ("layer", "module", "bucket", "call", "hands", "loss-chunk", "context-step")
+# chunk of the loss, a step of attention over cp ranks, and a product of experts.
+LAYER, MODULE, BUCKET, CALL, HANDS, LOSS_CHUNK, CONTEXT_STEP, PRODUCT = (
+    f"shardscope.{what} " for what in ("layer", "module", "bucket", "call", "hands", "loss-chunk", "context-step", "product")
 )
 _NODE = "autograd::engine::evaluate_function: "
 _OWN = "shardscope."
@@ -151,6 +151,9 @@ class Reading:
             self._hand([int(where) for where in what])
         elif kind == BUCKET:
             self._bucket(what[0], int(what[1]), event)
+        elif kind == PRODUCT and not self._ignored:
+            flops, *read, written = map(int, what)
+            self._put("run", SeenOperation(": ".join([*self._module[-1:], "grouped_mm"]), [flops], read, [written], self._step))
         elif kind == LOSS_CHUNK:
             self._loss_chunk(int(what[0]), event)
         elif kind == CONTEXT_STEP:

@@ -27,7 +27,7 @@ import torch.distributed as dist
 
 from engine.launch.parent import end_with_parent
 from engine.launch.root_cause import RaisedError, as_json
-from engine.parallel.comm import CommError
+from engine.parallel.pending import CommError
 from engine.spec import RequestError, RunSpec
 from engine.worker import work
 

@@ -43,11 +43,13 @@ from engine.ledger.form import (
     case,
 )  # fmt: skip
 from engine.model.chunk import TransformerChunk, streams_before, to_tensors
+from engine.model.layers import buckets_of
 from engine.objective import feed
 from engine.parallel.comm import Comm
 from engine.parallel.context import own_tokens
-from engine.parallel.data import Bucket, DataParallel, ParameterUse, Streams
+from engine.parallel.data import Bucket, DataParallel, ParameterUse, Streams, of_bucket
 from engine.parallel.pipeline import Executor
+from engine.parallel.routing import Routing
 from engine.parallel.tensor import DTYPES, ShardedParameter, TensorParallel
 from engine.schedule import Action, Kind, Schedule
 from engine.spec.context import kind_of
@@ -179,11 +181,13 @@ class _Chunk:
     def __init__(self, structure: Structure, part: Part, made: Probe, zero: int) -> None:
         model, sequence = made.model, structure.slicing == "sequence"
         pp, at = 3 - part.first - part.last, int(not part.first)
-        mesh, recorder, device = Mesh({"dp": _DP, "cp": made.cp, "tp": made.tp, "pp": pp}), MarkingRecorder(), torch.device("cpu")
+        mesh = Mesh({"dp": _DP * made.ep, "cp": made.cp, "tp": made.tp, "pp": pp})
+        recorder, device = MarkingRecorder(), torch.device("cpu")
         self.recorder = recorder
-        comm = Comm.without_others(mesh, mesh.rank({"pp": at}), recorder, device)
-        kind = kind_of(structure.context)
-        tp, own = TensorParallel(comm, sequence, DTYPES[structure.precision], kind), own_tokens(kind, model.seq, made.cp, 0)
+        comm = Comm.without_others(mesh, mesh.rank({"pp": at}), recorder, device, ep=made.ep)
+        kind, routing = kind_of(structure.context), Routing(balanced=True, received=made.received)
+        own = own_tokens(kind, model.seq, made.cp, 0)
+        tp = TensorParallel(comm, sequence, DTYPES[structure.precision], kind, routing=routing)
         layers = range(made.start, made.start + sum(part.recorded))
         text = bytes(2 * model.seq + 1)
 
@@ -210,11 +214,11 @@ class _Chunk:
 
 
 def _buckets(chunk: TransformerChunk, name: Callable[[int], Product]) -> tuple[RecordedBucket, ...]:
-    layers = {layer: number for number, layer in enumerate(chunk.layers.values())}
+    layers = {bucket: number for number, layer in enumerate(chunk.layers.values()) for bucket in buckets_of(layer)}
     paths = {module: path_without_numbers(path) for path, module in chunk.named_modules()}
     found = []
     for module in chunk.parts():
-        sharded = (p for p in module.parameters() if isinstance(p, ShardedParameter))
+        sharded = (p for p in of_bucket(module) if isinstance(p, ShardedParameter))
         shapes = [_parameter(p, chunk.tp.degree, name) for p in sharded]
         found.append(RecordedBucket(paths[module], layers.get(module, -1), tuple(sorted(shapes, key=lambda p: not p.whole))))
     return tuple(found)

@@ -14,10 +14,13 @@ from engine.launch.probe import Probe
 from engine.launch.profiled import LAYER, Reading, SeenMicrobatch
 from engine.ledger.form import Part, Structure, generating
 from engine.model.chunk import TransformerChunk
+from engine.model.layers import buckets_of
 from engine.parallel.comm import Comm
 from engine.parallel.data import ParameterUse, Streams
+from engine.parallel.routing import Routing
 from engine.phases import SilentLink
 from engine.spec import GenerateSpec, LayoutSpec, RunSpec, WorkloadSpec
+from engine.topology import Mesh
 
 Seen = dict[str, SeenMicrobatch]
 
@@ -33,7 +36,7 @@ def _seen(structure: Structure, part: Part, made: Probe, draws: bool) -> tuple[T
     inference = _inference(structure, part, made, draws)
     (chunk,) = inference.chunks.values()
     numbers = {module: number for number, module in enumerate(chunk.parts())}
-    layers = {layer: number for number, layer in enumerate(chunk.layers.values())}
+    layers = {bucket: number for number, layer in enumerate(chunk.layers.values()) for bucket in buckets_of(layer)}
     chunk.through = partial(_through, numbers)
     mark_modules(chunk)
     tree = traced(inference.generator.run, inference.recorder)
@@ -53,9 +56,9 @@ def _inference(structure: Structure, part: Part, made: Probe, draws: bool) -> In
             prompt="x" * made.prompt, new_tokens=made.new_tokens, temperature=float(draws), skip_training=True
         ),
     )  # fmt: skip
-    mesh, recorder = spec.layout.mesh, MarkingRecorder()
-    comm = Comm.without_others(mesh, mesh.rank({"pp": int(not part.first)}), recorder, torch.device("cpu"))
-    return Inference(spec, comm, SilentLink())
+    mesh, recorder = Mesh({**spec.layout.mesh, "dp": made.ep}), MarkingRecorder()
+    comm = Comm.without_others(mesh, mesh.rank({"pp": int(not part.first)}), recorder, torch.device("cpu"), ep=made.ep)
+    return Inference(spec, comm, SilentLink(), Routing(balanced=True, received=made.received))
 
 
 def _through(numbers: Mapping[nn.Module, int], uses: list[ParameterUse], streams: Streams) -> Streams:

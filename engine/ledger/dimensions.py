@@ -13,6 +13,9 @@
 With context parallelism cp is a dimension, and a rank has S/cp tokens of a sequence: S/2cp is half of them, a part of the head or
 of the tail. These are S/cp/tp and S/2cp/tp under sequence parallelism. With ulysses there are G/cp/tp in place of G/tp.
 
+With experts there are also: E/ep experts of a rank, and ep ranks that share them; k experts of a token; X/tp inner width of an
+expert on a rank, Z/tp that of the shared ones; M rows of tokens that the experts of a rank get in a pass, if ep is more than 1.
+
 With two-stream attention there are also: R rows of a sequence, or R/tp; T of these rows that are query rows, one for each
 predicted token; 2 S − 1 distances. When generating there are also: P tokens of the prompt; N tokens in the KV cache when the last
 token goes through the model; V, the vocabulary without rounding.
@@ -45,10 +48,11 @@ def dimensions(
     loss_chunk: Any = None,
     cp: Any = 1,
     context: Context = "",
+    ep: int = 1,
 ) -> dict[str, Any]:
     """The value of each dimension, by name. `tokens`: P and N, when generating. `loss_chunk`: C; None: the loss is whole.
 
-    `context`: see `engine.spec.context`.
+    `context`: see `engine.spec.context`. With ep > 1, M is that of equal loads.
     """
     (keys, shared), position = _heads(model, tp), model.parts.position
     found: dict[str, Any] = {
@@ -59,6 +63,11 @@ def dimensions(
     found |= {"D/2": model.head_width // 2} if whole else {"D": model.head_width}
     found |= {"D′/2": model.rotated // 2} if "rotary_width" in model.sized_parts else {}
     found |= {"H/2": -(-model.hidden // 2)} if position in ("sinusoidal", "relative") else {}
+    if model.experts:
+        found |= {"k": model.expert_choices, "E/ep": model.experts // ep, "X/tp": model.expert_width // tp, "ep": ep}
+        found |= {"Z/tp": model.shared_ffn // tp} if model.shared_ffn else {}
+        if ep > 1:
+            found["M"] = (microbatch_size * model.rows if tokens is None else tokens[0]) * model.expert_choices
     rows = "S"
     if model.parts.objective == "permuted":
         rows = "R"
@@ -135,10 +144,10 @@ def structure(
 ) -> Structure:
     """The structure of a model's chunks. `sizes`: the values of the dimensions.
 
-    Each dimension that is 1 is part of the structure. Three are not: tp, since `cut` says whether it is 1; cp, which is 3 or more
-    as a dimension; and N, which is never 1 where that matters. A symbolic size counts as more than 1.
+    Each dimension that is 1 is part of the structure. Some are not: tp, since `cut` says whether it is 1; cp, which is 3 or more
+    as a dimension; and N and M, which are never 1 where that matters. A symbolic size counts as more than 1.
     """
-    others = {name: size for name, size in sizes.items() if name not in ("tp", "cp", "N")}
+    others = {name: size for name, size in sizes.items() if name not in ("tp", "cp", "N", "M")}
     ones = tuple(sorted(name for name, size in others.items() if isinstance(size, int) and size == 1))
     return Structure(
         model.family, recompute, workload.precision, cut, ones, generates, workload.attention_of(model), "C" in sizes,
@@ -159,14 +168,20 @@ _OF_CONTEXT = (  # with context parallelism, one after the other: the symbol, ho
     ("G/tp", 1, ("G/cp/tp", "cp")),
 )  # fmt: skip
 _JOINED = (
-    ("S", ("S/tp", "tp")), ("R", ("R/tp", "tp")), ("A/tp", ("G/tp", "A/G")), ("(A + 2 G)/tp", ("G/tp", QKV)),
-    ("A/cp/tp", ("G/cp/tp", "A/G")),
+    ("E", ("E/ep", "ep")), ("S", ("S/tp", "tp")), ("R", ("R/tp", "tp")), ("A/tp", ("G/tp", "A/G")),
+    ("(A + 2 G)/tp", ("G/tp", QKV)), ("A/cp/tp", ("G/cp/tp", "A/G")),
 )  # fmt: skip
 _TWICE = (("D", "D/2"), ("D′", "D′/2"), ("H", "H/2"))
 _ORDER = [  # of the factors of a formula, by the first letters of their symbols
     "tp",
     "cp",
     "B",
+    "ep",
+    "E",
+    "k",
+    "M",
+    "X",
+    "Z",
     "R",
     "S",
     "P",

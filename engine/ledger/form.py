@@ -105,6 +105,10 @@ class Part(NamedTuple):
     ends          the last of these layers is the encoder's last layer
     decoders      decoder layers: 0, 1, or 2, which means two or more
     closes        the last of these is the model's last layer, and another chunk has the head
+    kinds         of a model with experts whose layers with an MLP and with experts alternate: the kind of each layer, d for dense
+                  and e for experts. Then all layers are recorded, and `layers` and `decoders` count them
+
+    Of a model with experts, layers with an MLP count as layers, those with experts as decoders.
     """
 
     first: bool
@@ -113,21 +117,27 @@ class Part(NamedTuple):
     ends: bool = False
     decoders: int = 0
     closes: bool = False
+    kinds: str = ""
 
     @property
     def name(self) -> str:
         """A name that can be a file name."""
         which = ("first" if self.first else "") + ("last" if self.last else "") or "middle"
-        return f"{which}_{self.layers}{'_ends' * self.ends}_{self.decoders}{'_closes' * self.closes}"
+        name = f"{which}_{self.layers}{'_ends' * self.ends}_{self.decoders}{'_closes' * self.closes}"
+        return f"{name}_{self.kinds}" if self.kinds else name
 
     @property
     def recorded(self) -> tuple[int, int]:
         """The number of recorded layers: (layers, decoders)."""
+        if self.kinds:
+            return self.layers, self.decoders
         layers, decoders = (3 if count == 2 else count for count in (self.layers, self.decoders))
         return layers, decoders
 
     def repeats(self, layers: Any, decoders: Any) -> list[Any]:
         """How many layers of the chunk each recorded layer represents. The chunk has `layers` and `decoders`."""
+        if self.kinds:
+            return [1] * len(self.kinds)
         found: list[Any] = []
         for recorded, count in zip(self.recorded, (layers, decoders), strict=True):
             found += [1, count - 2, 1] if recorded == 3 else [1] * recorded
@@ -198,6 +208,11 @@ class RecordedBucket(NamedTuple):
     name: str
     layer: int
     parameters: tuple[Parameter, ...]
+
+    @property
+    def experts(self) -> bool:
+        """Whether these are a layer's experts, which have replicas of their own."""
+        return self.name.endswith(".experts")
 
 
 class Segment(NamedTuple):

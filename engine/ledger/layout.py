@@ -58,7 +58,7 @@ class LayoutLedgers:
             recompute, batch = "none", 1
         loss_chunk = workload.loss_tokens(model, layout.tp, layout.cp) if tokens is None else None
         context = context_of(layout)
-        self.sizes = dimensions(model, cut, layout.tp, batch, tokens, loss_chunk, layout.cp, context)
+        self.sizes = dimensions(model, cut, layout.tp, batch, tokens, loss_chunk, layout.cp, context, layout.ep)
         self.structure = structure(model, workload, recompute, cut, self.sizes, tokens is not None, context)
         self.split = ChunkSplit(model, layout)
         self.e, self.g = Factor("e", BYTES_OF[workload.precision]), Factor("g", BYTES_OF[workload.gradient_precision])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Sequence
 
 from engine.ledger.form import Part
 from engine.spec import LayoutSpec, ModelSpec
@@ -12,7 +13,17 @@ Layers = tuple[int, int]  # layers of an encoder, or of a model with one stack; 
 
 def part_of(model: ModelSpec, layers: range, first: bool, last: bool) -> tuple[Part, Layers]:
     """The part of the model that a chunk with these layers is, and the number of its layers of each kind."""
+    if model.experts:
+        return _with_experts([model.has_experts(layer) for layer in layers], first, last)
     return part_of_stack(model.layers, model.encoder_layers, layers, first, last)
+
+
+def _with_experts(has: Sequence[bool], first: bool, last: bool) -> tuple[Part, Layers]:
+    """Of a model with experts, from which layers have them. These stand where a model of two stacks has decoders."""
+    dense, experts = has.count(False), has.count(True)
+    if sorted(has) == [*has]:
+        return Part(first, last, min(dense, 2), False, min(experts, 2)), (dense, experts)
+    return Part(first, last, dense, False, experts, kinds="".join("e" if one else "d" for one in has)), (dense, experts)
 
 
 def part_of_stack(total: int, encoder_layers: int, layers: range, first: bool, last: bool) -> tuple[Part, Layers]:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from engine.schedule import Action
-from engine.topology import Axis
+from engine.topology import CallAxis
 
 ACTION_MARK, COMMUNICATION_MARK = "shardscope.action ", "shardscope.communication "
 
@@ -23,7 +23,7 @@ ACTION_MARK, COMMUNICATION_MARK = "shardscope.action ", "shardscope.communicatio
 class TrafficKey(NamedTuple):
     """Calls with the same key are one row of the traffic table. `group`: the ranks that take part."""
 
-    axis: Axis
+    axis: CallAxis
     collective: str
     phase: str
     group: tuple[int, ...]
@@ -138,6 +138,13 @@ class Recorder:
     def context_step(self, number: int, of: int) -> AbstractContextManager[Any]:
         """What runs inside is a step of attention over the tokens of `of` cp ranks. A ledger marks it; a run does not."""
         return nullcontext()
+
+    def product(self, multiply: Callable[[], None], flops: int, *sizes: int) -> None:
+        """Run a product of matrices that may be made of several operations, and allocates nothing.
+
+        A recording marks it with its FLOPs and the bytes of each matrix, last of the result, and does not run it.
+        """
+        multiply()
 
     @property
     def phase(self) -> str:

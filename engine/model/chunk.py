@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from engine.families import BUCKETS
 from engine.model.ends import Embedding, Head
-from engine.model.layers import Layer
+from engine.model.layers import Layer, buckets_of
 from engine.model.norm import make_norm
 from engine.model.position import AttentionInputs, KVCache, bucket_bias
 from engine.objective import Feed
@@ -91,7 +91,7 @@ class TransformerChunk(nn.Module):
             yield from self._embedding_uses(feed)
         attention_inputs = AttentionInputs.of(self.spec, feed, self.tp, self.attention) if self.layers else AttentionInputs()
         for number, layer in self.layers.items():
-            yield ParameterUse((layer,), partial(self._run_layer, int(number), layer, attention_inputs))
+            yield ParameterUse(buckets_of(layer), partial(self._run_layer, int(number), layer, attention_inputs))
             if (norm := self.encoder_norm) is not None and int(number) == self.spec.encoder_layers - 1:
                 yield ParameterUse((norm,), partial(_after_encoder, norm))
 
@@ -119,7 +119,7 @@ class TransformerChunk(nn.Module):
             yield ParameterUse(self._embedded, lambda _: embedding.embed(feed, cache.length), lookup=True)
         attention_inputs = AttentionInputs.decoding(self.spec, cache, count, self.tp, self.attention)
         for layer in self.layers.values():
-            yield ParameterUse((layer,), partial(_one_stream, layer, attention_inputs))
+            yield ParameterUse(buckets_of(layer), partial(_one_stream, layer, attention_inputs))
         if self.head is not None:
             head, table = self.head, self._table()
             yield ParameterUse((*self._predicting, *self._borrowed), lambda streams: (head.logits(streams[0][:, -1:], table),))
@@ -184,12 +184,13 @@ class TransformerChunk(nn.Module):
         The token table is a bucket of its own, so that it has the same layout at both ends of the pipeline.
         """
         embedding = [] if self.embedding is None else [self.embedding.token, self.embedding.places, self.embedding.norm]
-        return list(_with_parameters(*embedding, *self.layers.values(), self.encoder_norm, self.head))
+        layers = [module for layer in self.layers.values() for module in buckets_of(layer)]
+        return list(_with_parameters(*embedding, *layers, self.encoder_norm, self.head))
 
     @torch.no_grad()
     def initialize(self, seed: int, weights: Weights | None = None) -> None:
         """Set every parameter to this rank's shard of the model with those weights, or of the model of that seed."""
-        at = self.tp.index, self.tp.degree
+        at = self.tp.index, self.tp.degree, self.tp.experts
         for name, parameter in self.named_parameters():
             assert isinstance(parameter, ShardedParameter)  # a fake parameter lacks the methods
             if weights is None:

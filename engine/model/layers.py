@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from engine.model.attention import CrossAttention, RelativeAttention, SelfAttention
+from engine.model.experts import ExpertLayer
 from engine.model.mlp import MLP
 from engine.model.norm import make_norm
 from engine.model.position import AttentionInputs
@@ -44,7 +45,8 @@ class Layer(nn.Module):
         self.cross_output_norm = make_norm(spec, tp) if decodes and parts.placement == "both" else None
         self.mlp_norm = None if parts.parallel == "one_norm" else make_norm(spec, tp)
         self.mlp_output_norm = make_norm(spec, tp) if parts.placement == "both" else None
-        self.mlp = MLP(spec, tp, recomputes(recompute, "mlp_act"))
+        again = recomputes(recompute, "mlp_act")
+        self.mlp = ExpertLayer(spec, tp, number, again) if spec.has_experts(number) else MLP(spec, tp, again)
 
     def forward(self, x: Tensor, inputs: AttentionInputs, memory: Tensor | None = None) -> Tensor:
         """(B, s, H) → (B, s, H). `memory` is the encoder's output (B, s, H), for cross-attention."""
@@ -71,6 +73,7 @@ class Layer(nn.Module):
 
     def _in_parallel(self, x: Tensor, attend: Callable[[Tensor, Again | None], RowInput]) -> Tensor:
         """The output layers of attention and MLP have one reduction over tp."""
+        assert isinstance(self.mlp, MLP), "experts are not in parallel to attention"
         norm = self.mlp_norm or self.attention_norm
         y = self.attention_norm(x)
         return x + self.mlp.out.sum_of(
@@ -83,3 +86,9 @@ class Layer(nn.Module):
     def _again(self, norm: nn.Module, x: Tensor) -> Again | None:
         """How backward computes the input of a block again, if its norm is recomputed."""
         return partial(norm, x) if self.recomputes_norms else None
+
+
+def buckets_of(layer: nn.Module) -> tuple[nn.Module, ...]:
+    """The modules of a layer whose parameters form a bucket each: the layer without its experts, and these."""
+    assert isinstance(layer, Layer)
+    return (layer, layer.mlp.experts) if isinstance(layer.mlp, ExpertLayer) else (layer,)

@@ -47,14 +47,16 @@ class MLP(nn.Module):
     `recomputes`: backward computes the nonlinearity again, so that only its input is kept.
     """
 
-    def __init__(self, spec: ModelSpec, tp: TensorParallel, recomputes: bool = False) -> None:
+    def __init__(self, spec: ModelSpec, tp: TensorParallel, recomputes: bool = False, width: int = 0) -> None:
+        """`width`: the inner width, if it is not the model's."""
         super().__init__()
         self.recomputes, self.parallel = recomputes, spec.parts.parallel != "none"
         bias = spec.parts.mlp_bias
         self.between = INNER[spec.parts.inner]
-        widths = (spec.ffn_width,) * (2 if spec.parts.gated else 1)
+        width = width or spec.ffn_width
+        widths = (width,) * (2 if spec.parts.gated else 1)
         self.inner = ColumnParallelLinear(spec.hidden, widths, tp, bias=bias)
-        self.out = RowParallelLinear(spec.ffn_width, spec.hidden, tp, std=output_std(spec), bias=bias)
+        self.out = RowParallelLinear(width, spec.hidden, tp, std=output_std(spec), bias=bias)
 
     def forward(self, x: Tensor, again: Again | None = None) -> Tensor | RowInput:
         """`again`: see `ColumnParallelLinear.forward`. Parallel to attention, the result is the input of the output layer."""

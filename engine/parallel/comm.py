@@ -6,7 +6,7 @@ algorithm for that collective, whatever the backend does inside:
     all_reduce       2 (n − 1) / n × payload
     reduce_scatter     (n − 1) / n × payload       (the payload is the whole input)
     all_gather         (n − 1)     × payload       (the payload is this rank's shard)
-    all_to_all         (n − 1) / n × payload       (the payload is the whole input)
+    all_to_all       what goes to other ranks        (the payload is all that is handed in)
     send_recv                        payload       (to the next rank of a ring, and from the one before)
     send                             payload
     recv                           0
@@ -18,8 +18,7 @@ gloo's own reduce_scatter copies the whole input and all-reduces the copy.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from datetime import timedelta
 
 import torch
@@ -28,55 +27,17 @@ import torch.distributed as dist
 from engine.measure.recorder import Recorder, Span, TrafficKey
 from engine.parallel.backend import Backend
 from engine.parallel.clocks import Clock, clock_id, measured
-from engine.parallel.transport import Group, NoPeers, Reduction, Transport, Works, unowned_view
+from engine.parallel.pending import CommError, Pending, of_others, wait_for
+from engine.parallel.transport import Group, NoPeers, Parts, Reduction, Transport, Works
+from engine.parallel.unowned import unowned_view
 from engine.schedule import Flow
-from engine.topology import Axis, Mesh
+from engine.topology import EP, CallAxis, Mesh
 
 # What is sent, and in which direction.
 _PIPELINE_GROUPS = "activation downstream", "activation upstream", "gradient downstream", "gradient upstream"
 KEY_COPIES = "key copies"  # the name of the group of the tp ranks that hold the same key head
+EXPERT_REPLICAS = "expert replicas"  # the name of the group of the dp ranks that hold the same experts
 _REDUCTIONS = {"sum": dist.ReduceOp.SUM, "max": dist.ReduceOp.MAX}
-
-
-class CommError(RuntimeError):
-    """A collective or transfer failed: another rank was gone first."""
-
-
-class Pending:
-    """A call in progress. It must be waited for: gloo cancels a transfer whose handle is freed."""
-
-    def __init__(self, works: Works, tensors: tuple[torch.Tensor, ...], span: Span, recorder: Recorder) -> None:
-        """`tensors` are kept until the call is complete; see `unowned_view`."""
-        self._works, self._tensors, self._span, self._recorder = works, tensors, span, recorder
-        self.afterwards: Callable[[], object] | None = None  # what is left to do when the works are complete
-
-    def wait(self) -> None:
-        began = time.perf_counter_ns()
-        _wait_for(self._works)
-        if self.afterwards is not None:
-            with self._recorder.communication_region(self._span.kind):
-                self.afterwards()
-        self._recorder.close(self._span)
-        # On a GPU a wait returns at once, and the device waits later: nobody knows how long.
-        on_cpu = all(tensor.device.type == "cpu" for tensor in self._tensors)
-        self._span.exposed_ns = self._span.exposed_ns + self._span.end_ns - began if on_cpu else -1
-        self._tensors, self.afterwards = (), None
-
-
-@contextmanager
-def _of_others() -> Iterator[None]:
-    """torch raises `RuntimeError` from a call if another rank is gone. Only calls belong inside: other errors are this rank's."""
-    try:
-        yield
-    except RuntimeError as error:
-        raise CommError(str(error)) from error
-
-
-def _wait_for(works: Works) -> None:
-    with _of_others():
-        for work in works:
-            assert work is not None, "this rank is in every group it calls"
-            work.wait()
 
 
 class ProcessGroups:
@@ -106,18 +67,6 @@ class ProcessGroups:
                 works += [dist.irecv(part, rank, group=to.handle, tag=tag), dist.isend(tensor, rank, group=to.handle, tag=tag)]
         return works
 
-    def all_to_all(self, out: torch.Tensor, tensor: torch.Tensor, to: Group, tag: int) -> Works:
-        if tensor.device.type != "cpu":
-            return [dist.all_to_all_single(unowned_view(out), unowned_view(tensor), group=to.handle, async_op=True)]
-        works: Works = []
-        outs, parts = (unowned_view(whole).view(len(to.ranks), -1) for whole in (out, tensor))
-        for rank, incoming, part in zip(to.ranks, outs, parts, strict=True):
-            if rank == self._rank:
-                incoming.copy_(part)
-            else:
-                works += [dist.irecv(incoming, rank, group=to.handle, tag=tag), dist.isend(part, rank, group=to.handle, tag=tag)]
-        return works
-
     def send_recv(self, out: torch.Tensor, tensor: torch.Tensor, to: Group, tag: int) -> Works:
         own = to.ranks.index(self._rank)
         before, after = to.ranks[own - 1], to.ranks[own + 1 - len(to.ranks)]
@@ -131,6 +80,18 @@ class ProcessGroups:
     def reduce_scatter(self, out: torch.Tensor, tensor: torch.Tensor, to: Group) -> Works:
         return [dist.reduce_scatter_single(unowned_view(out), unowned_view(tensor), group=to.handle, async_op=True)]
 
+    def exchange(self, out: Parts, parts: Parts, to: Group, tag: int) -> Works:
+        if out[0].device.type != "cpu":
+            return [dist.all_to_all(list(out), list(parts), group=to.handle, async_op=True)]
+        works: Works = []
+        for rank, into, part in zip(to.ranks, out, parts, strict=True):
+            if rank == self._rank:
+                into.copy_(part)
+                continue
+            works += [dist.irecv(unowned_view(into), rank, group=to.handle, tag=tag)] if into.numel() else []
+            works += [dist.isend(unowned_view(part), rank, group=to.handle, tag=tag)] if part.numel() else []
+        return works
+
     def send(self, tensor: torch.Tensor, peer: int, to: Group, tag: int) -> Works:
         return [dist.isend(unowned_view(tensor), peer, group=to.handle, tag=tag)]
 
@@ -143,10 +104,11 @@ class ProcessGroups:
         return int(clock.item())
 
     def gathered(self, numbers: list[int]) -> list[list[int]]:
-        own = torch.tensor(numbers)  # on the CPU, where gloo carries it
-        parts = [torch.empty_like(own) for _ in range(dist.get_world_size())]
-        dist.all_gather(parts, own)
-        return [part.tolist() for part in parts]
+        # A sum on the CPU, by gloo. Its all-gather makes copies, which its threads free later, while a step's memory is measured.
+        table = torch.zeros(dist.get_world_size(), len(numbers), dtype=torch.int64)
+        table[self._rank] = torch.tensor(numbers)
+        dist.all_reduce(unowned_view(table))
+        return [part.tolist() for part in table]
 
     def tell(self, number: int, peer: int) -> None:
         dist.send(torch.tensor([number]), peer)
@@ -163,15 +125,26 @@ class Comm:
     """
 
     def __init__(
-        self, mesh: Mesh, rank: int, recorder: Recorder, device: torch.device, transport: Transport, key_copies: int = 1
+        self,
+        mesh: Mesh,
+        rank: int,
+        recorder: Recorder,
+        device: torch.device,
+        transport: Transport,
+        key_copies: int = 1,
+        ep: int = 1,
     ) -> None:
-        """`key_copies`: how many tp ranks hold the same key head, see `ModelSpec.key_copies`."""
+        """`key_copies`: how many tp ranks hold the same key head, see `ModelSpec.key_copies`. `ep`: how many neighbours along dp
+        share the experts.
+        """
         self.mesh, self.rank, self.recorder, self.device, self._transport = mesh, rank, recorder, device, transport
         self.at = mesh.coordinate(rank)
         self.clock = Clock()
         self.clock_error_ns = 0  # the largest error of an instant of one machine on the clock of another
         self.groups: dict[str, Group] = {axis: Group(axis, mesh.members(axis, rank)) for axis in mesh}
         self.groups[KEY_COPIES] = Group("tp", mesh.neighbours("tp", rank, key_copies))
+        self.groups[EP] = Group(EP, mesh.neighbours("dp", rank, ep))
+        self.groups[EXPERT_REPLICAS] = Group("dp", mesh.members("dp", rank)[self.at.dp % ep :: ep])
         self._tags: dict[tuple[int, ...], int] = {}  # of the latest collective that was made of transfers, by ranks
 
     @classmethod
@@ -179,9 +152,11 @@ class Comm:
         return cls.without_others(Mesh({}), 0, Recorder(), device)
 
     @classmethod
-    def without_others(cls, mesh: Mesh, rank: int, recorder: Recorder, device: torch.device, key_copies: int = 1) -> Comm:
+    def without_others(
+        cls, mesh: Mesh, rank: int, recorder: Recorder, device: torch.device, key_copies: int = 1, ep: int = 1
+    ) -> Comm:
         """Calls are counted as if the peers were there."""
-        comm = cls(mesh, rank, recorder, device, NoPeers(rank), key_copies)
+        comm = cls(mesh, rank, recorder, device, NoPeers(rank), key_copies, ep)
         stages = comm.groups["pp"].ranks
         comm.groups |= dict.fromkeys(_PIPELINE_GROUPS, comm.groups["pp"])
         comm.groups["tie"] = Group("pp", (stages[0], stages[-1]) if mesh.pp > 1 else stages)
@@ -197,14 +172,16 @@ class Comm:
         seconds: float,
         recorder: Recorder,
         key_copies: int = 1,
+        ep: int = 1,
     ) -> Comm:
         """Connect with the other ranks over `store`. `seconds` is the time-out of every later call."""
         limit = timedelta(seconds=seconds)
         try:
             dist.init_process_group(backend.name, store=store, rank=rank, world_size=mesh.size, timeout=limit)
-            comm = cls(mesh, rank, recorder, backend.device, ProcessGroups(rank), key_copies)
+            comm = cls(mesh, rank, recorder, backend.device, ProcessGroups(rank), key_copies, ep)
             for name, group in list(comm.groups.items()):
-                comm.groups[name] = comm._open(group.axis, group.ranks, limit)
+                same = name == EXPERT_REPLICAS and group.ranks == comm.groups["dp"].ranks
+                comm.groups[name] = comm.groups["dp"] if same else comm._open(group.axis, group.ranks, limit)
             stages = comm.groups["pp"].ranks
             # On NCCL each flow has a process group of its own in each direction. Calls in one group run one after the other, and
             # a send ends only when it is received. So two neighbours that both send first would wait for each other.
@@ -218,7 +195,7 @@ class Comm:
         return comm
 
     @staticmethod
-    def _open(axis: Axis, ranks: tuple[int, ...], limit: timedelta) -> Group:
+    def _open(axis: CallAxis, ranks: tuple[int, ...], limit: timedelta) -> Group:
         if len(ranks) == 1:
             return Group(axis, ranks)
         return Group(axis, ranks, dist.new_group(ranks, timeout=limit, use_local_synchronization=True))
@@ -257,10 +234,8 @@ class Comm:
 
     def all_to_all(self, tensor: torch.Tensor, group: str) -> torch.Tensor:
         """Part i of `tensor` (n, …) goes to rank i of the group. Returns what the ranks sent to this one, (n, …)."""
-        to, out = self.groups[group], torch.empty_like(tensor)
-        n = len(to.ranks)
-        span = self._count(to.axis, "all_to_all", to.ranks, tensor.nbytes, (n - 1) * tensor.nbytes // n)
-        self._start(lambda: self._transport.all_to_all(out, tensor, to, self._next_tag(to)), span, tensor, out).wait()
+        out = torch.empty_like(tensor)
+        self.start_exchange(tuple(out), tuple(tensor), tensor, group).wait()
         return out
 
     def start_send_recv(self, out: torch.Tensor, tensor: torch.Tensor, group: str) -> Pending:
@@ -313,7 +288,7 @@ class Comm:
             received = torch.empty_like(part)
 
         def receive(source: int) -> Works:
-            with _of_others():
+            with of_others():
                 return self._transport.receive(received, source, to, tag)
 
         def start() -> Works:
@@ -325,9 +300,9 @@ class Comm:
         def finish() -> None:
             for source in sources:
                 if source != sources[0]:
-                    _wait_for(receive(source))
+                    wait_for(receive(source))
                 out.add_(received)
-            _wait_for(sends)
+            wait_for(sends)
 
         pending = self._start(start, span, tensor)
         with self.recorder.communication_region(span.kind):
@@ -337,6 +312,15 @@ class Comm:
                 out.copy_(part)
         pending.afterwards = finish
         return pending
+
+    def start_exchange(self, out: Parts, parts: Parts, tensor: torch.Tensor, group: str) -> Pending:
+        """An all-to-all with parts of any size: part i of `parts`, of `tensor`, goes to rank i of the group, and part i of `out`
+        takes what it sends here.
+        """
+        to = self.groups[group]
+        wire = tensor.nbytes - parts[to.ranks.index(self.rank)].nbytes
+        span = self._count(to.axis, "all_to_all", to.ranks, tensor.nbytes, wire)
+        return self._start(lambda: self._transport.exchange(out, parts, to, self._next_tag(to)), span, tensor, *out)
 
     def _next_tag(self, to: Group) -> int:
         """A number for a collective: the same on all ranks of the group, which make their calls in the same order."""
@@ -361,11 +345,11 @@ class Comm:
         group = self.groups[f"{flow} {'downstream' if downstream else 'upstream'}"]
         return self._start(lambda: transfer(tensor, peer, group, tag), span, tensor)
 
-    def _count(self, axis: Axis, collective: str, ranks: tuple[int, ...], payload: int, wire: int) -> Span:
+    def _count(self, axis: CallAxis, collective: str, ranks: tuple[int, ...], payload: int, wire: int) -> Span:
         return self.recorder.start_call(TrafficKey(axis, collective, self.recorder.phase, ranks), payload, wire)
 
     def _start(self, call: Callable[[], Works], span: Span, *kept: torch.Tensor) -> Pending:
-        with _of_others(), self.recorder.communication_region(span.kind):
+        with of_others(), self.recorder.communication_region(span.kind):
             pending = Pending(call(), kept, span, self.recorder)
         span.exposed_ns = time.perf_counter_ns() - span.start_ns
         return pending
@@ -377,14 +361,14 @@ class Comm:
         if self.mesh.size == 1:
             return time.perf_counter_ns()
         ahead = self.clock.ahead_ns
-        with _of_others():
+        with of_others():
             return self._transport.latest(time.perf_counter_ns() - ahead, self.device) + ahead
 
     def gathered(self, numbers: list[int]) -> list[list[int]]:
         """The numbers of every rank, (ranks, len(numbers)). Waits for all ranks."""
         if self.mesh.size == 1:
             return [numbers]
-        with _of_others():
+        with of_others():
             return self._transport.gathered(numbers)
 
     def measure_clocks(self) -> int:
@@ -395,7 +379,7 @@ class Comm:
         if self.mesh.size == 1:
             return 0
         before = self.clock.ahead_ns
-        with _of_others():
+        with of_others():
             self.clock = measured(self._transport, self.rank, clock_id())
         moved = self.clock.ahead_ns - before
         self.clock_error_ns = max(error for (error,) in self.gathered([self.clock.error_ns + abs(moved)]))

@@ -26,7 +26,8 @@ from torch import Tensor
 from torch.autograd import Function
 
 from engine.parallel.attention_blocks import Blocks, Mixture, blocks_of
-from engine.parallel.comm import Comm, Pending
+from engine.parallel.comm import Comm
+from engine.parallel.pending import Pending
 from engine.spec import ContextParallelName
 
 CoreAttention = Callable[[Tensor, Tensor, Tensor], Tensor]

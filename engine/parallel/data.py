@@ -32,7 +32,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import Function
 
-from engine.parallel.comm import KEY_COPIES, Comm, Pending
+from engine.parallel.comm import EXPERT_REPLICAS, KEY_COPIES, Comm
+from engine.parallel.pending import Pending
 from engine.parallel.tensor import ShardedParameter, TensorParallel
 
 Streams = tuple[Tensor, ...]  # the activations between two uses
@@ -66,13 +67,16 @@ class Bucket:
         # Parameters replicated over tp come first: under sequence parallelism their gradients are all-reduced over tp together.
         self.parameters = sorted(parameters, key=lambda p: p.shard_spec.dim is not None)
         self.replicated_size = sum(p.numel() for p in self.parameters if p.shard_spec.dim is None)
+        self.experts = self.parameters[0].shard_spec.experts
+        self.replicas = EXPERT_REPLICAS if self.experts else "dp"  # the group of the ranks that have the same parameters
+        ranks = comm.groups[self.replicas].ranks
+        zero = zero if len(ranks) > 1 else 0  # experts that no other rank has are not sharded
         self.comm, self.zero = comm, zero
-        self.parts = comm.mesh.replicas if zero else 1
+        self.parts = len(ranks) if zero else 1
         used = sum(p.numel() for p in self.parameters)
         self.size = -(-used // self.parts) * self.parts
         share = self.size // self.parts
-        first = comm.mesh.replica(comm.rank) * share
-        self.own = slice(first, first + share) if zero else slice(0, self.size)
+        self.own = slice(ranks.index(comm.rank) * share, (ranks.index(comm.rank) + 1) * share) if zero else slice(0, self.size)
         self.dtype, self.accumulate = self.parameters[0].dtype, accumulate
         self.converts = accumulate != self.dtype
         self.places: dict[ShardedParameter, slice] = {}
@@ -126,7 +130,7 @@ class Bucket:
         """Allocate the values and start the all-gather of their shards."""
         with self.comm.recorder.communication_region("all_gather"):  # so that the memory counts as communication
             self._resize_values(self.size)
-        return self.comm.start_all_gather(self.values, self.shard, "dp")
+        return self.comm.start_all_gather(self.values, self.shard, self.replicas)
 
     def release_values(self) -> None:
         self._resize_values(0)
@@ -166,13 +170,13 @@ class Bucket:
     def start_reduce(self) -> Pending:
         """Start the reduction over dp. With zero > 0 the sum of this rank's share goes straight to where it stays."""
         if self.zero == 0:
-            return self.comm.start_all_reduce(self.gradients, "dp")
+            return self.comm.start_all_reduce(self.gradients, self.replicas)
         if self.incoming is None:
-            return self.comm.start_reduce_scatter(self.gradients.view(self.parts, -1), "dp")
+            return self.comm.start_reduce_scatter(self.gradients.view(self.parts, -1), self.replicas)
         incoming, self.incoming = self.incoming, None  # which the pending call keeps
         for p in self.parameters:
             p.grad = None
-        return self.comm.start_reduce_scatter(incoming.view(self.parts, -1), "dp", self.gradients, accumulate=True)
+        return self.comm.start_reduce_scatter(incoming.view(self.parts, -1), self.replicas, self.gradients, accumulate=True)
 
     def round_values(self) -> None:
         """After the optimizer's step: copy the new fp32 values to the parameters, in their type."""
@@ -181,7 +185,7 @@ class Bucket:
 
     def whole_gradients(self) -> dict[ShardedParameter, Tensor]:
         """The whole reduced gradients by parameter. An all-gather if they are sharded."""
-        flat = self.gradients if self.zero == 0 else self.comm.all_gather(self.reduced, "dp").flatten()
+        flat = self.gradients if self.zero == 0 else self.comm.all_gather(self.reduced, self.replicas).flatten()
         return {p: flat[place].view(p.shape) for p, place in self.places.items()}
 
     def norm(self) -> Tensor:
@@ -203,6 +207,13 @@ class Bucket:
         stops = [*(place.start for place in copied), self.size]
         first = self.own.start
         return [slice(max(0, a - first), max(0, b - first)) for a, b in zip(starts, stops, strict=True)]
+
+
+def of_bucket(module: nn.Module) -> list[Any]:
+    """The parameters of a module: its experts if it has nothing else, otherwise all but experts, which are another bucket."""
+    parameters: list[Any] = list(module.parameters())
+    others = [p for p in parameters if not p.shard_spec.experts]
+    return others or parameters
 
 
 class BackwardHook(Function):
@@ -243,7 +254,7 @@ class DataParallel:
         """Make a bucket of each layer of a chunk. The parameters must have their values already."""
         self._reducing[chunk] = []
         for layer in layers:
-            parameters: Any = list(layer.parameters())
+            parameters: Any = of_bucket(layer)
             self.buckets[layer] = bucket = Bucket(parameters, self.comm, self.zero, self.accumulate, self.masters)
             self._chunk_of[bucket] = chunk
             for p in bucket.parameters:
@@ -255,7 +266,7 @@ class DataParallel:
     def begin_step(self) -> None:
         for bucket in self.buckets.values():
             bucket.gradients.zero_()
-            if self.zero < 2:
+            if bucket.zero < 2:
                 bucket.expect(self.microbatches)
 
     def finish_reductions(self, chunk: int) -> None:
@@ -265,7 +276,8 @@ class DataParallel:
 
     def all_gather_values(self) -> None:
         """All-gather the updated values over dp."""
-        for pending in [self.comm.start_all_gather(b.values, b.shard, "dp") for b in self.buckets.values()]:
+        shared = [b for b in self.buckets.values() if b.zero]
+        for pending in [self.comm.start_all_gather(b.values, b.shard, b.replicas) for b in shared]:
             pending.wait()
 
     # ----------------------------------------------------------------------------------------------- around each layer
@@ -288,7 +300,8 @@ class DataParallel:
 
     def _begin_backward(self, use: ParameterUse, before: ParameterUse | None) -> None:
         for layer in use.layers:
-            self.buckets[layer].expect(1)
+            if self.buckets[layer].zero >= 2:
+                self.buckets[layer].expect(1)
         if not use.lookup:
             self._gather(use, before)
 
@@ -312,7 +325,8 @@ class DataParallel:
     def _release(self, use: ParameterUse) -> None:
         if self.zero == 3:
             for layer in (*use.layers, *use.borrowed):
-                self.buckets[layer].release_values()
+                if self.buckets[layer].zero == 3:
+                    self.buckets[layer].release_values()
 
     # ------------------------------------------------------------------------------------------------------- gradients
 
@@ -325,7 +339,7 @@ class DataParallel:
         if self.tp.shards_sequence:
             bucket.all_reduce_replicated()
         bucket.all_reduce_copied()
-        if self.comm.mesh.replicas > 1:
+        if len(self.comm.groups[bucket.replicas].ranks) > 1:
             chunk = self._chunk_of[bucket]
             if self.zero:
                 self._wait_for_reductions(chunk)  # one reduction at a time, so that only one bucket has buffers

@@ -39,14 +39,18 @@ class LinearGradients:
 
     def add_or_defer(self, weight: nn.Parameter, gradient: Tensor, x: Callable[[], Tensor]) -> None:
         """Add the gradient of `weight` (out, in), or store its computation. `gradient` (B, S, out), `x` (B, S, in)."""
+        self.add_or_defer_product(weight, lambda: outer(gradient, x()))
+
+    def add_or_defer_product(self, weight: nn.Parameter, product: Callable[[], Tensor]) -> None:
+        """The same, where `product` computes the gradient, of the shape of `weight`."""
         if self._waiting is None:
-            self._add(weight, gradient, x)
+            self._add(weight, product)
         else:
             assert weight not in self._waiting, "a weight that is used twice is left to autograd"
-            self._waiting[weight] = partial(self._add, weight, gradient, x)
+            self._waiting[weight] = partial(self._add, weight, product)
 
-    def _add(self, weight: nn.Parameter, gradient: Tensor, x: Callable[[], Tensor]) -> None:
-        _accumulate(weight, outer(gradient, x()))
+    def _add(self, weight: nn.Parameter, product: Callable[[], Tensor]) -> None:
+        _accumulate(weight, product())
         self.added(weight)
 
     def add_bias(self, bias: nn.Parameter | None, gradient: Tensor) -> None:

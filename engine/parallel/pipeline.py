@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
-from engine.parallel.comm import Comm, Pending
+from engine.parallel.comm import Comm
 from engine.parallel.data import DataParallel
 from engine.parallel.gradients import DeferredWeightGradients
+from engine.parallel.pending import Pending
 from engine.schedule import Action, Flow, Kind, Schedule
 
 Boundary = tuple[Tensor, ...]  # the tensors that one chunk passes to the next

@@ -26,7 +26,9 @@ from torch.nn import functional as F
 from engine.parallel.comm import Comm
 from engine.parallel.gradients import LinearGradients
 from engine.parallel.product import linear, outer, times
+from engine.parallel.routing import Routing
 from engine.spec import ContextParallelName, Precision
+from engine.topology import EP
 
 Under = Callable[[], Tensor]  # a call under way: waits for it and returns its result, once
 
@@ -42,6 +44,7 @@ class TensorParallel:
     dtype: torch.dtype = torch.float32  # of parameters and activations
     context: ContextParallelName = "ring"  # how attention reaches the tokens of other cp ranks
     gradients: LinearGradients = field(default_factory=LinearGradients)
+    routing: Routing = field(default_factory=Routing)
 
     @cached_property  # as they are asked for in every layer
     def degree(self) -> int:
@@ -50,6 +53,12 @@ class TensorParallel:
     @property
     def index(self) -> int:
         return self.comm.at.tp
+
+    @property
+    def experts(self) -> tuple[int, int]:
+        """This rank's index among the ranks that share the experts, and their number."""
+        ranks = self.comm.groups[EP].ranks
+        return ranks.index(self.comm.rank), len(ranks)
 
     @cached_property
     def shards_sequence(self) -> bool:
@@ -107,7 +116,7 @@ class ShardSpec:
     sizes that add up to that dimension, for example q, k and v of a fused weight. Each block is sharded by itself, padded with
     zeros to a multiple of tp. `least`: the least size of a shard of each block, 0: none. A block that is too small for a shard of
     that size on each rank is held by several ranks: neighbours have copies of a shard. Such blocks come last. `multiple`: shards
-    are padded to a multiple of it, one that is the whole as well.
+    are padded to a multiple of it, one that is the whole as well. `experts`: the first dimension is the experts, which ep cuts.
     """
 
     shape: tuple[int, ...]
@@ -117,6 +126,11 @@ class ShardSpec:
     init: Literal["normal", "zeros", "ones"] = "normal"
     std: float = 0.02
     multiple: int = 1
+    experts: bool = False
+
+    def of_rank(self, whole: Tensor, index: int, of: int) -> Tensor:
+        """The experts of one of `of` ranks that share them; what has none is whole on each."""
+        return whole.chunk(of)[index] if self.experts else whole
 
     def shard(self, whole: Tensor, index: int, of: int) -> Tensor:
         """Shard `index` of `of`."""
@@ -186,14 +200,18 @@ class ShardedParameter(nn.Parameter, metaclass=_WithShardSpec):
     @staticmethod
     def of(spec: ShardSpec, tp: TensorParallel) -> ShardedParameter:
         shape = list(spec.shape)
+        if spec.experts:
+            shape[0] //= tp.experts[1]
         if spec.dim is not None:
             shape[spec.dim] = sum(size for size, _ in spec.shards(tp.degree))
         parameter = ShardedParameter(torch.empty(shape, dtype=tp.dtype, device=tp.comm.device))
         parameter.shard_spec = spec
         return parameter
 
-    def initialize(self, name: str, seed: int, index: int, of: int) -> None:
+    def initialize(self, name: str, seed: int, index: int, of: int, experts: tuple[int, int] = (0, 1)) -> None:
         """Set the values to shard `index` of `of` of the whole parameter. The whole is drawn from a seed made of its full name.
+
+        `experts`: see `TensorParallel.experts`.
 
         So every layout starts from the same model.
         """
@@ -203,12 +221,12 @@ class ShardedParameter(nn.Parameter, metaclass=_WithShardSpec):
             whole.normal_(0.0, self.shard_spec.std, generator=torch.Generator().manual_seed(int.from_bytes(digest[:7])))
         else:
             whole.fill_(1.0 if self.shard_spec.init == "ones" else 0.0)
-        ShardedParameter.assign(self, whole, index, of)
+        ShardedParameter.assign(self, whole, index, of, experts)
 
-    def assign(self, whole: Tensor, index: int, of: int) -> None:
-        """Set the values to shard `index` of `of` of the whole parameter."""
+    def assign(self, whole: Tensor, index: int, of: int, experts: tuple[int, int] = (0, 1)) -> None:
+        """Set the values to shard `index` of `of` of the whole parameter. `experts`: see `TensorParallel.experts`."""
         with torch.no_grad():
-            self.copy_(self.shard_spec.shard(whole, index, of))
+            self.copy_(self.shard_spec.shard(self.shard_spec.of_rank(whole, *experts), index, of))
 
 
 # ------------------------------------------------------------------------------------------------------------- the layers

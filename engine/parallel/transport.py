@@ -1,22 +1,17 @@
-"""What `engine.parallel.comm` sends by, as an interface; a transport for one rank without peers; and memory as it is sent."""
+"""What `engine.parallel.comm` sends by, as an interface; and a transport for one rank without peers."""
 
 from __future__ import annotations
 
-import ctypes
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 import torch
 
 from engine.parallel.clocks import Line
-from engine.topology import Axis
+from engine.topology import CallAxis
 
 Reduction = Literal["sum", "max"]
-
-# A view of raw memory. ctypes would create a new array type for each size, which is garbage later.
-_memoryview = ctypes.pythonapi.PyMemoryView_FromMemory
-_memoryview.argtypes, _memoryview.restype = (ctypes.c_void_p, ctypes.c_ssize_t, ctypes.c_int), ctypes.py_object
-_WRITABLE = 0x200  # PyBUF_WRITE
 
 
 class Work(Protocol):
@@ -25,6 +20,7 @@ class Work(Protocol):
     def wait(self) -> object: ...
 
 
+Parts = Sequence[torch.Tensor]  # a part for each rank of a group
 Works = list[Work | None]  # what a call must wait for
 
 
@@ -32,7 +28,7 @@ Works = list[Work | None]  # what a call must wait for
 class Group:
     """Ranks that take part in a collective, along one axis of the mesh."""
 
-    axis: Axis
+    axis: CallAxis
     ranks: tuple[int, ...]
     handle: Any = None  # torch's process group; None for one rank alone
 
@@ -46,10 +42,6 @@ class Transport(Line, Protocol):
         """`out` (n, …) takes the tensors of all ranks of the group. `tag`: of its transfers, where it is made of such."""
         ...
 
-    def all_to_all(self, out: torch.Tensor, tensor: torch.Tensor, to: Group, tag: int) -> Works:
-        """Part i of `tensor` (n, …) goes to rank i of the group. `out` (n, …) takes what they send. `tag`: of transfers."""
-        ...
-
     def send_recv(self, out: torch.Tensor, tensor: torch.Tensor, to: Group, tag: int) -> Works:
         """`tensor` goes to the next rank of the group. `out` takes what the one before sends."""
         ...
@@ -61,6 +53,10 @@ class Transport(Line, Protocol):
     def send(self, tensor: torch.Tensor, peer: int, to: Group, tag: int) -> Works: ...
 
     def receive(self, tensor: torch.Tensor, peer: int, to: Group, tag: int) -> Works: ...
+
+    def exchange(self, out: Parts, parts: Parts, to: Group, tag: int) -> Works:
+        """Part i of `parts` goes to rank i of the group, and part i of `out` takes what that rank sends here."""
+        ...
 
     def latest(self, instant: int, device: torch.device) -> int:
         """The largest of all ranks' `instant`."""
@@ -85,11 +81,6 @@ class NoPeers:
                 part.zero_()
         return []
 
-    def all_to_all(self, out: torch.Tensor, tensor: torch.Tensor, to: Group, tag: int) -> Works:
-        own = to.ranks.index(self._rank)
-        out.zero_()[own].copy_(tensor[own])
-        return []
-
     def send_recv(self, out: torch.Tensor, tensor: torch.Tensor, to: Group, tag: int) -> Works:
         out.zero_()
         return []
@@ -105,6 +96,14 @@ class NoPeers:
         tensor.zero_()
         return []
 
+    def exchange(self, out: Parts, parts: Parts, to: Group, tag: int) -> Works:
+        for rank, into, part in zip(to.ranks, out, parts, strict=True):
+            if rank == self._rank and into.shape == part.shape:
+                into.copy_(part)
+            else:
+                into.zero_()
+        return []
+
     def latest(self, instant: int, device: torch.device) -> int:
         return instant
 
@@ -116,15 +115,3 @@ class NoPeers:
 
     def told_by(self, peer: int) -> int:
         raise AssertionError("one rank alone asks nobody for the time")
-
-
-def unowned_view(tensor: torch.Tensor) -> torch.Tensor:
-    """The same memory as a flat tensor that does not own it. The caller keeps the owner until the call is complete.
-
-    gloo's threads free their reference to a tensor some time after the wait. If it were the last one, memory would be freed at a
-    random instant by a thread that the profiler does not see. NCCL follows the order of the stream.
-    """
-    assert tensor.is_contiguous()
-    if tensor.device.type != "cpu":
-        return tensor.view(-1)
-    return torch.frombuffer(_memoryview(tensor.data_ptr(), tensor.nbytes, _WRITABLE), dtype=tensor.dtype)

@@ -31,6 +31,11 @@ class _ReduceFromTP(Function):
         return ctx.tp.gather_from_sequence(gradient), None
 
 
+def reduce_from_tp(x: Tensor, tp: TensorParallel) -> Tensor:
+    """The sum over tp, with its derivative. x is overwritten. (B, S, H) → (B, s, H)"""
+    return x if tp.degree == 1 else _ReduceFromTP.apply(x, tp)
+
+
 class VocabParallelEmbedding(nn.Module):
     """An embedding whose rows are sharded over tp, padded to a multiple of tp. tokens (B, S) → (B, s, H)
 

@@ -27,7 +27,7 @@ from engine.predict.speed.cost import Cost, model_flops
 from engine.predict.speed.rates import Assumptions
 from engine.predict.speed.step_time import StepTime, estimate, simulated_all
 from engine.schedule import SCHEDULES
-from engine.spec import ModelSpec, RequestError, RunSpec, WorkloadSpec, sentence
+from engine.spec import ModelSpec, RequestError, RunSpec, WorkloadSpec, refuse_experts, sentence
 from engine.topology import AXES_BY_FREQUENCY, Mesh
 
 MIXED = WorkloadSpec(precision="bf16", accumulate="fp32")  # the default workload of a search
@@ -104,6 +104,7 @@ def search(
 
     Columns of text are categories, since there are few different texts.
     """
+    refuse_experts(model, sentence("a search of layouts"))
     assumed = assumed or Assumptions()
     with _without_garbage_collection():
         grid = candidates(model, ranks, global_batch, workload)

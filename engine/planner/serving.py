@@ -23,7 +23,7 @@ from engine.predict.memory.buckets import BucketSizes
 from engine.predict.reserve import reserve_of, tensors_that_fit
 from engine.predict.speed.cost import Cost
 from engine.predict.speed.rates import Assumptions
-from engine.spec import LayoutSpec, ModelSpec, Precision, RequestError, RunSpec, WorkloadSpec, misfits
+from engine.spec import LayoutSpec, ModelSpec, Precision, RequestError, RunSpec, WorkloadSpec, misfits, refuse_experts, sentence
 from engine.spec.numbers import divisors
 from engine.terms import total
 from engine.topology import AXES_AS_WRITTEN
@@ -70,6 +70,7 @@ def serving(
         raise RequestError(f"ranks={ranks}, length={length} and sequences={sequences} must be 1 and more")
     if ranks > MOST:
         raise RequestError(f"ranks={ranks:,} must be from 1 to {MOST:,}")
+    refuse_experts(model, sentence("a search of layouts"))
     refuse_no_text(model)
     refuse_beyond_positions(model, length)
     asked = _Question(model, device, assumed or Assumptions(), precision, length, kept_free)

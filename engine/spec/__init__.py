@@ -6,6 +6,7 @@ than one part of a spec, so that the form can show all broken ones at once.
 
 from engine.spec.base import Spec, names_in
 from engine.spec.errors import RequestError, too_large
+from engine.spec.experts import refuse_experts
 from engine.spec.fit import BYTE_VOCABULARY, generation_misfits, misfits
 from engine.spec.misfit import Misfit
 from engine.spec.model import MODEL_PARTS, ModelSpec
@@ -66,6 +67,7 @@ __all__ = [
     "names_in",
     "parsed",
     "recomputes",
+    "refuse_experts",
     "sentence",
     "too_large",
 ]

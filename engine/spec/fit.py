@@ -18,7 +18,7 @@ BYTE_VOCABULARY = 256  # the training text is read as bytes
 
 def misfits(model: ModelSpec, layout: LayoutSpec, workload: WorkloadSpec) -> list[Misfit]:
     """All rules that the three break together. Empty if they fit."""
-    found = _tp_misfits(model, layout) + context_misfits(model, layout)
+    found = _tp_misfits(model, layout) + context_misfits(model, layout) + _expert_misfits(model, layout, workload)
     found += _split_misfits(model, layout) + _schedule_misfits(model, layout, workload) + _lever_misfits(model, layout, workload)
     masks = model.parts.objective in ("masked", "permuted")
     needed = BYTE_VOCABULARY + masks
@@ -84,9 +84,9 @@ def _tp_misfits(model: ModelSpec, layout: LayoutSpec) -> list[Misfit]:
     if model.fits_tp(layout.tp):
         return []
     heads, keys = model.heads, model.key_heads
-    both = gcd(heads, model.ffn_width)
+    both = gcd(heads, model.cut_width)
     fits = [tp for tp in divisors(both) if model.fits_tp(tp)]
-    what, width = _heads(heads), sentence("the MLP's width of {width}", width=model.ffn_width)
+    what, width = _heads(heads), sentence("the MLP's width of {width}", width=model.cut_width)
     values = {"tp": layout.tp, "heads": what, "width": width, "fits": listed(fits), "keys": _key_heads(keys)}
     if both % layout.tp == 0:
         text = sentence("tp={tp} neither divides {keys} nor is a multiple of them; {fits} fit", **values)
@@ -102,6 +102,39 @@ def _tp_misfits(model: ModelSpec, layout: LayoutSpec) -> list[Misfit]:
     else:
         text = sentence("tp={tp} does not divide {what}; {fits} does", **values)
     return [Misfit("layout.tp", text, nearest(fits, layout.tp))]
+
+
+def _expert_misfits(model: ModelSpec, layout: LayoutSpec, workload: WorkloadSpec) -> list[Misfit]:
+    """ep cuts the experts, over neighbours along dp."""
+    found = []
+    if layout.ep > 1:
+        fits = divisors(gcd(model.experts, layout.dp)) if model.experts else [1]
+        values = {"ep": layout.ep, "dp": layout.dp, "experts": model.experts, "fits": listed(fits)}
+        if not model.experts:
+            text = sentence("ep={ep} shards experts, and this model has none; ep=1 fits", **values)
+            found.append(Misfit("layout.ep", text, (1,)))
+        elif layout.ep not in fits:
+            text = sentence("ep={ep} must divide dp={dp} and experts={experts}; {fits} fits", **values)
+            found.append(Misfit("layout.ep", text, nearest(fits, layout.ep)))
+    if workload.balanced_router:
+        rows = workload.microbatch_size * model.rows * model.expert_choices
+        values = {"rows": rows, "experts": model.experts}
+        if not model.experts:
+            text = sentence("balanced_router deals tokens out to experts, and this model has none; turn it off")
+            found.append(Misfit("workload.balanced_router", text, (0,)))
+        elif rows % model.experts:
+            text = sentence(
+                "balanced_router deals {rows} choices of a microbatch out to experts={experts}, which does not divide them",
+                **values,
+            )
+            found.append(Misfit("workload.balanced_router", text, (0,)))
+        elif 0 < model.capacity_factor < 1:
+            text = sentence(
+                "balanced_router gives all experts as many tokens, and capacity_factor={factor:g} drops some; 1 and more fits",
+                factor=model.capacity_factor,
+            )
+            found.append(Misfit("model.capacity_factor", text))
+    return found
 
 
 def _heads(count: int) -> Sentence:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import gcd
 from typing import Any, Self, get_args
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
@@ -10,6 +11,7 @@ from engine.families import (
     FAMILIES,
     ROTARY_BASE,
     AttentionBias,
+    Balancing,
     FamilyName,
     HeadKind,
     Inner,
@@ -19,11 +21,13 @@ from engine.families import (
     Placement,
     Position,
     QKNorm,
+    Router,
     parts_of,
     predicted,
 )
 from engine.spec.base import Spec
 from engine.spec.errors import RequestError
+from engine.spec.experts import ExpertNumbers, wrong_experts
 from engine.spec.model_numbers import wrong_number
 from engine.spec.numbers import divisors, either, listed, nearest, nearest_multiples
 from engine.spec.sentence import sentence
@@ -34,11 +38,11 @@ _MOST_HIDDEN, _MOST_HEADS, MOST_SEQ = 65_536, 1024, 1_000_000
 # The fields of `ModelSpec` that choose a part of the model.
 MODEL_PARTS = (
     "norm", "placement", "qk_norm", "parallel", "position", "inner", "head", "tied", "output_bias", "attention_bias", "mlp_bias",
-    "embedding_norm", "scaled_embedding", "scaled_scores", "scaled_output",
+    "embedding_norm", "scaled_embedding", "scaled_scores", "scaled_output", "router", "normalized_router", "balancing",
 )  # fmt: skip
 
 
-class ModelSpec(Spec):
+class ModelSpec(ExpertNumbers, Spec):
     """The shape of a Transformer: its sizes, its family, and the parts that differ from the family's (`engine.families`)."""
 
     family: FamilyName = Field("gpt", description="model family")
@@ -66,6 +70,34 @@ class ModelSpec(Spec):
         0, ge=0, le=65_536, description="rows of the vocabulary on each tp rank are padded to a multiple of this; 0 means 1"
     )
     global_every: int = Field(0, ge=0, le=1024, description="every so many layers, one sees all tokens; 0: all have the window")
+    experts: int = Field(0, ge=0, le=4096, description="experts of a layer, of which each token goes to some; 0: an MLP instead")
+    experts_per_token: int = Field(0, ge=0, le=64, description="experts that a token goes to; 0 means 2")
+    expert_ffn: int = Field(0, ge=0, le=1_000_000, description="inner width of an expert; 0 means that of the MLP")
+    shared_ffn: int = Field(
+        0, ge=0, le=1_000_000, description="inner width of the experts that every token goes to, together; 0: there are none"
+    )
+    dense_layers: int = Field(0, ge=0, le=1024, description="first layers that have an MLP and no experts")
+    expert_every: int = Field(0, ge=0, le=1024, description="every so many layers, one has experts; 0: all have experts")
+    expert_groups: int = Field(0, ge=0, le=1024, description="groups of experts, of which a token chooses some first; 0: none")
+    chosen_groups: int = Field(0, ge=0, le=1024, description="groups of experts that a token chooses; 0 means 1")
+    router_scale: float = Field(
+        1.0, gt=0, le=1000, allow_inf_nan=False, description="what the weights of a token's experts are multiplied by"
+    )
+    balancing_rate: float = Field(
+        0.0,
+        ge=0,
+        le=10,
+        allow_inf_nan=False,
+        description="weight of the loss, or step of the bias, that keeps loads alike; 0 means 0.001",
+    )
+    capacity_factor: float = Field(
+        0.0,
+        ge=0,
+        le=1000,
+        allow_inf_nan=False,
+        description="an expert takes at most so many times the mean number of tokens from a microbatch and drops the last ones; "
+        "0: none is dropped",
+    )
     # None: as the family has it. The names are those of `ModelParts`.
     norm: Norm | None = Field(None, description="norm: layer (LayerNorm) or rms (RMSNorm)")
     placement: Placement | None = Field(
@@ -101,6 +133,11 @@ class ModelSpec(Spec):
     scaled_embedding: bool | None = Field(None, description="the tokens' embeddings are multiplied by √hidden")
     scaled_scores: bool | None = Field(None, description="scores of attention are divided by the root of a head's width")
     scaled_output: bool | None = Field(None, description="what the output matrix multiplies is divided by √hidden")
+    router: Router | None = Field(None, description="how the router scores experts: softmax over all, or sigmoid of each")
+    normalized_router: bool | None = Field(None, description="the weights of a token's experts are divided by their sum")
+    balancing: Balancing | None = Field(
+        None, description="what keeps the loads of experts alike: none, an auxiliary loss, or a bias on the router's scores"
+    )
 
     @field_validator("attention_bias", mode="before")
     @classmethod
@@ -188,7 +225,7 @@ class ModelSpec(Spec):
 
     @model_validator(mode="after")
     def _numbers_are_for_its_parts(self) -> Self:
-        if wrong := wrong_number(self):
+        if wrong := wrong_number(self) or wrong_experts(self):
             raise RequestError(wrong)
         return self
 
@@ -260,6 +297,10 @@ class ModelSpec(Spec):
             "spare_positions": self.spare_positions > 0,
             "window": 0 < self.window < self.seq,
             "rotary_local_base": 0 < self.window < self.seq and self.rotary_local_base not in (0, self.angle_base),
+            "experts": self.experts > 0,
+            "shared_ffn": self.shared_ffn > 0,
+            "router_scale": self.router_scale != 1,
+            "capacity_factor": self.capacity_factor > 0,
         }
         return tuple(name for name, has in having.items() if has)
 
@@ -311,7 +352,12 @@ class ModelSpec(Spec):
     def fits_tp(self, tp: Any) -> Any:
         """Whether tp cuts the heads and the MLP evenly, and ranks and key heads divide each other. `tp`: a number, or (n,)."""
         keys = self.key_heads
-        return (self.heads % tp == 0) & (self.ffn_width % tp == 0) & ((keys % tp == 0) | (tp % keys == 0))
+        return (self.heads % tp == 0) & (self.cut_width % tp == 0) & ((keys % tp == 0) | (tp % keys == 0))
+
+    @property
+    def cut_width(self) -> int:
+        """What tp must divide so that it cuts every inner width of an MLP or an expert."""
+        return gcd(self.ffn_width, self.expert_width, self.shared_ffn) if self.experts else self.ffn_width
 
     @property
     def ffn_width(self) -> int:
@@ -339,4 +385,4 @@ class ModelSpec(Spec):
         total = self.parts.outer_parameters(self.hidden, self.vocab, self.places, self.heads)
         for count, cross in ((self.layers - crossing, False), (crossing, True)):
             total += count * self.parts.layer_parameters(self.hidden, self.ffn_width, queries, keys, self.head_width, cross)
-        return total
+        return total + self.expert_layers * self._more_with_experts()

@@ -52,6 +52,9 @@ class LayoutSpec(Spec):
     split: tuple[int, ...] = Field((), description="layers of each chunk, such as 3,3,2; empty means as even as possible")
 
     zero: int = Field(0, ge=0, le=3, description="ZeRO stage: what dp shards; 1 optimizer, 2 gradients too, 3 parameters too")
+    ep: int = Field(
+        1, ge=1, le=1024, description="expert-parallel ranks, which are neighbours along dp: each has some of the experts"
+    )
     sequence_parallel: bool = Field(False, description="cut norms and residual stream along the sequence over tp")
     context_parallel: ContextParallelName = Field(
         "ring",
@@ -162,6 +165,9 @@ class WorkloadSpec(Spec):
         le=10**9,
         description="tokens per chunk of the loss, whose logits exist at the same time; 0 or auto: as many as fit 256 MiB; -1 or "
         "whole: all",
+    )
+    balanced_router: bool = Field(
+        False, description="tokens go to experts in turn, whatever the router says, so that all experts get as many"
     )
     seed: int = Field(0, ge=0, le=2**31 - 1, description="seed of the weights and of the order of the data")
     weights: WeightsName = Field(

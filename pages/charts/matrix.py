@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from engine.tables import members
-from engine.topology import AXES_AS_WRITTEN, Mesh
+from engine.topology import AXES_AS_WRITTEN, EP, Mesh
 from pages.charts.drawing import Drawing, Rows, colours, finish, nothing, rank_chooser
 from pages.charts.look import Look, Theme
 from pages.charts.roles import Roles
@@ -136,7 +136,7 @@ def _cells(sent: pd.DataFrame, rows: list[MatrixBlock], style: Look) -> pd.DataF
         "to": np.searchsorted(firsts, sent["receiver"], side="right") - 1,
     }
     wide = sent.assign(**by).pivot_table(index=["from", "to"], columns="axis", values="bytes", aggfunc="sum", fill_value=0)
-    wide = wide.reindex(columns=list(AXES_AS_WRITTEN), fill_value=0).astype("int64")
+    wide = wide.reindex(columns=[*AXES_AS_WRITTEN, EP], fill_value=0).astype("int64")
     cells = wide.reset_index().rename_axis(columns=None)
     cells["bytes"] = wide.sum(axis=1).to_numpy()
     cells["axis"] = wide.idxmax(axis=1).to_numpy() if len(wide) else pd.Series(dtype="str")

@@ -13,7 +13,7 @@ from engine.predict.run import textbook_timeline
 from engine.predict.timeline import MOST, too_long
 from engine.schedule.orders import kinds_of
 from engine.spec import RunSpec
-from engine.topology import AXES_BY_FREQUENCY
+from engine.topology import AXES_BY_FREQUENCY, EP
 from pages.charts import multiples, timeline
 from pages.charts.drawing import Drawing
 from pages.charts.look import View, look
@@ -173,7 +173,7 @@ def _charts(found: Sequence[Column | Missing], there: Sequence[Column]) -> None:
     sends = [multiples.by_collective(c.result.tables["traffic"], listed(c.spec.layout)) for c in there]
     most = max((float(sent["bytes"].max()) for sent in sends if len(sent)), default=0.0)
     kinds = {pair for sent in sends for pair in zip(sent["axis"], sent["collective"], strict=True)}
-    ordered = tuple(sorted(kinds, key=lambda pair: (AXES_BY_FREQUENCY.index(pair[0]), pair[1])))
+    ordered = tuple(sorted(kinds, key=lambda pair: ((*AXES_BY_FREQUENCY, EP).index(pair[0]), pair[1])))
     longest = max((_makespan(c.spec) for c in there if _too_long(c.spec) is None), default=0.0)
 
     st.html(multiples.legend(list(present), look(view())))

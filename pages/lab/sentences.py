@@ -139,11 +139,24 @@ def _call(event: Event, calls: Communication, spec: RunSpec, say: Words) -> str:
     return text
 
 
+def _purpose_of_exchange(calls: Communication, say: Words) -> str:
+    """Of a call over cp or ep."""
+    if calls.axis == "ep":
+        return say("rows of tokens go to the ranks that hold their experts, or come back")
+    return {
+        "send_recv": say("keys and values, and in backward their gradients too, are passed to the next rank of the ring"),
+        "all_gather": say("the keys and values of all parts of the sequence are gathered"),
+        "reduce_scatter": say("gradients of keys and values are summed, and each rank keeps those of its tokens"),
+    }.get(calls.collective, say("heads are exchanged for tokens"))
+
+
 def purpose(calls: Communication, spec: RunSpec, say: Words) -> str:
     """The purpose of a kind of call."""
     if calls.phase == "tie":
         return say("the gradients of both copies of the token embedding are summed")
     if calls.phase == "step":
+        if calls.axis == "ep":
+            return say("the norm of the gradients of experts is summed over the ranks that share them")
         if calls.axis != "dp":
             return say("the norm of all gradients is summed")
         return say("the loss, and with ZeRO the norm of all gradients, is summed over the replicas")
@@ -154,12 +167,8 @@ def purpose(calls: Communication, spec: RunSpec, say: Words) -> str:
             "all_gather": say("the parameters, of which each replica keeps a shard, are gathered for this use"),
             "reduce_scatter": say("gradients are summed over the replicas, and each keeps its shard of the sum"),
         }.get(calls.collective, say("gradients are summed over the replicas"))
-    if calls.axis == "cp":
-        return {
-            "send_recv": say("keys and values, and in backward their gradients too, are passed to the next rank of the ring"),
-            "all_gather": say("the keys and values of all parts of the sequence are gathered"),
-            "reduce_scatter": say("gradients of keys and values are summed, and each rank keeps those of its tokens"),
-        }.get(calls.collective, say("heads are exchanged for tokens"))
+    if calls.axis == "cp" or calls.collective == "all_to_all":
+        return _purpose_of_exchange(calls, say)
     if calls.collective == "all_gather":
         return say("the slices' parts of the sequence are gathered")
     if calls.collective == "reduce_scatter":

@@ -60,6 +60,8 @@ LETTERS = {
     "s": "generate.skip_training",
     "j": "workload.weights",
     "p": "parity",
+    "E": "layout.ep",
+    "B": "workload.balanced_router",
 }
 # Always written, so that a link stays the same if defaults change. Other fields are written if they differ from the default.
 _ALWAYS = ("m", "b", "n", "r", "e")
@@ -131,7 +133,7 @@ def _model_code(choice: Choice) -> str:
         return name
     # The last three differ from the defaults for few models. Otherwise they are left out.
     shape = (f"{letter}{choice[field]}" for letter, field in _SHAPE.items() if letter not in "kwd" or choice[field])
-    chosen = (f"{field.removeprefix('model.')}-{choice[field]}".lower() for field in _CHOSEN if choice[field] != DEFAULTS[field])
+    chosen = (_chosen_text(field, choice[field]) for field in _CHOSEN if choice[field] != DEFAULTS[field])
     return ".".join((choice["model.family"], *shape, *chosen))
 
 
@@ -154,13 +156,19 @@ def _model(part: str) -> dict[str, Any]:
     return {"model.family": family} | numbers | dict(map(_chosen, chosen))
 
 
+def _chosen_text(field: str, value: Any) -> str:
+    """A full stop separates the parts of a model, so the point of a decimal fraction is an underscore."""
+    text = shortest_text(value).replace(".", "_") if isinstance(value, float) else str(value)
+    return f"{field.removeprefix('model.')}-{text}".lower()
+
+
 def _chosen(piece: str) -> tuple[str, Any]:
     """A part of the model, or a number that few models have."""
     name, _, text = piece.partition("-")
     field = f"model.{name}"
     if field not in _CHOSEN:
         raise LinkError(sentence("The link's part “{part}” is not known.", part=piece[:30]))
-    value = _read(field, text)
+    value = _read(field, text.replace("_", ".") if isinstance(DEFAULTS[field], float) else text)
     return field, {"true": True, "false": False}.get(value, value)
 
 

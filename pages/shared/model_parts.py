@@ -18,7 +18,15 @@ from pages.shared.held import moved, shown, touch
 from pages.shared.unfolding import unfolding
 
 # Numbers that few models have.
-_NUMBERS = ("vocab_multiple", "window", "global_every", "rotary_width", "rotary_base", "rotary_local_base", "spare_positions")
+_NUMBERS = (
+    "vocab_multiple", "window", "global_every", "rotary_width", "rotary_base", "rotary_local_base", "spare_positions", "experts",
+)  # fmt: skip
+# Shown with a number of experts only.
+_OF_EXPERTS = (
+    "experts_per_token", "expert_ffn", "shared_ffn", "dense_layers", "expert_every", "expert_groups", "chosen_groups",
+    "router_scale", "balancing_rate", "capacity_factor",
+)  # fmt: skip
+_PARTS_OF_EXPERTS = ("router", "normalized_router", "balancing")
 
 
 @dataclass(frozen=True)
@@ -53,13 +61,15 @@ def draw(choice: Choice, words: Words) -> None:
 def draw_fields(fields: Fields, words: Words) -> None:
     """In a part of a page that unfolds. Its label says what differs from the family."""
     chosen = [name for name in MODEL_PARTS if fields.value(name) is not None]
-    chosen += [name for name in _NUMBERS if fields.value(name) != DEFAULTS[f"model.{name}"]]
+    numbers = (*_NUMBERS, *_OF_EXPERTS) if fields.value("experts") else _NUMBERS
+    chosen += [name for name in numbers if fields.value(name) != DEFAULTS[f"model.{name}"]]
     label = words("Parts: {parts}", parts=words(", ").join(_labels(words)[name] for name in chosen)) if chosen else words("Parts")
     with unfolding(label, fields.name) as part:
         if part.open:
             for name in MODEL_PARTS:
-                _part(fields, name, words)
-            for name in _NUMBERS:
+                if fields.value("experts") or name not in _PARTS_OF_EXPERTS:
+                    _part(fields, name, words)
+            for name in numbers:
                 _number(fields, name, words)
 
 
@@ -87,6 +97,20 @@ def _labels(words: Words) -> dict[str, str]:
         "rotary_base": words("Rotary base"),
         "rotary_local_base": words("Rotary base of layers with a window"),
         "spare_positions": words("Spare positions"),
+        "experts": words("Experts"),
+        "experts_per_token": words("Experts of a token"),
+        "expert_ffn": words("Width of an expert"),
+        "shared_ffn": words("Width of shared experts"),
+        "dense_layers": words("First layers without experts"),
+        "expert_every": words("Layers until one with experts"),
+        "expert_groups": words("Groups of experts"),
+        "chosen_groups": words("Groups that a token chooses"),
+        "router_scale": words("Scale of the router's weights"),
+        "balancing_rate": words("Rate of balancing"),
+        "capacity_factor": words("Capacity factor"),
+        "router": words("Router's scores"),
+        "normalized_router": words("Router's weights add up to 1"),
+        "balancing": words("Balancing of loads"),
     }
 
 
@@ -112,11 +136,11 @@ def _named(kind: Any, words: Words) -> str:
 
 def _number(fields: Fields, name: str, words: Words) -> None:
     field = f"model.{name}"
-    bounds = Bounds.of(field)
+    bounds, kind = Bounds.of(field), type(DEFAULTS[field])
     st.number_input(
         _labels(words)[name],
-        min_value=int(bounds.least),
-        max_value=int(bounds.most),
+        min_value=kind(bounds.least),
+        max_value=kind(bounds.most),
         key=fields.key(name, fields.value(name), False),
         help=words.described(description(field)),
         on_change=fields.moved,

@@ -87,6 +87,10 @@ PUBLISHED: dict[str, Published] = {
     "falcon-7b": Published(7_217_189_760, HUB, 65024 * 4544, TWICE),
     "falcon-40b": Published(41_835_970_560, HUB, 65024 * 8192, TWICE),
     "falcon-180b": Published(179_522_565_120, HUB, 65024 * 14848, TWICE),
+    "mixtral-8x7b": Published(46_702_792_704, HUB),
+    "mixtral-8x22b": Published(140_620_634_112, HUB),
+    "qwen3-30b-a3b": Published(30_532_122_624, HUB),
+    "qwen3-235b-a22b": Published(235_093_634_560, HUB),
     "opt-125m": Published(125_239_296, "Intel Neural Compressor's example of pruning it prints so"),
     "opt-1.3b": Published(1_315_758_080, COUNTED),
     "opt-2.7b": Published(2_651_596_800, COUNTED),
@@ -106,5 +110,7 @@ PUBLISHED: dict[str, Published] = {
     # Each layer has biases and an embedding of segments: 24 × (16 + 2 × 16) × 64, and a token for masks.
     "xlnet-large": Published(360_300_800, COUNTED, 24 * 3 * 1024 + 1024, "segments, and the token for masks"),
 }
+# What one token goes through, in billions, as the reports say.
+ACTIVE = {"mixtral-8x7b": 12.9, "mixtral-8x22b": 39.1, "qwen3-30b-a3b": 3.3, "qwen3-235b-a22b": 22.2}
 # Models of papers without a released checkpoint.
 WITHOUT = {"gpt3-6.7b", "gpt3-13b", "gpt3-175b", "transformer-base", "transformer-big"}

@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 
 from engine.measure.recorder import Recorder, TrafficKey
-from engine.parallel.comm import CommError, Pending
+from engine.parallel.pending import CommError, Pending
 from engine.summary import exposed
 from engine.tables import table
 from engine.topology import Mesh

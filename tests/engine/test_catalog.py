@@ -6,7 +6,7 @@ import pytest
 
 from engine import catalog
 from engine.spec import BYTE_VOCABULARY, LayoutSpec, ModelSpec, RequestError, WorkloadSpec, misfits
-from tests.engine.published_counts import PUBLISHED, WITHOUT
+from tests.engine.published_counts import ACTIVE, PUBLISHED, WITHOUT
 
 
 @pytest.mark.parametrize("name", catalog.MODELS)
@@ -33,6 +33,12 @@ def test_a_model_has_as_many_parameters_as_its_checkpoint(name: str) -> None:
     published = PUBLISHED[name]
     assert catalog.model(name).parameters() == published.count - published.besides
     assert bool(published.besides) == bool(published.what)
+
+
+@pytest.mark.parametrize("name", ACTIVE)
+def test_a_token_goes_through_as_many_parameters_as_its_report_says(name: str) -> None:
+    # The reports round to the nearest or leave digits out, such as 22B.
+    assert catalog.model(name).active_parameters() / 1e9 == pytest.approx(ACTIVE[name], abs=0.1)
 
 
 def test_every_released_model_has_a_count_with_its_source() -> None:

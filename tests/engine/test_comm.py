@@ -11,7 +11,8 @@ import torch.distributed as dist
 
 from engine.measure.recorder import Count, Recorder, TrafficKey
 from engine.parallel.backend import choose_backend
-from engine.parallel.comm import Comm, CommError
+from engine.parallel.comm import Comm
+from engine.parallel.pending import CommError
 from engine.topology import AXES, Mesh
 from tests.engine.forked import RaisedInProcess, together
 from tests.patience import PATIENCE_S, time_limits

@@ -17,7 +17,7 @@ from pandas.testing import assert_frame_equal
 from engine import store
 from engine.head import SCHEMA_VERSION, NewerRunError
 from engine.spec import WHOLE_LOSS, LayoutSpec, RequestError, RunSpec, WorkloadSpec
-from engine.tables import SCHEMAS, TABLES, RunResult
+from engine.tables import SCHEMAS, TABLES, RunResult, table
 from tests.pages.stand_in import result_of
 
 SPEC = RunSpec(layout=LayoutSpec(dp=2), workload=WorkloadSpec(steps=2), parity=True)
@@ -29,6 +29,7 @@ def a_result(**summary: Any) -> RunResult:
     changed = {
         "parity": result.tables["parity"].assign(parameter=["größe", "模型"], max_abs=0.1),
         "traffic": result.tables["traffic"].assign(wire_bytes=2**53 - 1),
+        "expert_load": table("expert_load", [dict.fromkeys(("rank", "layer", "expert", "step", "tokens"), 1)], "measured"),
     }
     return replace(result, tables=result.tables | changed, summary=result.summary | summary)
 

@@ -21,9 +21,10 @@ def row(name: str) -> dict[str, Any]:
 
 
 def test_the_schemas_are_those_of_the_contract() -> None:
-    """A table may have more columns than the contract."""
+    """A table may have more columns than the contract. Loads of experts are a table more."""
     more = {"spans": {"axis", "exposed_ns"}, "memory_peak": {"cp"}}
-    found = {name: [column for column in columns if column not in more.get(name, ())] for name, columns in SCHEMAS.items()}
+    tables = {name: columns for name, columns in SCHEMAS.items() if name != "expert_load"}
+    found = {name: [column for column in columns if column not in more.get(name, ())] for name, columns in tables.items()}
     assert found == check_run.COLUMNS
     assert set(CATEGORIES) <= check_run.CATEGORIES
     assert set(get_args(Source)) == check_run.SOURCES

@@ -25,15 +25,19 @@ def one_of(field: str) -> st.SearchStrategy[str]:
 
 NUMBERS = ("layers", "hidden", "heads", "vocab", "seq", "ffn", "kv_heads", "head_dim", "decoder_layers")
 NUMBERS += ("rotary_width", "rotary_base", "rotary_local_base", "spare_positions", "window", "vocab_multiple", "global_every")
+NUMBERS += ("experts", "experts_per_token", "expert_ffn", "shared_ffn", "dense_layers", "expert_every", "expert_groups")
+NUMBERS += ("chosen_groups",)
+FRACTIONS = ("router_scale", "balancing_rate", "capacity_factor")
 NAMES = [f"model.{name}" for name in MODEL_PARTS]
 SHAPES = st.fixed_dictionaries(
     {"model.family": one_of("model.family")}
     | {f"model.{n}": whole(f"model.{n}") for n in NUMBERS}
+    | {f"model.{n}": st.integers(1, 10_000).map(lambda n: n / 1000) for n in FRACTIONS}
     | {name: st.none() | one_of(name).map(lambda text: {"true": True, "false": False}.get(text, text)) for name in NAMES}
 )
 NAMED = st.sampled_from([{f"model.{k}": v for k, v in model} for model in catalog.MODELS.values()])
 OTHERS = st.fixed_dictionaries(
-    {f"layout.{name}": whole(f"layout.{name}") for name in (*AXES, "chunks", "zero")}
+    {f"layout.{name}": whole(f"layout.{name}") for name in (*AXES, "chunks", "zero", "ep")}
     | {f"workload.{name}": whole(f"workload.{name}") for name in ("microbatches", "microbatch_size", "steps", "seed")}
     | {
         f: one_of(f)
@@ -50,6 +54,7 @@ OTHERS = st.fixed_dictionaries(
     }
     | {
         "layout.sequence_parallel": st.booleans(),
+        "workload.balanced_router": st.booleans(),
         "layout.split": st.lists(st.integers(0, 9999), max_size=8).map(lambda split: ",".join(map(str, split))),
         "workload.learning_rate": st.integers(1, 10_000).map(lambda n: n / 1000),
         "workload.momentum": st.integers(0, 99).map(lambda n: n / 100),
@@ -65,7 +70,7 @@ OTHERS = st.fixed_dictionaries(
 
 
 def test_every_field_of_a_spec_is_in_links():
-    drawn = {f"model.{n}" for n in ("family", *NUMBERS, *MODEL_PARTS)} | set(LETTERS.values())
+    drawn = {f"model.{n}" for n in ("family", *NUMBERS, *FRACTIONS, *MODEL_PARTS)} | set(LETTERS.values())
     assert drawn | {f"layout.{axis}" for axis in (*AXES, "schedule")} == set(DEFAULTS)
 
 

@@ -120,8 +120,12 @@ def layout_reading(chunk: Chunk, sizes: Mapping[str, Any]) -> LedgerReading:
     return LedgerReading(chunk.ledger, chunk.part, chunk.repeats, sizes, blocks, named=True)
 
 
-def layout_passes(reading: LedgerReading, zero: int, dp: int, kinds: frozenset[str], e: Factor, g: Factor) -> ChunkPasses:
-    """`kinds`: which of B, I and W the schedule has. `e`, `g`: bytes of a parameter and of what gradients are added up in."""
-    does, buckets = reading.trace(zero >= 2, kinds), reading.buckets(dp if zero else 1)
+def layout_passes(
+    reading: LedgerReading, zero: int, dp: int, kinds: frozenset[str], e: Factor, g: Factor, ep: int = 1
+) -> ChunkPasses:
+    """`kinds`: which of B, I and W the schedule has. `e`, `g`: bytes of a parameter and of what gradients are added up in. `ep`:
+    ranks that share experts.
+    """
+    does, buckets = reading.trace(zero >= 2, kinds), reading.buckets(dp if zero else 1, ep)
     blocks = reduction_blocks([bucket for bucket, _ in buckets], e, g if zero == 1 else e)
     return ChunkPasses(does, buckets, Reductions(zero, buckets, blocks, does.segments.get("W", [])))

@@ -81,9 +81,11 @@ class LedgerReading:
         self.ledger, self.part, self.repeats, self.sizes, self.blocks = ledger, part, repeats, sizes, blocks
         self.named = named
 
-    def buckets(self, parts: Any) -> Buckets:
-        """Each with how many there are. `parts`: in how many ZeRO cuts each, 1 or dp."""
-        return [(BucketSizes(bucket, self.part, self.sizes, parts), self._times(bucket.layer)) for bucket in self.ledger.buckets]
+    def buckets(self, parts: Any, ep: int = 1) -> Buckets:
+        """Each with how many there are. `parts`: in how many ZeRO cuts each, 1 or dp. `ep`: ranks that share experts."""
+        return [
+            (BucketSizes(bucket, self.part, self.sizes, parts, ep), self._times(bucket.layer)) for bucket in self.ledger.buckets
+        ]
 
     def trace(self, hooked: bool, kinds: frozenset[str] = frozenset("BI")) -> ChunkTrace:
         """`hooked`: with ZeRO 2 or 3. `kinds`: with which of B and I a backward may begin."""

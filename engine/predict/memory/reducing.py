@@ -151,6 +151,8 @@ class Reductions:
                 sign, note = event
                 if sign:
                     here.append(event)
+                elif self.buckets[note.bucket][0].alone:
+                    continue
                 elif note.kind in (GATHERS, RELEASES):
                     here += [(1 if note.kind == GATHERS else -1, self.blocks.gathered[note.bucket])] if self.zero == 3 else []
                 elif note.kind == EXPECTS and self.zero:

@@ -39,7 +39,8 @@ class Stages:
         part, layers = self.ledgers.split.chunks[chunk]
         if (part, layers) not in self._passes:
             reading, layout = layout_reading(self.ledgers.chunk(chunk), self.ledgers.sizes), self.spec.layout
-            self._passes[part, layers] = layout_passes(reading, layout.zero, layout.mesh.replicas, self.kinds, self.e, self.g)
+            replicas = layout.mesh.replicas
+            self._passes[part, layers] = layout_passes(reading, layout.zero, replicas, self.kinds, self.e, self.g, layout.ep)
         return self._passes[part, layers]
 
     def buckets(self, stage: int) -> list[tuple[BucketSizes, Any]]:
@@ -70,6 +71,11 @@ class Stages:
         for bucket, times in self.buckets(stage):
             for kind in self.memory.standing(bucket):
                 counts[kind] += times
+        if self.spec.model.parts.balancing == "bias":
+            layers = sum(self.ledgers.split.chunks[chunk][1][1] for chunk in self.ledgers.split.on(stage))
+            if layers:
+                biases = (Factor("E", self.spec.model.experts), FOUR)
+                counts[BlockKind("parameters", sentence("biases of the routers"), biases, True)] += layers
         counts[BlockKind("temporary", sentence("loss and norm of the gradients"), (Factor("2", 2), FOUR), False)] += 1
         return counts
 

@@ -29,7 +29,7 @@ from engine.ledger.split import part_of
 from engine.ledger.store import NotRecordedError, ledger_store
 from engine.predict.grid import RECOMPUTES, Grid, Whole, chunked_loss, distinct
 from engine.predict.speed.rates import Assumptions, Link, Real, link, on_device, rates
-from engine.spec import ModelSpec, Precision, WorkloadSpec
+from engine.spec import ModelSpec, Precision, WorkloadSpec, refuse_experts, sentence
 from engine.spec.context import CONTEXTS
 from engine.topology import Axis
 
@@ -67,6 +67,7 @@ class ModelPasses:
 
 def model_passes(model: ModelSpec, workload: WorkloadSpec, grid: Grid, device: DeviceSpec, assumed: Assumptions) -> ModelPasses:
     """Raises `NotRecordedError` for all ledgers that are missing."""
+    refuse_experts(model, sentence("an estimate of times on a device"))
     first, which = distinct(grid.tp, grid.cp, grid.context, grid.microbatch_size, grid.sequence_parallel, grid.recompute)
     few = grid.take(first)
     part, _ = part_of(model, range(model.layers), True, True)

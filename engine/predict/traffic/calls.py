@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from engine.terms import Factor, Term
-from engine.topology import Axis
+from engine.topology import CallAxis
 
 # What a rank of n sends under the ring algorithm (`engine.parallel.comm`), as a formula for readers.
 WIRE: dict[str, str] = {
@@ -24,7 +24,7 @@ def wire_bytes(collective: str, payload: Any, n: Any) -> Any:
     """Bytes that a rank sends in one call, rounded down. `payload` in bytes; `n`: ranks of the group. Both may be arrays."""
     if collective == "all_reduce":
         return 2 * (n - 1) * payload // n
-    if collective in ("reduce_scatter", "all_to_all"):
+    if collective in ("reduce_scatter", "all_to_all"):  # the latter with equal parts
         return (n - 1) * payload // n
     return {"all_gather": n - 1, "send_recv": 1, "send": 1, "recv": 0}[collective] * payload
 
@@ -36,12 +36,13 @@ class PredictedCall:
     times      how many calls: a product
     payload    bytes of one call: a product
     members    ranks of the group, if it is a part of the axis's; None: it is not
+    spread     how many places along the axis these are apart
     between    the two stages of a transfer, or of the all-reduce of tied weights; None: the group is the axis's
     layer      the index of the recorded layer that makes the calls. Each layer that it represents makes as many. −1: no layer
     reduced    the calls belong to one reduction of the chunk's deferred weight gradients. Each reduction makes as many
     """
 
-    axis: Axis
+    axis: CallAxis
     collective: str
     phase: str
     name: str
@@ -51,6 +52,7 @@ class PredictedCall:
     layer: int = -1
     reduced: bool = False
     members: Any = None
+    spread: int = 1
 
     @property
     def calls(self) -> Any:

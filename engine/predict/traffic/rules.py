@@ -18,14 +18,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from engine.ledger.dimensions import factors, loss_chunks, middle_steps
-from engine.ledger.form import LOSS_CHUNK, Part
+from engine.ledger.form import LOSS_CHUNK, Part, Product
 from engine.ledger.words import module_in_words
 from engine.predict.memory.buckets import BucketSizes
 from engine.predict.traffic.calls import PredictedCall
 from engine.predict.traffic.chunk import BucketUse, ChunkTraffic
 from engine.spec import sentence
 from engine.terms import Factor
-from engine.topology import Axis
+from engine.topology import EP, Axis, CallAxis
 
 _FLOAT = Factor("4", 4)  # losses and norms are in fp32, whatever the precision
 _ONE = (Factor("1", 1),)
@@ -43,6 +43,7 @@ class Setting(NamedTuple):
     e: Factor  # bytes of a parameter
     g: Factor  # bytes of a number in which gradients are accumulated
     copies: Any = 1  # how many tp ranks hold the same key heads
+    ep: int = 1  # ranks that share the experts of a layer
 
     @property
     def m(self) -> Factor:
@@ -58,13 +59,15 @@ class Setting(NamedTuple):
 def tensor_parallel(chunk: ChunkTraffic, setting: Setting) -> Iterator[PredictedCall]:
     """The calls of the layers, which `engine.model` and `engine.parallel.tensor` make."""
     for layer, phase, call, times in chunk.calls:
-        name, payload = _recorded_name(call.name, call.collective, phase), factors(call.payload, setting.sizes)
-        axis: Axis = call.axis  # type: ignore[assignment]
+        name, payload = _recorded_name(call.name, call.axis, call.collective, phase), factors(call.payload, setting.sizes)
+        axis: CallAxis = call.axis  # type: ignore[assignment]
         often: tuple[Factor, ...] = (setting.m, Factor("n", times))
         if call.step == "middle":
             often = (*often, Factor("cp − 2", middle_steps(setting.sizes)))
         one = PredictedCall(axis, call.collective, phase, name, often, payload, layer=layer)
-        if layer == LOSS_CHUNK:
+        if axis == EP:
+            yield replace(one, members=setting.ep)
+        elif layer == LOSS_CHUNK:
             yield from _of_loss_chunks(one, setting)
         else:
             yield one
@@ -79,10 +82,12 @@ def _of_loss_chunks(call: PredictedCall, setting: Setting) -> Iterator[Predicted
         yield replace(call, times=(*call.times, Factor("1", (left > 0) * 1)), payload=payload, layer=-1)
 
 
-def _recorded_name(module: str, collective: str, phase: str) -> str:
+def _recorded_name(module: str, axis: str, collective: str, phase: str) -> str:
     where = module_in_words(module)
     if collective == "send_recv":
         return sentence("{module}: keys and values, or their gradients, passed to the next rank", module=where)
+    if collective == "all_to_all" and axis == EP:
+        return sentence("{module}: tokens to their experts, or back", module=where)
     if collective == "all_to_all":
         return sentence("{module}: heads exchanged for tokens", module=where)
     if collective == "all_gather":
@@ -116,9 +121,11 @@ def data_parallel(chunk: ChunkTraffic, part: Part, setting: Setting) -> Iterator
     over tp.
     """
     # ZeRO 0 and 1 send accumulated gradients. ZeRO 2 and 3 send the gradients of one backward pass, before they are accumulated.
-    number_bytes = setting.e if setting.zero >= 2 else setting.g
+    every = setting
     for use in chunk.buckets:
-        bucket, layer = BucketSizes(use.bucket, part, setting.sizes, setting.parts), use.bucket.layer
+        bucket, layer = BucketSizes(use.bucket, part, every.sizes, every.parts, every.ep), use.bucket.layer
+        setting = every._replace(zero=0) if bucket.alone else every
+        number_bytes = setting.e if setting.zero >= 2 else setting.g
         deferred = setting.zero >= 2 and use.deferred
         often = (setting.m,) if setting.zero >= 2 and not use.deferred else _ONE
         whole = sum((numbers for kept_whole, numbers in bucket.parameters if kept_whole), start=0)
@@ -133,9 +140,12 @@ def data_parallel(chunk: ChunkTraffic, part: Part, setting: Setting) -> Iterator
                 one = PredictedCall("tp", "all_reduce", "backward", name, often, payload, layer=layer, reduced=deferred)
                 yield replace(one, members=setting.copies)
         how, name = "reduce_scatter" if setting.zero else "all_reduce", sentence("gradients, summed over the replicas")
-        yield PredictedCall("dp", how, "backward", name, often, (bucket.size, number_bytes), layer=layer, reduced=deferred)
+        over_dp = [PredictedCall("dp", how, "backward", name, often, (bucket.size, number_bytes), layer=layer, reduced=deferred)]
         if setting.zero:
-            yield from _values(use, bucket, setting)
+            over_dp += _values(use, bucket, setting)
+        if use.bucket.experts and setting.ep > 1:
+            over_dp = [replace(call, members=setting.dp // setting.ep, spread=setting.ep) for call in over_dp]
+        yield from over_dp
 
 
 def _values(use: BucketUse, bucket: BucketSizes, setting: Setting) -> Iterator[PredictedCall]:
@@ -166,8 +176,18 @@ def norm_and_loss(setting: Setting, last: bool) -> Iterator[PredictedCall]:
 
     Without ZeRO every replica has all gradients, so their norm is not reduced over dp.
     """
+    name = sentence("norm of the gradients")
+    if setting.ep > 1 and not setting.zero:
+        yield PredictedCall(EP, "all_reduce", "step", name, _ONE, (_FLOAT,), members=setting.ep)
     axes: Sequence[Axis] = ("dp", "tp", "pp") if setting.zero else ("tp", "pp")
     for axis in axes:
-        yield PredictedCall(axis, "all_reduce", "step", sentence("norm of the gradients"), _ONE, (_FLOAT,))
+        yield PredictedCall(axis, "all_reduce", "step", name, _ONE, (_FLOAT,))
     if last:
         yield PredictedCall("dp", "all_reduce", "step", sentence("loss"), _ONE, (_FLOAT,))
+
+
+def router_biases(setting: Setting, layers: int) -> Iterator[PredictedCall]:
+    """The all-reduce of the loads of a stage's experts, where a bias keeps them alike. `layers`: those with experts."""
+    if layers:
+        payload = (Factor("L", layers), *factors(Product(8, ("E/ep", "ep")), setting.sizes))
+        yield PredictedCall("dp", "all_reduce", "step", sentence("loads of the experts"), _ONE, payload)

@@ -11,10 +11,10 @@ from engine.ledger.layout import Chunk, LayoutLedgers
 from engine.predict.traffic.calls import PredictedCall
 from engine.predict.traffic.chunk import ChunkTraffic, generated, trained
 from engine.predict.traffic.reductions import reductions
-from engine.predict.traffic.rules import Setting, data_parallel, messages, norm_and_loss, tensor_parallel, tie
+from engine.predict.traffic.rules import Setting, data_parallel, messages, norm_and_loss, router_biases, tensor_parallel, tie
 from engine.spec import LayoutSpec, ModelSpec, Precision, RunSpec, WorkloadSpec, sentence
 from engine.terms import Factor, Term
-from engine.topology import Axis
+from engine.topology import CallAxis
 
 _TOKEN = Factor("8", 8)  # bytes of a token
 
@@ -25,10 +25,10 @@ def calls(spec: RunSpec, stage: int, ledgers: Ledgers | None = None) -> list[Pre
     return found.calls(stage)
 
 
-def terms(spec: RunSpec, rank: int) -> dict[tuple[Axis, str, str], tuple[Term, ...]]:
+def terms(spec: RunSpec, rank: int) -> dict[tuple[CallAxis, str, str], tuple[Term, ...]]:
     """(axis, collective, phase) → terms whose sum is the payload bytes of this rank in the table, over all its groups."""
     stage = spec.layout.mesh.coordinate(rank).pp
-    found: dict[tuple[Axis, str, str], list[Term]] = {}
+    found: dict[tuple[CallAxis, str, str], list[Term]] = {}
     for call in calls(spec, stage):
         found.setdefault((call.axis, call.collective, call.phase), []).append(call.term)
     return {key: tuple(sums) for key, sums in found.items()}
@@ -44,6 +44,7 @@ class Training:
         self.setting = Setting(
             self.ledgers.sizes, layout.tp, layout.mesh.replicas, workload.microbatches, layout.zero,
             layout.sequence_parallel and layout.tp > 1, self.ledgers.e, self.ledgers.g, spec.model.key_copies(layout.tp),
+            layout.ep,
         )  # fmt: skip
 
     def calls(self, stage: int) -> list[PredictedCall]:
@@ -56,6 +57,8 @@ class Training:
             tied = next(chunk for chunk in held if chunk.part.first or chunk.part.last)
             found += tie(trained(tied.ledger), tied.part, self.setting, ends)
         found += norm_and_loss(self.setting, stage == ends[1])
+        if self.spec.model.parts.balancing == "bias":
+            found += router_biases(self.setting, sum(chunk.layers[1] for chunk in held))
         return self._needed(found)
 
     def of_chunk(self, chunk: Chunk) -> list[PredictedCall]:
@@ -130,13 +133,13 @@ class TokenPass:
         self.layout, self.count, self.batch = layout, count, Factor("B", batch)
         workload = WorkloadSpec(precision=precision)
         self.ledgers = LayoutLedgers(model, layout, workload, (2, 3) if count == 1 else (count, count), ledgers)
-        self.setting = Setting(self.ledgers.sizes, layout.tp, 1, 1, 0, False, self.ledgers.e, self.ledgers.g)
+        self.setting = Setting(self.ledgers.sizes, layout.tp, 1, 1, 0, False, self.ledgers.e, self.ledgers.g, ep=layout.ep)
 
     def calls(self, stage: int, phase: str) -> list[PredictedCall]:
         """The calls of one rank of `stage`."""
         found = []
         for chunk in self.ledgers.on(stage):
-            made = tensor_parallel(self._traffic(chunk, phase), self.setting) if self.layout.tp > 1 else ()
+            made = tensor_parallel(self._traffic(chunk, phase), self.setting) if self.layout.tp > 1 or self.layout.ep > 1 else ()
             found += [*_repeated(chunk, made), *self._transfers(chunk, phase)]
         return [replace(call, payload=(self.batch, *call.payload)) for call in found if call.calls]
 

@@ -11,7 +11,7 @@ from engine.predict.traffic.calls import PredictedCall, wire_bytes
 from engine.predict.traffic.step import Generating, Training
 from engine.spec import RequestError, RunSpec, sentence
 from engine.tables import LARGEST, SCHEMAS, group_name
-from engine.topology import Axis, Mesh
+from engine.topology import EP, Axis, CallAxis, Mesh
 
 
 def traffic(spec: RunSpec, ranks: Sequence[int] | None = None) -> pd.DataFrame:
@@ -29,9 +29,9 @@ def traffic(spec: RunSpec, ranks: Sequence[int] | None = None) -> pd.DataFrame:
     found = Generating(spec) if spec.generate.skip_training else Training(spec)
     for stage in range(layout.pp):
         here = every[stages == stage] if ranks is not None or mesh.all_listed else every[stage : stage + 1]
-        for (axis, collective, phase, between, part), amount in _rows(spec, found.calls(stage)).items() if len(here) else ():
+        for (axis, collective, phase, between, *part), amount in _rows(spec, found.calls(stage)).items() if len(here) else ():
             columns["rank"].append(here)
-            columns["group"].append(label.of(axis, here, between, part))
+            columns["group"].append(label.of(axis, here, between, part[0], part[1]))
             same = {"source": "formula", "axis": axis, "collective": collective, "phase": phase}
             for name, text in same.items():
                 columns[name].append(np.full(len(here), text, dtype=object))
@@ -53,7 +53,8 @@ def _writable(number: int) -> int:
     return number
 
 
-Row = tuple[Axis, str, str, tuple[int, int] | None, int]  # the last: ranks of a part of the axis, or 0
+# The last two: ranks of a part of the axis, or 0, and how far apart they are.
+Row = tuple[CallAxis, str, str, tuple[int, int] | None, int, int]
 
 
 def _rows(spec: RunSpec, found: list[PredictedCall]) -> dict[Row, tuple[int, int, int]]:
@@ -62,8 +63,15 @@ def _rows(spec: RunSpec, found: list[PredictedCall]) -> dict[Row, tuple[int, int
     for call in found:
         # If pp is 2, two stages are the whole axis.
         between = call.between if mesh.pp > 2 else None
-        n = call.ranks(mesh.degree(call.axis))
-        key = (call.axis, call.collective, call.phase, between, n if call.members and n < mesh.degree(call.axis) else 0)
+        degree = mesh.degree(call.axis)
+        n = call.ranks(degree)
+        key = (
+            call.axis,
+            call.collective,
+            call.phase,
+            between,
+            *((n, call.spread) if call.members and (n < degree or call.axis == EP) else (0, 1)),
+        )
         times, payload = call.calls, call.payload_bytes
         before = rows.get(key, (0, 0, 0))
         more = (times, times * payload, times * wire_bytes(call.collective, payload, n))
@@ -78,19 +86,19 @@ class _Groups:
         """`whole`: long names are not shortened."""
         self.mesh, self.whole = mesh, whole
         self._names: dict[tuple[Axis, int, int, int], str] = {}  # one for all ranks of a group
-        self._known: dict[tuple[Axis, tuple[int, int] | None, int, int], np.ndarray] = {}
+        self._known: dict[tuple[CallAxis, tuple[int, int] | None, int, int, int], np.ndarray] = {}
 
-    def of(self, axis: Axis, ranks: np.ndarray, between: tuple[int, int] | None, part: int) -> np.ndarray:
-        """The name of each rank's group, (n,). `ranks`: those of a stage that have rows, (n,). `part`: see `Row`."""
-        key = axis, between, part, int(ranks[0])
+    def of(self, axis: CallAxis, ranks: np.ndarray, between: tuple[int, int] | None, part: int, spread: int) -> np.ndarray:
+        """The name of each rank's group, (n,). `ranks`: those of a stage that have rows, (n,). `part`, `spread`: see `Row`."""
+        key = axis, between, part, spread, int(ranks[0])
         if key not in self._known:
-            self._known[key] = self._of(axis, ranks, between, part)
+            self._known[key] = self._of("dp" if axis == "ep" else axis, ranks, between, part, spread)
         return self._known[key]
 
-    def _of(self, axis: Axis, ranks: np.ndarray, between: tuple[int, int] | None, part: int) -> np.ndarray:
-        step, degree = self.mesh.spacing(axis), self.mesh.degree(axis)
-        count = part or degree
-        firsts = ranks - ranks // step % degree % count * step
+    def _of(self, axis: Axis, ranks: np.ndarray, between: tuple[int, int] | None, part: int, spread: int) -> np.ndarray:
+        spacing, degree = self.mesh.spacing(axis), self.mesh.degree(axis)
+        step, count = spacing * spread, part or degree
+        firsts = ranks - ranks // spacing % degree // spread % count * step
         if between:
             low, high = between
             firsts, step, count = firsts + low * step, (high - low) * step, 2
