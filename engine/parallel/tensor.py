@@ -31,7 +31,6 @@ from engine.spec import ContextParallelName, Precision
 from engine.topology import EP
 
 Under = Callable[[], Tensor]  # a call under way: waits for it and returns its result, once
-
 DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
