@@ -24,7 +24,8 @@ from engine.planner.search import MIXED, Plan
 from engine.planner.serving import serving
 from engine.predict.reserve import reserve_terms
 from engine.predict.speed.rates import Assumptions
-from engine.spec import AttentionName, ModelSpec, RequestError, WorkloadSpec
+from engine.spec import AttentionName, LayoutSpec, ModelSpec, RequestError, WorkloadSpec
+from engine.spec.numbers import in_runs
 
 _TOP = 10
 
@@ -207,7 +208,9 @@ def _print(plan: Plan, top: int) -> None:
         f"{len(table):,} layouts of {catalog.name_of(plan.model)} on {plan.ranks:,} × {plan.device.name}, {plan.global_batch:,} "
         f"sequences of {plan.model.seq:,} tokens a step: {plan.feasible:,} fit {memory}\n"
     )
-    print_table([_row(plan, row) for row in range(min(top, plan.feasible or 1))])
+    shown = range(min(top, plan.feasible or 1))
+    uneven = any(plan.layouts["split"].iloc[[*shown]])
+    print_table([_row(plan, row, uneven) for row in shown])
     if not plan.feasible:
         print(f"\nnone fits; that one needs least, and it {table['reason'].iloc[0]}")
     if plan.feasible > 1:
@@ -251,13 +254,14 @@ def _list(reasons: Iterable[Any]) -> None:
         print(f"  {reason}")
 
 
-def _row(plan: Plan, row: int) -> dict[str, Any]:
-    """The columns that fit on a terminal."""
+def _row(plan: Plan, row: int, uneven: bool) -> dict[str, Any]:
+    """The columns that fit on a terminal. `uneven`: whether layers are split unevenly by one of the rows."""
     r = plan.layouts.iloc[row]
     return {
         "": row + 1,
         "layout": r["layout"],
         "schedule": r["schedule"] + (f" × {r['chunks']}" if r["chunks"] > 1 else ""),
+        **({"layers": in_runs(LayoutSpec.split_of(r["split"])) or "even"} if uneven else {}),
         "microbatches": f"{r['microbatches']:,} × {r['microbatch_size']}",
         "zero": int(r["zero"]),
         "sp": "yes" if r["sequence_parallel"] else "no",

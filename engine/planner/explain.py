@@ -17,7 +17,8 @@ from engine.planner.search import Plan
 from engine.predict.grid import Grid
 from engine.predict.speed.cost import Cost
 from engine.predict.speed.step_time import PARTS, estimate
-from engine.spec import Recompute, RunSpec, misfits
+from engine.spec import LayoutSpec, Recompute, RunSpec, misfits
+from engine.spec.numbers import in_runs
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,7 @@ def label(plan: Plan, row: int) -> str:
     """A layout in a few words: its short form, and its other settings."""
     r = plan.layouts.iloc[row]
     levers = [f"{r['schedule']}" + (f" × {r['chunks']}" if r["chunks"] > 1 else ""), f"microbatch {r['microbatch_size']}"]
+    levers += [f"{in_runs(LayoutSpec.split_of(r['split']))} layers"] if r["split"] else []
     levers += [f"ZeRO {r['zero']}"] if r["zero"] else []
     levers += ["sequence parallel"] if r["sequence_parallel"] else []
     levers += [f"{r['recompute']} recompute"] if r["recompute"] != "none" else []

@@ -12,6 +12,7 @@ from engine.predict.grid import RECOMPUTES, Grid
 from engine.spec import ModelSpec, RequestError, WorkloadSpec, sentence
 
 NAMES: dict[Framework, str] = {"megatron": "Megatron-LM", "torchtitan": "torchtitan", "deepspeed": "DeepSpeed"}
+SPLIT_BY: tuple[Framework, ...] = ("megatron", "torchtitan")  # where settings say how many layers each stage has
 
 
 def had_by(framework: Framework, model: ModelSpec, workload: WorkloadSpec, grid: Grid) -> NDArray[np.bool_]:

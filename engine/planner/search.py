@@ -19,7 +19,8 @@ from engine.devices import DeviceSpec
 from engine.optimizer import Framework
 from engine.papers.accounting import AccountingName, accounting
 from engine.planner.candidates import candidates
-from engine.planner.frameworks import NAMES, had_by
+from engine.planner.frameworks import NAMES, SPLIT_BY, had_by
+from engine.planner.uneven import Split, uneven
 from engine.predict.bulk.traffic import bulk_traffic
 from engine.predict.grid import RECOMPUTES, Grid, Whole, distinct
 from engine.predict.reserve import reserve
@@ -27,7 +28,7 @@ from engine.predict.speed.cost import Cost, model_flops
 from engine.predict.speed.rates import Assumptions
 from engine.predict.speed.step_time import StepTime, estimate, simulated_all
 from engine.schedule import SCHEDULES
-from engine.spec import ModelSpec, RequestError, RunSpec, WorkloadSpec, refuse_experts, sentence
+from engine.spec import LayoutSpec, ModelSpec, RequestError, RunSpec, WorkloadSpec, refuse_experts, sentence
 from engine.topology import AXES_BY_FREQUENCY, Mesh
 
 MIXED = WorkloadSpec(precision="bf16", accumulate="fp32")  # the default workload of a search
@@ -64,8 +65,9 @@ class Plan:
         return self.feasible + int(too_large.argmin())
 
     def spec(self, row: int) -> RunSpec:
-        """The spec that runs the layout of a row."""
-        return self.grid.spec(row, self.model, self.workload)
+        """The spec that runs the layout of a row. Raises `RequestError` if it does not fit."""
+        split = LayoutSpec.split_of(str(self.layouts["split"].iloc[row]))
+        return self.grid.spec(row, self.model, self.workload, split)
 
     def kept_free(self, grid: Grid, memory: Whole) -> Whole:
         """Bytes to keep free beside the tensors' peak `memory`, for each layout of `grid`. (n,)"""
@@ -93,6 +95,7 @@ def search(
     In the table `layouts`, those that fit come first, sorted by step time. The others follow, sorted by memory. Columns:
 
         layout, dp, tp, pp, chunks, schedule, microbatch_size, microbatches, zero, sequence_parallel, recompute   as in a spec
+        split                         layers of each chunk, such as 3,3,2; empty: as even as possible
         memory_bytes, fullest_stage   memory of the fullest rank by `account`, and its stage
         reserve_bytes                 kept free beside it
         step_s, bubble                seconds of a step; idle share of the pipeline's total time
@@ -102,7 +105,8 @@ def search(
         fits, reason                  whether both fit the device's memory; if not, by how much they are too large
         pareto                        it fits, and no layout with at most as much memory is faster
 
-    Columns of text are categories, since there are few different texts.
+    Columns of text are categories, since there are few different texts. A few layouts stand there again with an uneven split, see
+    `engine.planner.uneven`, if memory is counted by `engine`, some layouts are simulated, and the framework splits so.
     """
     refuse_experts(model, sentence("a search of layouts"))
     assumed = assumed or Assumptions()
@@ -115,10 +119,26 @@ def search(
         cost = Cost(model, workload, grid, device, assumed)
         memory, stage = accounting(account)(model, workload, grid)
         free = reserve(device, grid, model, memory, kept_free)
-        times, order = _refined(cost, estimate(cost), memory, memory + free <= device.memory_bytes, simulate_best)
-        wire = {axis: sent[order] for axis, sent in bulk_traffic(model, workload, grid, AXES_BY_FREQUENCY, calls=False).items()}
-        grid, times, memory, free, stage = grid.take(order), times.take(order), memory[order], free[order], stage[order]
-        layouts = _table(model, grid, times, (memory, free, stage), wire, device, workload, global_batch)
+        fits = memory + free <= device.memory_bytes
+        times = _refined(cost, estimate(cost), memory, fits, simulate_best)
+        wire = bulk_traffic(model, workload, grid, AXES_BY_FREQUENCY, calls=False)
+        splits = np.zeros(len(grid), np.int64), pd.Index([""])
+        if account == "engine" and simulate_best and only in (None, *SPLIT_BY):
+
+            def kept(some: Grid, held: Whole) -> Whole:
+                return reserve(device, some, model, held, kept_free)
+
+            more = uneven(cost, times, memory, fits, kept)
+            if more is not None:
+                grid, times, wire = grid.joined(more.grid), times.joined(more.times), _joined(wire, more.wire)
+                memory, stage = np.append(memory, more.memory), np.append(stage, more.stage)
+                free = np.append(free, kept(more.grid, more.memory))
+                splits = _splits(len(cost.grid), more.splits)
+        order = _order(times.step, memory, memory + free <= device.memory_bytes)
+        grid, times, held = grid.take(order), times.take(order), (memory[order], free[order], stage[order])
+        wire = {axis: sent[order] for axis, sent in wire.items()}
+        split = pd.Categorical.from_codes(splits[0][order], splits[1])
+        layouts = _table(model, grid, times, held, wire, split, device, workload, global_batch)
     return Plan(model, workload, ranks, global_batch, device, assumed, account, layouts, grid, times, kept_free)
 
 
@@ -148,23 +168,28 @@ def _ranked(step: Any, memory: Whole, rows: Any, most: int) -> Any:
     return rows[np.lexsort((memory[rows], step[rows]))][:most]
 
 
-def _refined(cost: Cost, times: StepTime, memory: Whole, fits: Any, most: int) -> tuple[StepTime, Any]:
-    """The times, simulated for the best layouts, and the order of the rows as in `search`.
+def _order(step: Any, memory: Whole, fits: Any) -> Whole:
+    """The order of the rows as in `search`."""
+    fitting, others = np.flatnonzero(fits), np.flatnonzero(~fits)
+    return np.append(_ranked(step, memory, fitting, len(fitting)), others[np.argsort(memory[others], kind="stable")])
+
+
+def _refined(cost: Cost, times: StepTime, memory: Whole, fits: Any, most: int) -> StepTime:
+    """The times, simulated for the best layouts.
 
     The first `most` layouts that fit are simulated. Then the order may change. So layouts that are now among the first `most` ÷ 2
     are simulated too, until all of these are, or 2 × `most` layouts were simulated. The difference between the simulated time and
     the closed form is added to `idle`.
     """
     step, bubble = times.step.copy(), times.bubble.copy()
-    fitting, others = np.flatnonzero(fits), np.flatnonzero(~fits)
+    fitting = np.flatnonzero(fits)
     due, done = _ranked(step, memory, fitting, most).tolist(), set[int]()
     while due and len(done) < 2 * most:
         specs = [cost.grid.spec(row, cost.model, cost.workload) for row in due]
         step[due], bubble[due] = np.array(simulated_all(specs, cost.device, cost.assumed)).T
         done.update(due)
         due = [row for row in _ranked(step, memory, fitting, most // 2).tolist() if row not in done]
-    order = np.append(_ranked(step, memory, fitting, len(fitting)), others[np.argsort(memory[others], kind="stable")])
-    return replace(times, step=step, idle=times.idle + step - times.step, bubble=bubble), order
+    return replace(times, step=step, idle=times.idle + step - times.step, bubble=bubble)
 
 
 def _table(
@@ -173,6 +198,7 @@ def _table(
     times: StepTime,
     held: tuple[Whole, Whole, Whole],
     wire: dict[str, Any],
+    split: Any,
     device: DeviceSpec,
     workload: WorkloadSpec,
     batch: int,
@@ -183,7 +209,7 @@ def _table(
     flops = model_flops(model) * batch / devices / times.step
     columns: dict[str, Any] = {
         "layout": _codes(grid),
-        **dict[str, Any](grid.degrees.items()), "chunks": grid.chunks,
+        **dict[str, Any](grid.degrees.items()), "chunks": grid.chunks, "split": split,
         "schedule": pd.Categorical.from_codes(grid.schedule, pd.Index(SCHEDULES)),
         "microbatch_size": grid.microbatch_size, "microbatches": grid.microbatches,
         "zero": grid.zero, "sequence_parallel": grid.sequence_parallel,
@@ -195,6 +221,17 @@ def _table(
         "fits": fits, "reason": _reasons(memory + free, fits, device.memory_bytes), "pareto": _pareto(memory, fits),
     }  # fmt: skip
     return pd.DataFrame(columns, copy=False)  # the table shares its arrays with the grid and the times
+
+
+def _joined(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+    return {axis: np.append(sent, other[axis]) for axis, sent in one.items()}
+
+
+def _splits(even: int, splits: list[Split]) -> tuple[Whole, Any]:
+    """For so many layouts with the even split and then those with these: numbers of texts, and the texts."""
+    texts = [",".join(map(str, split)) for split in splits]
+    index = pd.Index(["", *dict.fromkeys(texts)])
+    return np.append(np.zeros(even, np.int64), index.get_indexer(pd.Index(texts))), index
 
 
 def _codes(grid: Grid) -> Any:

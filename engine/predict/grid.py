@@ -86,6 +86,10 @@ class Grid:
         """The layouts that an index array, a slice or a mask selects."""
         return Grid(**{field.name: getattr(self, field.name)[which] for field in fields(self)})
 
+    def joined(self, other: Grid) -> Grid:
+        """The layouts of this one, and then of the other."""
+        return Grid(**{f.name: np.append(getattr(self, f.name), getattr(other, f.name)) for f in fields(self)})
+
     def recomputes(self, part: RecomputePart) -> NDArray[np.bool_]:
         """Whether each layout computes that part of layers again in backward, and not whole layers. (n,)"""
         return np.array([recomputes(kind, part) for kind in RECOMPUTES])[self.recompute]
@@ -122,10 +126,13 @@ class Grid:
             schedule=whole(SCHEDULES.index(layout.schedule) for layout in layouts),
         )
 
-    def spec(self, index: int, model: ModelSpec, workload: WorkloadSpec) -> RunSpec:
-        """Row `index` as a spec. `workload`: the settings that are not in the grid. Raises `RequestError` if it does not fit."""
+    def spec(self, index: int, model: ModelSpec, workload: WorkloadSpec, split: tuple[int, ...] = ()) -> RunSpec:
+        """Row `index` as a spec. `workload`: the settings that are not in the grid. Raises `RequestError` if it does not fit.
+
+        `split`: layers of each chunk, if it is not the even split.
+        """
         layout = LayoutSpec(
-            **{axis: int(degree[index]) for axis, degree in self.degrees.items()}, chunks=int(self.chunks[index]),
+            split=split, **{axis: int(degree[index]) for axis, degree in self.degrees.items()}, chunks=int(self.chunks[index]),
             schedule=SCHEDULES[self.schedule[index]], zero=int(self.zero[index]),
             sequence_parallel=bool(self.sequence_parallel[index]), recompute=RECOMPUTES[self.recompute[index]],
         )  # fmt: skip

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from itertools import groupby
 
 from engine.spec.sentence import sentence
 
@@ -38,3 +39,9 @@ def either(values: Iterable[object]) -> str:
     """The values in words: 1, 2, 4 or 8."""
     *words, end = map(str, values)
     return sentence("{values} or {last}", values=", ".join(words), last=end) if words else end
+
+
+def in_runs(counts: Sequence[int]) -> str:
+    """Numbers in a row, equal ones together: (6, 7, 7, 7, 6) → "6, 3 × 7, 6"."""
+    runs = [(len([*same]), count) for count, same in groupby(counts)]
+    return ", ".join(f"{times} × {count}" if times > 1 else str(count) for times, count in runs)

@@ -92,6 +92,11 @@ class LayoutSpec(Spec):
             found[match[1]] = int(match[2])
         return {axis: found.get(axis, 1) for axis in AXES_AS_WRITTEN}
 
+    @classmethod
+    def split_of(cls, text: str) -> tuple[int, ...]:
+        """Read a split: "3,3,2" → (3, 3, 2), and "" → (). Raises `ValueError`."""
+        return tuple(int(part) for part in text.split(",")) if text else ()
+
     @property
     def facts(self) -> ScheduleFacts:
         """The record of its schedule."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from engine.spec import LayoutSpec
+from engine.spec.numbers import in_runs
 from pages.charts.names import microbatches, recomputes, schedule
 from pages.charts.words import Words
 from pages.plan.found import Found
@@ -17,12 +19,19 @@ def levers(found: Found, row: int, words: Words) -> str:
     r = found.layout(row)
     named = schedule(str(r["schedule"]), words)
     said = [f"{named} × {r['chunks']}" if r["chunks"] > 1 else named] if r["pp"] > 1 else []
+    said += [words("layers {split}", split=in_runs(LayoutSpec.split_of(r["split"])))] if r["split"] else []
     said.append(microbatches(int(r["microbatches"]), int(r["microbatch_size"]), words))
     said += [f"ZeRO {r['zero']}"] if r["zero"] else []
     said += [words("sequence parallel")] if r["sequence_parallel"] else []
     if r["recompute"] != "none":
         said.append(words("recompute {what}", what=recomputes(words)[str(r["recompute"])]))
     return " · ".join(said)
+
+
+def pipeline(code: str, chunks: int, split: str, words: Words) -> str:
+    """A schedule with its chunks, and whether layers are split unevenly, for a narrow column."""
+    named = schedule(code, words) + (f" × {chunks}" if chunks > 1 else "")
+    return words("{schedule}, uneven", schedule=named) if split else named
 
 
 def brief(found: Found, row: int, words: Words) -> str:

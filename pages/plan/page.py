@@ -13,7 +13,7 @@ from engine.topology import AXES
 from pages.charts import plan as charts
 from pages.charts.drawing import Drawing
 from pages.charts.look import View, look
-from pages.charts.names import recomputes, schedule
+from pages.charts.names import recomputes
 from pages.charts.units import in_bytes, percent, short, significant
 from pages.charts.words import Words
 from pages.plan import detail, dry_run, form, heatmap, misfit, names, page_links, presets, published, serving
@@ -284,8 +284,10 @@ def _readable(layouts: pd.DataFrame, rows: list[int], words: Words) -> pd.DataFr
             "place": [row + 1 for row in rows],
             "layout": layouts["layout"].tolist(),
             "schedule": [
-                (schedule(code, words) + (f" × {chunks}" if chunks > 1 else "")) if pp > 1 else "–"
-                for code, chunks, pp in zip(layouts["schedule"], layouts["chunks"], layouts["pp"], strict=True)
+                names.pipeline(str(code), chunks, split, words) if pp > 1 else "–"
+                for code, chunks, split, pp in zip(
+                    *(layouts[name] for name in ("schedule", "chunks", "split", "pp")), strict=True
+                )
             ],
             "memory": (layouts["memory_bytes"] / 2**30).tolist(),
             "step": layouts["step_s"].tolist(),

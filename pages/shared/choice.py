@@ -161,7 +161,7 @@ class Choice:
         """Raises `RequestError` if the split is not a list of numbers."""
         text = self["layout.split"].strip()
         try:
-            split = tuple(int(part) for part in text.split(",")) if text else ()
+            split = LayoutSpec.split_of(text)
         except ValueError:
             raise RequestError(sentence("split {text!r} is not a list of whole numbers such as 3,3,2", text=text)) from None
         return LayoutSpec(**self.part("layout") | {"split": split})

@@ -169,7 +169,8 @@ def test_no_layout_of_the_front_is_beaten_in_time_and_memory(plan: Plan) -> None
 
 
 def test_wire_bytes_equal_those_of_each_layouts_traffic(plan: Plan) -> None:
-    rows = np.random.default_rng(0).integers(0, len(plan.layouts), 300)
+    even = np.flatnonzero(plan.layouts["split"] == "")
+    rows = np.random.default_rng(0).choice(even, 300)
     own = bulk_traffic(plan.model, MIXED, plan.grid.take(rows))
     for axis in AXES:
         assert plan.layouts[f"{axis}_bytes"][rows].tolist() == own[axis].tolist()
@@ -177,13 +178,13 @@ def test_wire_bytes_equal_those_of_each_layouts_traffic(plan: Plan) -> None:
 
 def test_another_account_of_memory_can_be_chosen(plan: Plan) -> None:
     theirs = search(plan.model, 32, A100, 64, account="korthikanti2022", simulate_best=0)
-    assert len(theirs.layouts) == len(plan.layouts)
+    assert len(theirs.layouts) == (plan.layouts["split"] == "").sum()
     memory, _ = accounting("korthikanti2022")(plan.model, MIXED, theirs.grid)
     assert theirs.layouts["memory_bytes"].tolist() == memory.tolist()
 
 
 def test_a_large_search_has_every_layout_once() -> None:
-    plan = search(catalog.model("gpt3-175b"), 1024, DEVICES["h100-80gb"], 1536, simulate_best=1)
+    plan = search(catalog.model("gpt3-175b"), 1024, DEVICES["h100-80gb"], 1536, simulate_best=0)
     assert len(plan.layouts) > 50_000
     assert plan.feasible > 1000
     columns = np.stack([getattr(plan.grid, name).astype(np.int64) for name in Grid.__dataclass_fields__])

@@ -29,6 +29,8 @@ from engine.topology import AXES_BY_FREQUENCY
 _ROUNDS, _ROUNDS_DEFERRED = 2, 4
 _AT_ONCE = 8192  # layouts
 
+StageLayers = tuple[Whole, Whole, Whole]  # of the first stage, of the last, and the most of any middle one: (n,) each
+
 
 PARTS = ("compute", *AXES_BY_FREQUENCY, "update", "idle")  # the fields of `StepTime` that add up to `step`
 
@@ -48,6 +50,10 @@ class StepTime:
 
     def take(self, which: Any) -> StepTime:
         return StepTime(**{field.name: getattr(self, field.name)[which] for field in fields(self)})
+
+    def joined(self, other: StepTime) -> StepTime:
+        """Those of this one, and then of the other."""
+        return StepTime(**{f.name: np.append(getattr(self, f.name), getattr(other, f.name)) for f in fields(self)})
 
 
 # ------------------------------------------------------------------------------------------------------------ in bulk
@@ -89,17 +95,20 @@ class _Work(NamedTuple):
         )
 
 
-def estimate(cost: Cost) -> StepTime:
-    """The step time of each layout of a grid, in closed form.
+def estimate(cost: Cost, layers: StageLayers | None = None) -> StepTime:
+    """The step time of each layout of a grid, in closed form. `layers`: of its stages; None: as `layers_of_stages`.
 
     Many layouts differ only in their schedule or chunks, and their stages have the same work. This work is computed once for each
     group of such layouts. Groups are computed `_AT_ONCE` at a time, so that intermediate arrays stay small.
     """
     grid, m = cost.grid, cost.grid.microbatches
-    first, group = distinct(
-        grid.dp, grid.tp, grid.pp, grid.microbatch_size, grid.zero, grid.sequence_parallel, grid.recompute, _stage_shape(cost)
-    )
-    blocks = [_work(cost.take(first[start : start + _AT_ONCE])) for start in range(0, max(1, len(first)), _AT_ONCE)]
+    if layers is None:
+        first, group = distinct(
+            grid.dp, grid.tp, grid.pp, grid.microbatch_size, grid.zero, grid.sequence_parallel, grid.recompute, _stage_shape(cost)
+        )
+        blocks = [_work(cost.take(first[start : start + _AT_ONCE])) for start in range(0, max(1, len(first)), _AT_ONCE)]
+    else:
+        group, blocks = np.arange(len(grid)), [_work(cost, layers)]
     work = _Work(*(np.concatenate(parts, axis=-1) for parts in zip(*blocks, strict=True)))
     pipeline, waits = np.empty((2, len(grid)))
     for facts, rows in grid.schedules():
@@ -132,8 +141,8 @@ def _stage_shape(cost: Cost) -> Whole:
     return shape[group]
 
 
-def _work(cost: Cost) -> _Work:
-    stages, held, total = _stages(cost)
+def _work(cost: Cost, layers: StageLayers | None = None) -> _Work:
+    stages, held, total = _stages(cost, layers or layers_of_stages(cost.grid, cost.model.layers))
     times = [stage.sum(axis=(0, 1)) for stage in stages]
     slowest = np.argmax(times, axis=0)
     one = np.choose(slowest[None, None], stages)  # (3, 3, n) of the slowest stage
@@ -155,14 +164,14 @@ def _work(cost: Cost) -> _Work:
     )
 
 
-def _stages(cost: Cost) -> tuple[list[Real], list[HeldParameters], Real]:
-    """Three stages: the first, the last, and the middle one with the most layers.
+def _stages(cost: Cost, layers: StageLayers) -> tuple[list[Real], list[HeldParameters], Real]:
+    """Three stages: the first, the last, and the middle one with the most layers. `layers`: how many each has.
 
     Returns their passes, (3, 3, n) each, their parameters, and the sum of the passes of all stages, (3, 3, n). A stage that a
     layout does not have is zeros.
     """
     grid, model = cost.grid, cost.model
-    counts = [np.asarray(count) for count in layers_of_stages(grid, model.layers)]
+    counts = [np.asarray(count) for count in layers]
     plain, embedding, head = (cost.passes.of(part) for part in ("layer", "embedding", "head"))
     decoder = model.layers - model.encoder_layers if model.parts.encoder else 0
     crossing = cost.passes.of("decoder")
@@ -194,7 +203,7 @@ def _stages(cost: Cost) -> tuple[list[Real], list[HeldParameters], Real]:
     return stages, held, total
 
 
-def layers_of_stages(grid: Grid, layers: int) -> tuple[Whole, Whole, Whole]:
+def layers_of_stages(grid: Grid, layers: int) -> StageLayers:
     """Layers of the first stage, of the last stage, and the most of any middle stage; as `LayoutSpec.stage_layers`. (n,) each
 
     Each chunk has `base` layers, and the first `rest` chunks have one more. Stage s holds chunks s, s + pp, …. Under a V-shaped

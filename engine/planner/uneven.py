@@ -1,0 +1,276 @@
+"""Uneven splits of layers into chunks: where embedding and head make a stage slower or fuller, other stages take its layers.
+
+The planner weighs all layouts with layers split as evenly as possible. Here a few of them are offered with another split beside:
+
+    faster    the slowest stage gets fewer layers, or one chunk more than there are layers has the embedding or the head alone
+    smaller   where layers do not divide evenly, the larger chunks are not on the first stages, whose ranks hold most activations
+    fitting   a layout that is slightly too large for the device, with layers moved away from its fullest stage
+
+Each is predicted by itself: simulated time, memory and traffic as those of one layout.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from heapq import heapify, heappop, heappush
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engine.predict.grid import Grid, Whole
+from engine.predict.memory import memory
+from engine.predict.speed.cost import Cost
+from engine.predict.speed.step_time import StepTime, estimate, simulated_all
+from engine.predict.traffic import wire_bytes
+from engine.predict.traffic.step import Training
+from engine.spec import LayoutSpec, RunSpec, misfits
+from engine.topology import AXES_BY_FREQUENCY
+
+Split = tuple[int, ...]
+Marks = NDArray[np.bool_]
+LayoutOfBatch = tuple[LayoutSpec, int]  # with sequences of a microbatch
+_WEIGHED = 200  # layouts whose balanced split is worked out
+_TRIED = 8  # of these, those that are simulated
+_NEAR, _NEAR_TRIED, _ROUNDS = 1.1, 3, 3  # times the device's memory; layouts so near; moves of layers until one is given up
+_GAINS, _SAVES = 1.001, 1.01  # times as slow, or as large, as with a split that is worth offering
+
+
+@dataclass(frozen=True)
+class Uneven:
+    """Entry i of each is one layout. (n,)"""
+
+    grid: Grid
+    splits: list[Split]
+    times: StepTime
+    memory: Whole
+    stage: Whole  # the fullest
+    wire: dict[str, Whole]  # as of `bulk_traffic`
+
+
+@dataclass(frozen=True)
+class _Tried:
+    """A layout with an uneven split."""
+
+    row: int  # of the layout with the even one
+    spec: RunSpec
+
+    @property
+    def stages(self) -> tuple[int, int, int]:
+        """Layers of the first stage, of the last, and the most of any other."""
+        counts = self.spec.layout.stage_layers(self.spec.model.layers)
+        return counts[0], counts[-1], max(counts[1:-1], default=0)
+
+
+def uneven(cost: Cost, times: StepTime, held: Whole, fits: Marks, free: Callable[[Grid, Whole], Whole]) -> Uneven | None:
+    """Layouts with uneven splits that fit, and that are faster or smaller than the same with the even one. None: there are none.
+
+    `cost`: of all layouts with even splits, `times`: their seconds, `held`: bytes of tensors of each, `fits`: whether it fits.
+    `free`: bytes to keep free of layouts with these bytes of tensors. Models with an encoder have none: their layers differ.
+    """
+    if cost.model.parts.encoder:
+        return None
+    have = cost.device.memory_bytes
+    found = list[tuple[_Tried, list[int]]]()  # and the bytes of each of its stages
+    for one, even_s, own_s in _as_fast(cost, times, fits):
+        peaks = _peaks(one.spec)
+        if own_s * _GAINS < even_s or max(peaks) * _SAVES < held[one.row]:
+            found.append((one, peaks))
+    found += _made_to_fit(cost, times, held, fits, free)
+    if not found:
+        return None
+    tried = [one for one, _ in found]
+    most, stage = np.array([(max(peaks), peaks.index(max(peaks))) for _, peaks in found]).T
+    grid = _grid(cost.grid, tried)
+    fitting = np.flatnonzero(most + free(grid, most) <= have)
+    if not len(fitting):
+        return None
+    tried, grid = [tried[i] for i in fitting], grid.take(fitting)
+    wire = [_busiest(one.spec) for one in tried]
+    return Uneven(
+        grid=grid,
+        splits=[one.spec.layout.split for one in tried],
+        times=_times(cost, tried),
+        memory=most[fitting],
+        stage=stage[fitting],
+        wire={axis: np.array([sent[axis] for sent in wire]) for axis in AXES_BY_FREQUENCY},
+    )
+
+
+# --------------------------------------------------------------------------------------------------------------- faster
+
+
+def _as_fast(cost: Cost, times: StepTime, fits: Marks) -> Iterator[tuple[_Tried, float, float]]:
+    """Layouts that fit, with a balanced split that is not slower: seconds of a step with the even one, and with it.
+
+    Those that promise most: at best all stages take as long as they do on average.
+    """
+    piped = np.flatnonzero(fits & (cost.grid.pp > 1))
+    each = times.take(piped)
+    slowest = each.compute + each.tp + each.dp
+    least = each.step - np.maximum(0.0, slowest - (1 - each.bubble) * (slowest + each.pp + each.idle))
+    tried = _balanced(cost, piped[np.argsort(least, kind="stable")[:_WEIGHED]])
+    if not tried:
+        return
+    best = [tried[i] for i in np.argsort(_estimate(cost, tried).step, kind="stable")[:_TRIED]]
+    even = [cost.grid.spec(one.row, cost.model, cost.workload) for one in best]
+    simulations = simulated_all([*even, *(one.spec for one in best)], cost.device, cost.assumed)
+    seconds = [step for step, _ in simulations]
+    for one, even_s, own_s in zip(best, seconds[: len(best)], seconds[len(best) :], strict=True):
+        if own_s < _GAINS * even_s:
+            yield one, even_s, own_s
+
+
+def _balanced(cost: Cost, rows: Whole) -> list[_Tried]:
+    """These layouts with their balanced split, where it is not the even one."""
+    if not len(rows):
+        return []
+    passes, layers, found = cost.take(rows).passes, cost.model.layers, dict[LayoutOfBatch, _Tried]()
+    layer, embedding, head = (passes.of(part).sum((0, 1)) for part in ("layer", "embedding", "head"))
+    ends = zip(rows.tolist(), (embedding / layer).round(2).tolist(), (head / layer).round(2).tolist(), strict=True)
+    shapes = dict[tuple[int, ...], LayoutSpec]()
+    for row, first, last in ends:
+        key = int(cost.grid.pp[row]), int(cost.grid.chunks[row]), int(cost.grid.schedule[row])
+        if key not in shapes:
+            shapes[key] = cost.grid.spec(row, cost.model, cost.workload).layout
+        for chunks, split in _splits(shapes[key], layers, first, last):
+            spec = cost.grid.spec(row, cost.model, cost.workload)
+            layout = spec.layout.model_copy(update={"chunks": chunks, "split": split})
+            if not misfits(cost.model, layout, spec.workload):
+                one = _Tried(row, spec.model_copy(update={"layout": layout}))
+                found.setdefault((layout, spec.workload.microbatch_size), one)
+    return list(found.values())
+
+
+def _splits(layout: LayoutSpec, layers: int, embedding: float, head: float) -> Iterator[tuple[int, Split]]:
+    """Chunks of a stage, and their balanced split, where it is not the layout's even one."""
+    more = _with_ends_alone(layers, layout.pp) if layout.facts.chunks is None else set[int]()
+    for chunks in sorted({layout.chunks, *more}):
+        split = balanced(layout.model_copy(update={"chunks": chunks}).placement, layers, embedding, head)
+        if chunks != layout.chunks or split != layout.chunk_layers(layers):
+            yield chunks, split
+
+
+def _with_ends_alone(layers: int, pp: int) -> set[int]:
+    """Chunks of a stage with which the last chunk of all, or the first as well, has no layer, and each other has one."""
+    return {(layers + alone) // pp for alone in (1, 2) if (layers + alone) % pp == 0 and layers + alone >= 2 * pp}
+
+
+@lru_cache(maxsize=1024)
+def balanced(placement: Split, layers: int, embedding: float, head: float) -> Split:
+    """The layers of each chunk with which the slowest stage takes least; of equal ones, the first stages have fewest.
+
+    `placement`: the stage of each chunk. `embedding`, `head`: how many layers take as long. Chunks between the first and the
+    last have one layer at least, which is no more than `layers` in total.
+    """
+    last = len(placement) - 1
+    counts = [0 if chunk in (0, last) else 1 for chunk in range(last + 1)]
+    extra = [0.0] * (last + 1)
+    extra[0], extra[last] = embedding, head
+    on = defaultdict[int, list[int]](list)
+    for chunk, stage in enumerate(placement):
+        on[stage].append(chunk)
+    loads = [(sum(counts[chunk] + extra[chunk] for chunk in on[stage]), -stage) for stage in on]
+    heapify(loads)
+    for _ in range(layers - sum(counts)):
+        load, stage = heappop(loads)
+        smallest = min(on[-stage], key=lambda chunk: (counts[chunk] + extra[chunk], -chunk))
+        counts[smallest] += 1
+        heappush(loads, (load + 1, stage))
+    return tuple(counts)
+
+
+# -------------------------------------------------------------------------------------------------------------- fitting
+
+
+def _made_to_fit(
+    cost: Cost, times: StepTime, held: Whole, fits: Marks, free: Callable[[Grid, Whole], Whole]
+) -> Iterator[tuple[_Tried, list[int]]]:
+    """The fastest layouts that are slightly too large, with a split that makes them fit, and the bytes of each of their stages.
+
+    Only those that are faster than all that fit, and whose last stages have room: with one chunk a stage, each holds one
+    microbatch less than the stage before it.
+    """
+    have = cost.device.memory_bytes
+    best = times.step[fits].min(initial=np.inf)
+    descends = cost.grid.by_schedule(lambda facts: facts.chunks == 1 and facts.memory_repeats_after is not None)
+    near = np.flatnonzero(~fits & (cost.grid.pp > 1) & descends & (held <= _NEAR * have) & (times.step < best))
+    kept = free(cost.grid.take(near), held[near])
+    close = np.flatnonzero(held[near] <= _NEAR * (have - kept))
+    for place in close[np.argsort(times.step[near[close]], kind="stable")][:_NEAR_TRIED].tolist():
+        row, room = int(near[place]), have - int(kept[place])
+        spec = cost.grid.spec(row, cost.model, cost.workload)
+        peaks = _peaks(spec)
+        for _ in range(_ROUNDS):
+            split = moved(spec, peaks, room)
+            if split is None:
+                break
+            spec = spec.model_copy(update={"layout": spec.layout.model_copy(update={"split": split})})
+            peaks = _peaks(spec)
+            if max(peaks) <= room:
+                yield _Tried(row, spec), peaks
+                break
+
+
+def moved(spec: RunSpec, peaks: Sequence[int], room: int) -> Split | None:
+    """A split with layers moved from stages that need more than `room` bytes to the emptiest ones. None where that cannot help.
+
+    `peaks`: bytes of each stage. A layer is taken to need its share of its stage's bytes.
+    """
+    layout, layers = spec.layout, spec.model.layers
+    counts, stages = list(layout.chunk_layers(layers)), layout.stage_layers(layers)
+    a_layer = [peak / max(1, count) for peak, count in zip(peaks, stages, strict=True)]
+    now, last = [float(peak) for peak in peaks], len(counts) - 1
+    for _ in range(layers):
+        fullest, emptiest = int(np.argmax(now)), int(np.argmin(now))
+        if now[fullest] <= room:
+            return tuple(counts)
+        giving = [c for c, s in enumerate(layout.placement) if s == fullest and counts[c] > (0 if c in (0, last) else 1)]
+        taking = [c for c, s in enumerate(layout.placement) if s == emptiest]
+        if not giving or now[emptiest] + a_layer[emptiest] > room:
+            return None
+        counts[max(giving, key=lambda chunk: counts[chunk])] -= 1
+        counts[min(taking, key=lambda chunk: counts[chunk])] += 1
+        now[fullest] -= a_layer[fullest]
+        now[emptiest] += a_layer[emptiest]
+    return None
+
+
+# --------------------------------------------------------------------------------------------------- of one layout each
+
+
+def _peaks(spec: RunSpec) -> list[int]:
+    return [peak.total for peak in memory(spec).peaks]
+
+
+def _busiest(spec: RunSpec) -> dict[str, int]:
+    """Wire bytes of the busiest rank over each axis."""
+    found, mesh = Training(spec), spec.layout.mesh
+    most: dict[str, int] = dict.fromkeys(AXES_BY_FREQUENCY, 0)
+    for stage in range(spec.layout.pp):
+        sent: dict[str, int] = defaultdict(int)
+        for call in found.calls(stage):
+            sent[call.axis] += call.calls * wire_bytes(call.collective, call.payload_bytes, call.ranks(mesh[call.axis]))
+        most = {axis: max(bytes_, sent[axis]) for axis, bytes_ in most.items()}
+    return most
+
+
+def _grid(grid: Grid, tried: Sequence[_Tried]) -> Grid:
+    """Their rows, each with its own number of chunks."""
+    few = grid.take([one.row for one in tried])
+    return replace(few, chunks=np.array([one.spec.layout.chunks for one in tried]))
+
+
+def _estimate(cost: Cost, tried: Sequence[_Tried]) -> StepTime:
+    few = Cost(cost.model, cost.workload, _grid(cost.grid, tried), cost.device, cost.assumed)
+    first, last, middle = np.array([one.stages for one in tried]).T
+    return estimate(few, (first, last, middle))
+
+
+def _times(cost: Cost, tried: Sequence[_Tried]) -> StepTime:
+    """Simulated. The difference to the closed form is added to `idle`, as for other layouts."""
+    closed = _estimate(cost, tried)
+    step, bubble = np.array(simulated_all([one.spec for one in tried], cost.device, cost.assumed)).T
+    return replace(closed, step=step, idle=closed.idle + step - closed.step, bubble=bubble)
