@@ -42,7 +42,7 @@ class Environment(_JsonRecord):
     system: str = ""
     threads_per_rank: int = Field(1, ge=1, le=2**20)
     nodes: list[_Count] = Field(default_factory=list)  # the node of each rank; empty for one node
-    clock_error_ns: _Count = 0  # the largest error between instants of two nodes
+    clock_error_ns: _Count = 0  # bound of the error between instants of any two nodes
 
 
 class Allocator(_JsonRecord):

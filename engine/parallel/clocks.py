@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -50,6 +50,17 @@ def measured(line: Line, rank: int, id: int, now: Callable[[], int] = time.perf_
             _answer(line, other, now)
     of_all = line.gathered([found.ahead_ns, found.error_ns])
     return Clock(*of_all[ids.index(ids[rank])])
+
+
+def largest_error(clocks: Sequence[Sequence[int]]) -> int:
+    """Bound of the error between instants of any two machines. `clocks`: of each rank, the id of its clock and the clock's error.
+
+    Errors of two clocks may have opposite signs, so those of the two worst are added. That of rank 0's clock counts too.
+    """
+    errors: dict[int, int] = {}
+    for id, error in clocks:
+        errors[id] = max(error, errors.get(id, 0))
+    return sum(sorted(errors.values())[-2:])
 
 
 def _asked(line: Line, now: Callable[[], int]) -> Clock:

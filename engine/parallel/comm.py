@@ -25,7 +25,7 @@ import torch.distributed as dist
 
 from engine.measure.recorder import Recorder, Span, TrafficKey
 from engine.parallel.backend import Backend
-from engine.parallel.clocks import Clock, clock_id, measured
+from engine.parallel.clocks import Clock, clock_id, largest_error, measured
 from engine.parallel.pending import CommError, Pending, of_others, wait_for
 from engine.parallel.transport import Group, NoPeers, Parts, Reduction, Transport, Works
 from engine.parallel.unowned import unowned_view
@@ -133,7 +133,7 @@ class Comm:
         self.mesh, self.rank, self.recorder, self.device, self._transport = mesh, rank, recorder, device, transport
         self.at = mesh.coordinate(rank)
         self.clock = Clock()
-        self.clock_error_ns = 0  # the largest error of an instant of one machine on the clock of another
+        self.clock_error_ns = 0  # the largest error between instants of two machines
         self.groups: dict[str, Group] = {axis: Group(axis, mesh.group(axis, rank)) for axis in mesh}
         self.groups[KEY_COPIES] = Group("tp", mesh.neighbours("tp", rank, key_copies))
         self.groups[EP] = Group(EP, mesh.neighbours("dp", rank, ep))
@@ -360,5 +360,5 @@ class Comm:
         with of_others():
             self.clock = measured(self._transport, self.rank, clock_id())
         moved = self.clock.ahead_ns - before
-        self.clock_error_ns = max(error for (error,) in self.gathered([self.clock.error_ns + abs(moved)]))
+        self.clock_error_ns = largest_error(self.gathered([clock_id(), self.clock.error_ns + abs(moved)]))
         return moved

@@ -9,7 +9,7 @@ from threading import Barrier
 
 import pandas as pd
 
-from engine.parallel.clocks import Clock, clock_id, measured
+from engine.parallel.clocks import Clock, clock_id, largest_error, measured
 from engine.summary import wire_bytes_between_nodes
 from tests.patience import PATIENCE_S
 
@@ -64,6 +64,27 @@ def test_each_machine_finds_how_far_its_clock_is_ahead_within_the_bound() -> Non
 
 def test_on_one_machine_nobody_is_asked() -> None:
     assert clocks([0, 0, 0], ids=[clock_id()] * 3) == [Clock()] * 3
+
+
+def test_the_error_between_two_machines_is_that_of_both_clocks() -> None:
+    """The way from rank 1 takes longer than back, and the way to rank 2: one clock seems behind, the other ahead."""
+    ids, ahead, delays = [1, 2, 3, 3], [0, 5_000, -900, -900], {(1, 0): 100, (0, 2): 60}
+    lines, time_ns = Lines(len(ids)), [0]  # of rank 0; two ranks talk at a time
+
+    class Slow(LineOf):
+        def tell(self, number: int, peer: int) -> None:
+            time_ns[0] += delays.get((self.rank, peer), 0)
+            super().tell(number, peer)
+
+    def one(rank: int) -> Clock:
+        return measured(Slow(rank, lines), rank, ids[rank], lambda: time_ns[0] + ahead[rank])
+
+    with ThreadPoolExecutor(len(ids)) as ranks:
+        found = list(ranks.map(one, range(len(ids))))
+    off = [clock.ahead_ns - by for clock, by in zip(found, ahead, strict=True)]
+    assert off == [0, -50, 30, 30]
+    bound = largest_error([(id, clock.error_ns) for id, clock in zip(ids, found, strict=True)])
+    assert bound == max(off) - min(off) == 80
 
 
 def test_bytes_between_nodes_are_those_that_a_ring_sends_from_one_to_the_other() -> None:
