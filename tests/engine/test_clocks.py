@@ -88,12 +88,21 @@ def test_the_error_between_two_machines_is_that_of_both_clocks() -> None:
 
 
 def test_bytes_between_nodes_are_those_that_a_ring_sends_from_one_to_the_other() -> None:
-    rows = [
-        {"rank": 0, "group": "0,1,2,3", "wire_bytes": 1},  # to rank 1, in the same node
-        {"rank": 1, "group": "0,1,2,3", "wire_bytes": 10},  # to rank 2, in the other
-        {"rank": 3, "group": "0,1,2,3", "wire_bytes": 100},  # back to rank 0
-        {"rank": 2, "group": "2,3", "wire_bytes": 1_000},
-        {"rank": 3, "group": "1,3", "wire_bytes": 10_000},
+    sent = [
+        (0, "all_reduce", "0,1,2,3", 1),  # to rank 1, in the same node
+        (1, "all_reduce", "0,1,2,3", 10),  # to rank 2, in the other
+        (3, "all_reduce", "0,1,2,3", 100),  # back to rank 0
+        (2, "all_reduce", "2,3", 1_000),
+        (3, "send", "1,3", 10_000),
     ]
-    assert wire_bytes_between_nodes(pd.DataFrame(rows), [0, 0, 1, 1]) == 10_110
-    assert wire_bytes_between_nodes(pd.DataFrame(rows), [0, 0, 0, 0]) == 0
+    rows = pd.DataFrame(sent, columns=["rank", "collective", "group", "wire_bytes"])
+    assert wire_bytes_between_nodes(rows, [0, 0, 1, 1]) == 10_110
+    assert wire_bytes_between_nodes(rows, [0, 0, 0, 0]) == 0
+
+
+def test_bytes_between_nodes_of_transfers_to_each_peer_are_the_shares_of_those_on_other_nodes() -> None:
+    names = ("all_gather", "reduce_scatter", "all_to_all")
+    sent = [(rank, name, "0,1,2,3", 3 * 10**power) for power, name in enumerate(names) for rank in range(4)]
+    rows = pd.DataFrame(sent, columns=["rank", "collective", "group", "wire_bytes"])
+    assert wire_bytes_between_nodes(rows, [0, 0, 1, 1]) == 4 * 2 * 111
+    assert wire_bytes_between_nodes(rows, [0, 0, 1, 1], "nccl") == 2 * 3 * 11 + 4 * 2 * 100, "rings, but for the all-to-all"
