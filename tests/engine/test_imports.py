@@ -368,3 +368,6 @@ def test_megatrons_t5_with_relative_positions_is_a_t5_with_the_parts_that_it_has
     assert found.padded_vocab(1) == 32128
     with pytest.raises(RequestError, match="relative-attention-num-buckets=64 is not supported here; only 32"):
         imports.read(script.replace("buckets 32", "buckets 64").encode(), "t5.sh")
+    for stack in ("encoder", "decoder"):
+        with pytest.raises(RequestError, match="each needs 1 and more"):
+            imports.read(script.replace(f"--{stack}-num-layers 6", f"--{stack}-num-layers 0").encode(), "t5.sh")
