@@ -118,7 +118,7 @@ def shard_specs(draw: st.DrawFn) -> ShardSpec:
         blocks = tuple(draw(st.lists(st.integers(1, 7), min_size=1, max_size=3)))
         shape[dim] = sum(blocks)
         blocks = blocks if len(blocks) > 1 or draw(st.booleans()) else ()
-    return ShardSpec(tuple(shape), dim, blocks)
+    return ShardSpec(tuple(shape), dim, blocks, multiple=draw(st.integers(1, 4)))
 
 
 @given(spec=shard_specs(), of=st.integers(1, 8))
@@ -164,7 +164,7 @@ def test_shards_initialized_separately_equal_those_of_the_whole(spec: ShardSpec,
         return parameter.detach()
 
     whole = draw(0, 1)
-    assert torch.equal(spec.unshard([draw(index, of) for index in range(of)]), whole)
+    assert torch.equal(spec.unshard([draw(index, of) for index in range(of)]), spec.unshard([whole]))
     assert not torch.equal(draw(0, 1, "layers.1.weight"), whole), "another name, another draw"
 
 
