@@ -225,16 +225,11 @@ class Comm:
         span = self._count(to.axis, "all_gather", to.ranks, tensor.nbytes, (len(to.ranks) - 1) * tensor.nbytes)
         return self._start(lambda: self._transport.all_gather(out, tensor, to, self._next_tag(to)), span, tensor, out)
 
-    def reduce_scatter(self, tensor: torch.Tensor, group: str) -> torch.Tensor:
-        """Sum over the group of this rank's part of `tensor` (n, *shape); returns (*shape)."""
-        out = torch.empty_like(tensor[0])
-        self.start_reduce_scatter(tensor, group, out).wait()
-        return out
-
     def start_reduce_scatter(
         self, tensor: torch.Tensor, group: str, out: torch.Tensor | None = None, accumulate: bool = False
     ) -> Pending:
-        """The same, asynchronous. The sum is written to `out`, or added to it if `accumulate`, in the type of `out`.
+        """Sum over the group of this rank's part of `tensor` (n, *shape), asynchronous. The sum (*shape) is written to `out`, or
+        added to it if `accumulate`, in the type of `out`.
 
         Without `out` it takes the place of this rank's part of `tensor`. Neither must be used until the call was waited for.
         """
