@@ -150,13 +150,13 @@ def _usual_ffn(hidden: int, gated: bool) -> int:
 
 
 def _vocabulary(fields: Fields) -> Values:
-    """NullTokenizer has one token more. Extra ids are tokens too, unless nothing is padded, as in scripts that come from here."""
+    """NullTokenizer adds one token, the end of a document. --vocab-extra-ids are added too: --vocab-size is without them."""
     tokens = fields.whole("vocab_size") + (fields.get("tokenizer_type") == "NullTokenizer")
     extra = fields.whole("vocab_extra_ids") if "vocab_extra_ids" in fields else 0
     multiple = fields.whole("make_vocab_size_divisible_by")
     if multiple < 1:
         raise RequestError(sentence("{name}={value} must be a whole number", name="make_vocab_size_divisible_by", value=multiple))
-    return {"vocab": tokens + extra, "vocab_multiple": multiple} if multiple > 1 else {"vocab": tokens}
+    return {"vocab": tokens + extra, "vocab_multiple": multiple if multiple > 1 else 0}
 
 
 def _layout(fields: Fields, model: ModelSpec) -> tuple[LayoutSpec, list[Sentence]]:

@@ -332,7 +332,10 @@ class ModelSpec(ExpertNumbers, Spec):
         return -(-self.vocab // (tp * self.vocab_multiple)) * self.vocab_multiple
 
     def padded_vocab(self, tp: Any) -> Any:
-        """Rows of the vocabulary on all of `tp` ranks; what tp alone pads is left out."""
+        """Rows of the vocabulary on all of `tp` ranks.
+
+        Without `vocab_multiple` it is the vocabulary; rounding up to a multiple of tp is not counted.
+        """
         return self.vocab if self.vocab_multiple < 2 else self.vocab_rows(tp) * tp
 
     @property
