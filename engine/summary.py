@@ -36,15 +36,17 @@ def exposed(spans: pd.DataFrame, mesh: Mesh) -> dict[Axis, float]:
 def wire_bytes_between_nodes(traffic: pd.DataFrame, nodes: Sequence[int], backend: str = "gloo") -> int:
     """Bytes of a step that go from one node to another. `nodes`: the node of each rank.
 
-    In a ring a rank sends all to the next one of its group, and the wire bytes of a send go to its peer. An all-to-all sends to each
-    peer, of which each is taken to get as much. So do the all-gather and the reduce-scatter on the CPU (`engine.parallel.comm`).
+    In a ring a rank sends all to the next one of its group, and the wire bytes of a send go to its peer. An all-to-all sends to
+    each peer, of which each is taken to get as much. So do the all-gather and the reduce-scatter on the CPU
+    (`engine.parallel.comm`).
     """
     direct = {"all_to_all", "all_gather", "reduce_scatter"} if backend == "gloo" else {"all_to_all"}
     between = 0
     columns = (traffic[name] for name in ("rank", "collective", "group", "wire_bytes"))
     for rank, collective, group, sent in zip(*columns, strict=True):
         ranks = members(group)
-        peers = [peer for peer in ranks if peer != rank] if collective in direct else [ranks[(ranks.index(rank) + 1) % len(ranks)]]
+        following = ranks[(ranks.index(rank) + 1) % len(ranks)]
+        peers = [peer for peer in ranks if peer != rank] if collective in direct else [following]
         between += int(sent) * sum(nodes[peer] != nodes[rank] for peer in peers) // max(1, len(peers))
     return between
 

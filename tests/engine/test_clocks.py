@@ -14,8 +14,8 @@ from engine.summary import wire_bytes_between_nodes
 from tests.patience import PATIENCE_S
 
 
-class Lines:
-    """Lines between ranks that are threads."""
+class AllMessages:
+    """Messages between ranks that are threads."""
 
     def __init__(self, ranks: int) -> None:
         self.said: dict[tuple[int, int], Queue[int]] = {(a, b): Queue() for a in range(ranks) for b in range(ranks)}
@@ -23,30 +23,30 @@ class Lines:
         self.all_here = Barrier(ranks)
 
 
-class LineOf:
-    def __init__(self, rank: int, lines: Lines) -> None:
-        self.rank, self.lines = rank, lines
+class MessagesOf:
+    def __init__(self, rank: int, every: AllMessages) -> None:
+        self.rank, self.every = rank, every
 
     def gathered(self, numbers: list[int]) -> list[list[int]]:
-        self.lines.numbers[self.rank] = numbers
-        self.lines.all_here.wait(PATIENCE_S)
-        found = list(self.lines.numbers)
-        self.lines.all_here.wait(PATIENCE_S)
+        self.every.numbers[self.rank] = numbers
+        self.every.all_here.wait(PATIENCE_S)
+        found = list(self.every.numbers)
+        self.every.all_here.wait(PATIENCE_S)
         return found
 
     def tell(self, number: int, peer: int) -> None:
-        self.lines.said[self.rank, peer].put(number)
+        self.every.said[self.rank, peer].put(number)
 
     def told_by(self, peer: int) -> int:
-        return self.lines.said[peer, self.rank].get(timeout=PATIENCE_S)
+        return self.every.said[peer, self.rank].get(timeout=PATIENCE_S)
 
 
 def clocks(ahead_s: list[int], ids: list[int]) -> list[Clock]:
     """The clock that each of so many ranks finds."""
-    lines = Lines(len(ids))
+    every = AllMessages(len(ids))
 
     def one(rank: int) -> Clock:
-        return measured(LineOf(rank, lines), rank, ids[rank], lambda: time.perf_counter_ns() + ahead_s[rank] * 10**9)
+        return measured(MessagesOf(rank, every), rank, ids[rank], lambda: time.perf_counter_ns() + ahead_s[rank] * 10**9)
 
     with ThreadPoolExecutor(len(ids)) as ranks:
         return list(ranks.map(one, range(len(ids))))
@@ -69,15 +69,15 @@ def test_on_one_machine_nobody_is_asked() -> None:
 def test_the_error_between_two_machines_is_that_of_both_clocks() -> None:
     """The way from rank 1 takes longer than back, and the way to rank 2: one clock seems behind, the other ahead."""
     ids, ahead, delays = [1, 2, 3, 3], [0, 5_000, -900, -900], {(1, 0): 100, (0, 2): 60}
-    lines, time_ns = Lines(len(ids)), [0]  # of rank 0; two ranks talk at a time
+    every, time_ns = AllMessages(len(ids)), [0]  # of rank 0; two ranks talk at a time
 
-    class Slow(LineOf):
+    class Slow(MessagesOf):
         def tell(self, number: int, peer: int) -> None:
             time_ns[0] += delays.get((self.rank, peer), 0)
             super().tell(number, peer)
 
     def one(rank: int) -> Clock:
-        return measured(Slow(rank, lines), rank, ids[rank], lambda: time_ns[0] + ahead[rank])
+        return measured(Slow(rank, every), rank, ids[rank], lambda: time_ns[0] + ahead[rank])
 
     with ThreadPoolExecutor(len(ids)) as ranks:
         found = list(ranks.map(one, range(len(ids))))
