@@ -34,7 +34,7 @@ T = TypeVar("T")
 
 
 class ThreadComm(Comm):
-    """A rank of a tp group of threads. Its collectives reduce and gather in memory. Until a call was waited for, its result is NaN."""
+    """A rank of a tp group of threads. Its collectives reduce and gather in memory. A result is NaN until it was waited for."""
 
     def __init__(self, tp: int, index: int, barrier: threading.Barrier, table: list[Any]) -> None:
         super().__init__(Mesh({"tp": tp}), index, Recorder(), torch.device("cpu"), NoPeers(index))
