@@ -98,7 +98,7 @@ class Generator:
         generator = torch.Generator().manual_seed(seed)
         model, tp = self.spec.model, self.comm.mesh.tp
         padded = model.vocab_rows(tp) * tp
-        # Without tp it is drawn for the padding too, as ledgers have it: they name one number of rows there.
+        # Without tp, noise is drawn for the padding too. A ledger without tp knows only the padded number of rows.
         drawn = model.vocab if tp > 1 else padded
         uniform = torch.rand(drawn, generator=generator, dtype=torch.float64).clamp_(1e-300)
         noise = torch.zeros(padded)

@@ -42,7 +42,7 @@ class Environment(_JsonRecord):
     system: str = ""
     threads_per_rank: int = Field(1, ge=1, le=2**20)
     nodes: list[_Count] = Field(default_factory=list)  # the node of each rank; empty for one node
-    clock_error_ns: _Count = 0  # the largest error between instants of two nodes
+    clock_error_ns: _Count = 0  # bound of the error between instants of any two nodes
 
 
 class Allocator(_JsonRecord):
@@ -72,7 +72,7 @@ class Summary(_JsonRecord):
     peak_bytes: _Count
     peak_rank: _Count
     wire_bytes_per_rank: float = Field(ge=0, le=2.0**62)
-    wire_bytes_between_nodes: _Count = 0  # of all ranks in a step, if there were several nodes
+    wire_bytes_between_nodes: _Count = 0  # of all ranks in a step, if there were several nodes; see `engine.summary`
     bubble: float = Field(ge=-1e-6, le=1)  # rounding errors may leave it slightly below 0
     tokens_per_second: float = Field(0.0, ge=0, le=2.0**62)
     loss_first: _FiniteOrNull = None

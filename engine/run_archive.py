@@ -126,7 +126,7 @@ def _with_summary(result: RunResult) -> RunResult:
     if contract.source(result) != "measured":
         return result
     layout = result.spec.layout
-    return replace(result, summary=result.summary | summarize(result.tables, layout.mesh, result.environment.get("nodes", ())))
+    return replace(result, summary=result.summary | summarize(result.tables, layout.mesh, result.environment))
 
 
 def _entries(archive: zipfile.ZipFile) -> tuple[str, dict[str, zipfile.ZipInfo]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -33,16 +33,22 @@ def exposed(spans: pd.DataFrame, mesh: Mesh) -> dict[Axis, float]:
     return {axis: float(waited[axis] / (mesh.size * step)) for axis in AXES_AS_WRITTEN if axis in waited.index}
 
 
-def wire_bytes_between_nodes(traffic: pd.DataFrame, nodes: Sequence[int]) -> int:
+def wire_bytes_between_nodes(traffic: pd.DataFrame, nodes: Sequence[int], backend: str = "gloo") -> int:
     """Bytes of a step that go from one node to another. `nodes`: the node of each rank.
 
-    In a ring a rank sends to the next one of its group. The wire bytes of a send go to its peer.
+    In a ring a rank sends all to the next one of its group, and the wire bytes of a send go to its peer. An all-to-all sends to
+    each peer, of which each is taken to get as much. So do the all-gather and the reduce-scatter on the CPU
+    (`engine.parallel.comm`).
     """
-    crossing = [
-        nodes[rank] != nodes[ring[(ring.index(rank) + 1) % len(ring)]]
-        for rank, ring in zip(traffic["rank"], traffic["group"].map(members), strict=True)
-    ]
-    return int(traffic.loc[crossing, "wire_bytes"].sum())
+    direct = {"all_to_all", "all_gather", "reduce_scatter"} if backend == "gloo" else {"all_to_all"}
+    between = 0
+    columns = (traffic[name] for name in ("rank", "collective", "group", "wire_bytes"))
+    for rank, collective, group, sent in zip(*columns, strict=True):
+        ranks = members(group)
+        following = ranks[(ranks.index(rank) + 1) % len(ranks)]
+        peers = [peer for peer in ranks if peer != rank] if collective in direct else [following]
+        between += int(sent) * sum(nodes[peer] != nodes[rank] for peer in peers) // max(1, len(peers))
+    return between
 
 
 def workspace(allocator: list[dict[str, Any]]) -> int:
@@ -50,10 +56,10 @@ def workspace(allocator: list[dict[str, Any]]) -> int:
     return max((entry.get("workspace_bytes", 0) for entry in allocator), default=0)
 
 
-def summarize(tables: dict[str, pd.DataFrame], mesh: Mesh, nodes: Sequence[int] = ()) -> dict[str, Any]:
+def summarize(tables: dict[str, pd.DataFrame], mesh: Mesh, ran_on: Mapping[str, Any]) -> dict[str, Any]:
     """Numbers for run.json: first and last loss if the run trained, fullest rank, bubble, traffic, speed, parity.
 
-    `nodes`: the node of each rank; empty for one node.
+    `ran_on`: the environment that `run.json` has. It has the node of each rank if there are several.
     """
     steps = tables["steps"].sort_values("step")
     generated = KV_CACHE in set(tables["memory_peak"]["category"])  # then there was no training, and there is no loss
@@ -69,8 +75,8 @@ def summarize(tables: dict[str, pd.DataFrame], mesh: Mesh, nodes: Sequence[int] 
         "wire_bytes_per_rank": float(sent / mesh.size),
         "bubble": bubble(tables["spans"], mesh),
     }
-    if nodes:
-        summary["wire_bytes_between_nodes"] = wire_bytes_between_nodes(tables["traffic"], nodes)
+    if nodes := ran_on.get("nodes"):
+        summary["wire_bytes_between_nodes"] = wire_bytes_between_nodes(tables["traffic"], nodes, ran_on["backend"])
     if not generated:
         summary |= {"loss_first": float(steps["loss"].iloc[0]), "loss_last": float(steps["loss"].iloc[-1])}
     if "parity" in tables:

@@ -291,7 +291,7 @@ def _collect_and_save(
         extra["generated"] = {"prompt": spec.generate.prompt, "tokens": generated, "text": readable(generated)}
     begin_phase(link, 0, "saving")
     tables = {name: table(name, part, "measured") for name, part in rows.items()}
-    summary = summarize(tables, comm.mesh, ran_on.get("nodes", ())) | extra
+    summary = summarize(tables, comm.mesh, ran_on) | extra
     if out is not None:
         save(RunResult(spec, ran_on, summary, tables), out)
 

@@ -14,16 +14,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.fuzz import Tally, WayIn, varied, ways
+from tests.fuzz import MOST_S, Tally, WayIn, most_s, varied, ways
 
 SMALL, ALL = 20_000, 1_000_000  # inputs of `make test` and `make soak`
 MEASURED = 2_000  # of `make test`, whose memory is traced, which takes five times as long
 GUIDED = 50_000  # of `make soak`, by coverage
 
 
-def fuzz(way: WayIn, examples: int, same: bool, measured: bool) -> Tally:
+def fuzz(way: WayIn, examples: int, same: bool, tally: Tally) -> Tally:
     """So many examples of `way.weight` inputs each. Hypothesis draws the seeds; `same`: the same ones every time."""
-    tally = Tally(measured)
 
     @settings(max_examples=examples, deadline=None, database=None, derandomize=same)
     @given(st.integers(0, 2**64 - 1))
@@ -47,8 +46,11 @@ def run_all(folder: Path, inputs: int, same: bool = False, measured: bool = Fals
     of_all = sum(way.weight for way in entries)
     before = sorted(path.name for path in folder.parent.iterdir())
     try:
+        if measured:
+            tracemalloc.start()
+        limit = most_s(entries) if measured else MOST_S
         for way in entries:
-            found.append((way.name, fuzz(way, -(-inputs // of_all), same, measured)))
+            found.append((way.name, fuzz(way, -(-inputs // of_all), same, Tally(measured, limit))))
     finally:
         tracemalloc.stop()  # it makes all else slower
     assert sorted(path.name for path in folder.parent.iterdir()) == before

@@ -12,7 +12,7 @@ from typing import Any
 
 from engine.families import BUCKETS, FARTHEST, ROTARY_BASE
 from engine.imports.fields import Fields, Imported, brief, unsupported
-from engine.imports.parts import Values
+from engine.imports.parts import Values, stacks
 from engine.imports.words import arguments, number_or_text
 from engine.spec import LayoutSpec, ModelSpec, RequestError, Sentence, WorkloadSpec, sentence
 
@@ -112,10 +112,7 @@ def _stacks(fields: Fields, inner: str | None, relative: bool) -> Values:
     encoder, decoder = fields.whole("encoder_num_layers"), fields.whole("decoder_num_layers")
     for name, wanted in (("relative_attention_num_buckets", BUCKETS), ("relative_attention_max_distance", FARTHEST)):
         fields.demand(name, wanted)
-    sizes = {
-        "layers": encoder + decoder, "decoder_layers": 0 if encoder == decoder else decoder,
-        "seq": fields.whole("encoder_seq_length"), "spare_positions": 0,
-    }  # fmt: skip
+    sizes = stacks(encoder, decoder) | {"seq": fields.whole("encoder_seq_length"), "spare_positions": 0}
     if relative:
         return {**sizes, "family": "t5", "inner": inner or "gelu_tanh", "scaled_scores": True, "scaled_output": False}
     return {**sizes, "family": "transformer", "position": None, "inner": inner, "attention_bias": None}
@@ -153,13 +150,13 @@ def _usual_ffn(hidden: int, gated: bool) -> int:
 
 
 def _vocabulary(fields: Fields) -> Values:
-    """NullTokenizer has one token more. Extra ids are tokens too, unless nothing is padded, as in scripts that come from here."""
+    """NullTokenizer adds one token, the end of a document. --vocab-extra-ids are added too: --vocab-size is without them."""
     tokens = fields.whole("vocab_size") + (fields.get("tokenizer_type") == "NullTokenizer")
     extra = fields.whole("vocab_extra_ids") if "vocab_extra_ids" in fields else 0
     multiple = fields.whole("make_vocab_size_divisible_by")
     if multiple < 1:
         raise RequestError(sentence("{name}={value} must be a whole number", name="make_vocab_size_divisible_by", value=multiple))
-    return {"vocab": tokens + extra, "vocab_multiple": multiple} if multiple > 1 else {"vocab": tokens}
+    return {"vocab": tokens + extra, "vocab_multiple": multiple if multiple > 1 else 0}
 
 
 def _context(fields: Fields) -> Values:

@@ -11,7 +11,7 @@ from typing import Any
 
 from engine.families import BUCKETS, FARTHEST, ROTARY_BASE, FamilyName
 from engine.imports.fields import Fields
-from engine.imports.parts import TIED, Activation, Always, Demanded, Part, Rotary, Switch, Values, Window
+from engine.imports.parts import TIED, Activation, Always, Demanded, Part, Rotary, Switch, Values, Window, stacks
 from engine.spec import ModelSpec, RequestError, sentence
 
 CAPS = {"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0}  # of Gemma 2, in a file that does not name them
@@ -128,7 +128,7 @@ class _T5:
         decoder = fields.whole("num_decoder_layers") if fields.get("num_decoder_layers") is not None else encoder
         tied = fields.flag("tie_word_embeddings")
         return {
-            "layers": encoder + decoder, "decoder_layers": 0 if encoder == decoder else decoder,
+            **stacks(encoder, decoder),
             "inner": fields.one_of("feed_forward_proj", _T5_INNER), "tied": tied, "scaled_output": tied,
         }  # fmt: skip
 

@@ -166,3 +166,15 @@ class Demanded:
 
     def write(self, model: ModelSpec) -> Mapping[str, Any]:
         return self.entries
+
+
+def stacks(encoder: int, decoder: int) -> Values:
+    """The layers of a model with so many in its encoder and in its decoder. Raises `RequestError` if one has none."""
+    if min(encoder, decoder) < 1:
+        text = sentence(
+            "{encoder} layers of the encoder and {decoder} of the decoder: each needs 1 and more",
+            encoder=encoder,
+            decoder=decoder,
+        )
+        raise RequestError(text)
+    return {"layers": encoder + decoder, "decoder_layers": 0 if encoder == decoder else decoder}

@@ -29,6 +29,7 @@ from engine.tables import RunResult
 from engine.worker import work
 
 _SAVED = "cluster/saved"  # key in the store: the run's folder
+_READ = "cluster/read"  # and a rank: keys that say that it has read the folder
 _NAMES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
 
 
@@ -71,8 +72,11 @@ class ClusterRank:
             out = self._draft.folder if place.rank == 0 else None
             work(spec, place.rank, store, self, out, (place.local_rank, place.local_world))
             if place.rank == 0:
-                store.set(_SAVED, str(self._draft.keep(spec).absolute()))
-            self._tell_saved(Path(store.get(_SAVED).decode()))
+                self._keep(spec, store)
+            else:
+                folder = Path(store.get(_SAVED).decode())
+                store.set(f"{_READ}/{place.rank}", "1")
+                self._tell_where(folder)
             self._liveness.announce_end("done")
             return DONE
         except Exception as error:  # noqa: BLE001  this rank's failure, whatever it is
@@ -82,14 +86,19 @@ class ClusterRank:
             if self._place.rank == 0:
                 self._draft.discard()
 
-    def _tell_saved(self, folder: Path) -> None:
-        """Say where the run is: on rank 0, and on nodes where its folder is not seen."""
-        if self._place.rank == 0:
-            print_line(f"saved {folder}")
-            result = head(folder)
-            if result.environment.get("nodes"):
-                print_line(_of_nodes(result))
-        elif self._place.local_rank == 0 and not folder.exists():
+    def _keep(self, spec: RunSpec, store: dist.Store) -> None:
+        """On rank 0: give the run its final name, say where it is, and wait until the others know, as the store may be here."""
+        result = head(self._draft.folder)  # before the new name, after which nothing that is said must fail
+        folder = self._draft.keep(spec).absolute()
+        store.set(_SAVED, str(folder))
+        print_line(f"saved {folder}")
+        if result.environment.get("nodes"):
+            print_line(_of_nodes(result))
+        store.wait([f"{_READ}/{rank}" for rank in range(1, self._place.world)])
+
+    def _tell_where(self, folder: Path) -> None:
+        """On other nodes: say so if the folder of the run is not seen here."""
+        if self._place.local_rank == 0 and not folder.exists():
             print_line(
                 sentence(
                     "the run is saved on {host} alone: {host} and {here} do not share {folder}",

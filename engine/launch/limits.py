@@ -162,7 +162,14 @@ def _stage_activations(spec: RunSpec, stage: int) -> int:
     in_flight = in_flight_bound(layout.schedule, stage, layout.pp, spec.workload.microbatches, layout.chunks)
     layers = layout.stage_layers(spec.model.layers)[stage]
     # A pass through one of several chunks holds that much less.
-    return in_flight * _microbatch_activations(spec, layers, head=stage == layout.placement[-1]) // layout.chunks
+    kept = in_flight * _microbatch_activations(spec, layers, head=stage == layout.placement[-1]) // layout.chunks
+    return kept + (in_flight + 1) * _bias(spec)  # of each microbatch, and the gradient of one
+
+
+def _bias(spec: RunSpec) -> int:
+    """Bytes of the biases of T5's attention, (heads, S, S) on a stage's tp ranks together. All layers of a stack share them."""
+    learned = spec.model.parts.position == "buckets"
+    return BYTES_OF[spec.workload.precision] * spec.model.heads * spec.model.seq**2 if learned else 0
 
 
 def _microbatch_activations(spec: RunSpec, layers: int, head: bool) -> int:

@@ -162,12 +162,13 @@ def _cp(structure: Structure, chosen: Mapping[str, int]) -> int:
 def _numbers(structure: Structure, seq: int) -> dict[str, int]:
     """The fields of the model that `structure.sized_parts` names."""
     every = {
-        "window": 1,
+        "window": 1 if "window" in structure.sized_parts else seq,
         "rotary_local_base": 2,
         "rotary_width": 2 if "D′/2" in structure.ones else 2 * _TURNED,
         "spare_positions": next(n for n in itertools.count(max(seq, _MANY)) if _is_prime(n)) - seq,
     }
-    return {name: every[name] for name in structure.sized_parts if name in every}
+    names = {*structure.sized_parts} | ({"window"} if "rotary_local_base" in structure.sized_parts else set())
+    return {name: number for name, number in every.items() if name in names}
 
 
 def _experts(structure: Structure, part: Part, sizes: Mapping[str, int], tp: int) -> dict[str, int]:

@@ -3,7 +3,8 @@
     python -m engine.launch.recordings --out FOLDER [--model gpt3-175b …] [--archives engine/ledger/recorded]
 
 Without --model, those of all models in the catalog, which takes about half an hour of a core; all cores are used. Ledgers in the
-folder are kept. With --archives the files that are shipped are written too, one for each family and precision.
+folder are kept. With --archives the files that are shipped are written too, one for each family and precision. If they are
+of all models, archives of others are removed.
 """
 
 from __future__ import annotations
@@ -147,14 +148,18 @@ def _record_elsewhere(keys: Sequence[Key], folder: Path) -> None:
     subprocess.run(command, input=json.dumps(keys), text=True, env=environment(), check=True)
 
 
-def bind(keys: Iterable[Key], recorded: LedgerFolder, folder: Path) -> None:
-    """Write the archives that `engine.ledger.store.LedgerStore` reads."""
+def bind(keys: Iterable[Key], recorded: LedgerFolder, folder: Path, whole: bool) -> None:
+    """Write the archives that `engine.ledger.store.LedgerStore` reads. `whole`: other archives in the folder are removed."""
     by_archive: dict[str, dict[Key, Ledger]] = defaultdict(dict)
     for key in keys:
         by_archive[key[0].archive][key] = recorded(*key)
     folder.mkdir(parents=True, exist_ok=True)
     for name, ledgers in by_archive.items():
         write(folder / f"{name}.ledgers", LedgerArchive.bind(ledgers))
+    if whole:
+        for path in folder.glob("*.ledgers"):
+            if path.stem not in by_archive:
+                path.unlink()
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -171,7 +176,7 @@ def main(arguments: Sequence[str]) -> int:
     recorded = LedgerFolder(given.out)
     record_all(keys, recorded, processes=os.cpu_count() or 1)
     if given.archives is not None:
-        bind(keys, recorded, given.archives)
+        bind(keys, recorded, given.archives, whole=not (given.model or given.keys))
     return 0
 
 

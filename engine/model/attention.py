@@ -77,9 +77,10 @@ class SelfAttention(Attention):
     ) -> None:
         """`causal`: a token sees itself and earlier tokens; otherwise all tokens. `window`: how many, if not all of these."""
         super().__init__(spec, tp, selective)
-        self.causal, self.window = causal, window
+        self.causal, self.local = causal, window > 0
+        self.window = window if window < spec.seq else 0  # a longer one hides nothing
         self.fused = attention == "fused" and spec.parts.position != "buckets"  # torch's fused operation learns no bias
-        self.masked = window > 0 or spec.parts.position == "alibi"
+        self.masked = self.window > 0 or spec.parts.position == "alibi"
         bias = spec.parts.attention_bias != "none"
         blocks, least = (self.queries, self.keys, self.keys), (0, self.width, self.width)
         self.qkv = ColumnParallelLinear(spec.hidden, blocks, tp, bias, least)
@@ -89,7 +90,7 @@ class SelfAttention(Attention):
         """`again`: see `ColumnParallelLinear.forward`."""
         q, k, v = self.split(self.qkv(x, again), self.heads, self.key_heads, self.key_heads)
         q, k = normed(q, self.query_norm), normed(k, self.key_norm)
-        rotation = inputs.local_rotation if self.window and inputs.local_rotation is not None else inputs.rotation
+        rotation = inputs.local_rotation if self.local and inputs.local_rotation is not None else inputs.rotation
         if rotation is not None:
             rotate = rotation.by_row if self.fused else rotation
             q, k = rotate(q), rotate(k)

@@ -38,7 +38,7 @@ class Layer(nn.Module):
         if parts.position == "relative":
             self.attention = RelativeAttention(spec, tp, selective)
         else:
-            causal, window = decodes or parts.objective == "causal", spec.window if spec.windowed(number) else 0
+            causal, window = decodes or parts.objective == "causal", spec.window if spec.local(number) else 0
             self.attention = SelfAttention(spec, tp, selective, causal, attention, window)
         self.cross_norm = make_norm(spec, tp) if decodes else None
         self.cross = CrossAttention(spec, tp, selective, attention) if decodes else None

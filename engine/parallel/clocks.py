@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -25,7 +25,7 @@ class Clock:
     error_ns: int = 0
 
 
-class Line(Protocol):
+class Messages(Protocol):
     """What is needed of a transport. All calls wait."""
 
     def gathered(self, numbers: list[int]) -> list[list[int]]:
@@ -37,36 +37,47 @@ class Line(Protocol):
     def told_by(self, peer: int) -> int: ...
 
 
-def measured(line: Line, rank: int, id: int, now: Callable[[], int] = time.perf_counter_ns) -> Clock:
+def measured(messages: Messages, rank: int, id: int, now: Callable[[], int] = time.perf_counter_ns) -> Clock:
     """This rank's clock. All ranks call it. `id`: of the clock that `now` reads. Ranks with the same id get equal ones."""
-    ids = [id for (id,) in line.gathered([id])]
+    ids = [id for (id,) in messages.gathered([id])]
     if len(set(ids)) == 1:
         return Clock()
     found = Clock()
     for other in sorted({ids.index(id) for id in ids} - {0}):  # the first rank of each machine but rank 0's
         if rank == other:
-            found = _asked(line, now)
+            found = _asked(messages, now)
         elif rank == 0:
-            _answer(line, other, now)
-    of_all = line.gathered([found.ahead_ns, found.error_ns])
+            _answer(messages, other, now)
+    of_all = messages.gathered([found.ahead_ns, found.error_ns])
     return Clock(*of_all[ids.index(ids[rank])])
 
 
-def _asked(line: Line, now: Callable[[], int]) -> Clock:
+def largest_error(clocks: Sequence[Sequence[int]]) -> int:
+    """Bound of the error between instants of any two machines. `clocks`: of each rank, the id of its clock and the clock's error.
+
+    Errors of two clocks may have opposite signs, so those of the two worst are added. That of rank 0's clock counts too.
+    """
+    errors: dict[int, int] = {}
+    for id, error in clocks:
+        errors[id] = max(error, errors.get(id, 0))
+    return sum(sorted(errors.values())[-2:])
+
+
+def _asked(messages: Messages, now: Callable[[], int]) -> Clock:
     answers = []
     for question in range(_QUESTIONS):
         before = now()
-        line.tell(question, 0)
-        there = line.told_by(0)
+        messages.tell(question, 0)
+        there = messages.told_by(0)
         after = now()
         answers.append(Clock((before + after) // 2 - there, (after - before + 1) // 2))
     return min(answers, key=lambda answer: answer.error_ns)
 
 
-def _answer(line: Line, other: int, now: Callable[[], int]) -> None:
+def _answer(messages: Messages, other: int, now: Callable[[], int]) -> None:
     for _ in range(_QUESTIONS):
-        line.told_by(other)
-        line.tell(now(), other)
+        messages.told_by(other)
+        messages.tell(now(), other)
 
 
 def clock_id() -> int:

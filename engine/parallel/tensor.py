@@ -5,7 +5,8 @@ all-reduce in forward (after the row-parallel layer) and one in backward (before
 With sequence parallelism the activations between such pairs are sharded along the sequence. The all-reduce becomes a
 reduce-scatter, and an all-gather precedes the column-parallel layer. It gathers again in backward instead of keeping the result.
 Backward communicates beside products, as Megatron-LM does: the input is gathered while its gradient is computed, and that is
-reduced while the gradient of the weight is computed.
+reduced while the gradient of the weight is computed. On a CPU only the first of a reduce-scatter's tp − 1 transfers runs beside
+the product; the others follow one by one when it is waited for (`engine.parallel.comm`).
 Sources: Shoeybi et al. 2019, Megatron-LM, section 3; Korthikanti et al. 2022, section 4.2.
 Shapes: B batch, S sequence, H hidden, tp the tensor parallel degree; s is S, or S/tp under sequence parallelism.
 """
@@ -30,7 +31,12 @@ from engine.parallel.routing import Routing
 from engine.spec import ContextParallelName, Precision
 from engine.topology import EP
 
+<<<<<<< HEAD
 Under = Callable[[], Tensor]  # a call under way: waits for it and returns its result, once
+=======
+Started = Callable[[], Tensor]  # a call under way: waits for it and returns its result, once
+
+>>>>>>> fx-engine
 DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -67,7 +73,7 @@ class TensorParallel:
         """The input of a column-parallel layer: an all-gather under sequence parallelism, else x. (B, s, H) → (B, S, H)"""
         return self.start_gather_from_sequence(x)() if self.shards_sequence else x
 
-    def start_gather_from_sequence(self, x: Tensor) -> Under:
+    def start_gather_from_sequence(self, x: Tensor) -> Started:
         """The same, asynchronous."""
         if not self.shards_sequence:
             return lambda: x
@@ -89,7 +95,7 @@ class TensorParallel:
         """
         return x if self.degree == 1 else self.start_reduce_from_tp(x)()
 
-    def start_reduce_from_tp(self, x: Tensor) -> Under:
+    def start_reduce_from_tp(self, x: Tensor) -> Started:
         """The same, asynchronous: x must not be used."""
         if self.degree == 1:
             return lambda: x
@@ -245,7 +251,7 @@ def _rows(x: Tensor, first: int, tp: TensorParallel) -> Tensor:
     return _start_rows(x, first, tp)()
 
 
-def _start_rows(x: Tensor, first: int, tp: TensorParallel) -> Under:
+def _start_rows(x: Tensor, first: int, tp: TensorParallel) -> Started:
     """The same, asynchronous."""
     whole = tp.start_gather_from_sequence(x)
     return (lambda: whole()[:, first:]) if first else whole

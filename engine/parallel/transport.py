@@ -8,7 +8,7 @@ from typing import Any, Literal, Protocol
 
 import torch
 
-from engine.parallel.clocks import Line
+from engine.parallel.clocks import Messages
 from engine.topology import CallAxis
 
 Reduction = Literal["sum", "max"]
@@ -33,7 +33,7 @@ class Group:
     handle: Any = None  # torch's process group; None for one rank alone
 
 
-class Transport(Line, Protocol):
+class Transport(Messages, Protocol):
     """What `Comm` sends by. Tensors are contiguous, and must not be used until the call is complete."""
 
     def all_reduce(self, tensor: torch.Tensor, reduction: Reduction, to: Group) -> Works: ...

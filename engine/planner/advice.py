@@ -81,7 +81,7 @@ def left_out(model: ModelSpec, devices: int, device: DeviceSpec, sequences: int,
     """The entries before the last tried whose dp does not divide the batch, which `advise` left out, each with its dp."""
     last = tried[-1].lever, tried[-1].spec.layout
     found = []
-    for lever, layout in _ladder(model, devices, device.node_size):
+    for lever, layout in _checklist(model, devices, device.node_size):
         if (lever, layout) == last:
             break
         if sequences % layout.dp:
@@ -90,7 +90,7 @@ def left_out(model: ModelSpec, devices: int, device: DeviceSpec, sequences: int,
 
 
 def _possible(model: ModelSpec, devices: int, node: int, sequences: int) -> Iterator[tuple[Lever, RunSpec]]:
-    for lever, layout in _ladder(model, devices, node):
+    for lever, layout in _checklist(model, devices, node):
         microbatches, left = divmod(sequences, layout.dp)
         if left:
             continue
@@ -101,7 +101,7 @@ def _possible(model: ModelSpec, devices: int, node: int, sequences: int) -> Iter
             continue
 
 
-def _ladder(model: ModelSpec, devices: int, node: int) -> list[tuple[Lever, LayoutSpec]]:
+def _checklist(model: ModelSpec, devices: int, node: int) -> list[tuple[Lever, LayoutSpec]]:
     """Every entry of the checklist, cheapest first. tp, and then pp, doubles as long as there are devices for it."""
     cheap = cheap_recompute(model, MIXED)
     found: list[tuple[Lever, LayoutSpec]] = [("replicas", LayoutSpec(dp=devices))]

@@ -296,7 +296,7 @@ class ModelSpec(ExpertNumbers, Spec):
             "rotary_width": self.rotated < self.head_width,
             "spare_positions": self.spare_positions > 0,
             "window": 0 < self.window < self.seq,
-            "rotary_local_base": 0 < self.window < self.seq and self.rotary_local_base not in (0, self.angle_base),
+            "rotary_local_base": self.window > 0 and self.rotary_local_base not in (0, self.angle_base),
             "experts": self.experts > 0,
             "shared_ffn": self.shared_ffn > 0,
             "router_scale": self.router_scale != 1,
@@ -304,9 +304,16 @@ class ModelSpec(ExpertNumbers, Spec):
         }
         return tuple(name for name, has in having.items() if has)
 
+    def local(self, layer: int) -> bool:
+        """Whether layer `layer`, counted from 0, has the window, and the base of angles that is for such layers.
+
+        Of every `global_every` layers, the last sees all tokens. A window as long as the sequence hides nothing.
+        """
+        return self.window > 0 and not (self.global_every and (layer + 1) % self.global_every == 0)
+
     def windowed(self, layer: int) -> bool:
-        """Whether layer `layer`, counted from 0, has the window. Of every `global_every` layers, the last sees all tokens."""
-        return "window" in self.sized_parts and not (self.global_every and (layer + 1) % self.global_every == 0)
+        """Whether the window hides tokens from layer `layer`."""
+        return self.window < self.seq and self.local(layer)
 
     @property
     def rotated(self) -> int:
@@ -325,7 +332,10 @@ class ModelSpec(ExpertNumbers, Spec):
         return -(-self.vocab // (tp * self.vocab_multiple)) * self.vocab_multiple
 
     def padded_vocab(self, tp: Any) -> Any:
-        """Rows of the vocabulary on all of `tp` ranks; what tp alone pads is left out."""
+        """Rows of the vocabulary on all of `tp` ranks.
+
+        Without `vocab_multiple` it is the vocabulary; rounding up to a multiple of tp is not counted.
+        """
         return self.vocab if self.vocab_multiple < 2 else self.vocab_rows(tp) * tp
 
     @property

@@ -123,6 +123,10 @@ def test_a_t5_counts_its_stacks_apart() -> None:
     assert exported(model(entries))["num_decoder_layers"] == 4
     with pytest.raises(RequestError, match="relative_attention_num_buckets=64 is not supported here; only 32"):
         model(entries | {"relative_attention_num_buckets": 64})
+    with pytest.raises(RequestError, match="6 layers of the encoder and 0 of the decoder: each needs 1 and more"):
+        model(entries | {"num_decoder_layers": 0})
+    with pytest.raises(RequestError, match="0 layers of the encoder and 4 of the decoder: each needs 1 and more"):
+        model(entries | {"num_layers": 0})
 
 
 @pytest.mark.parametrize("name", ["qwen2.5-0.5b", "phi4", "phi2", "olmo2-7b"])

@@ -71,7 +71,8 @@ def test_a_script_of_bert_or_t5_needs_the_size_of_its_vocabulary(name: str) -> N
     script = settings(spec, "megatron")
     with pytest.raises(RequestError, match="--vocab-size is missing"):
         read(script, "megatron")
-    found = read(f"{script.rstrip()} --vocab-size {spec.model.vocab}", "megatron")
+    extra = 100 if spec.model.parts.encoder else 0  # the script has --vocab-extra-ids
+    found = read(f"{script.rstrip()} --vocab-size {spec.model.vocab - extra}", "megatron")
     assert (found.model, found.layout) == (spec.model, spec.layout)
 
 
@@ -368,3 +369,8 @@ def test_megatrons_t5_with_relative_positions_is_a_t5_with_the_parts_that_it_has
     assert found.padded_vocab(1) == 32128
     with pytest.raises(RequestError, match="relative-attention-num-buckets=64 is not supported here; only 32"):
         imports.read(script.replace("buckets 32", "buckets 64").encode(), "t5.sh")
+    unpadded = script.replace("--make-vocab-size-divisible-by 128", "--make-vocab-size-divisible-by 1")
+    assert imports.read(unpadded.encode(), "t5.sh").model == found.model_copy(update={"vocab_multiple": 0}), "extra ids have rows"
+    for stack in ("encoder", "decoder"):
+        with pytest.raises(RequestError, match="each needs 1 and more"):
+            imports.read(script.replace(f"--{stack}-num-layers 6", f"--{stack}-num-layers 0").encode(), "t5.sh")

@@ -34,7 +34,7 @@ T = TypeVar("T")
 
 
 class ThreadComm(Comm):
-    """A rank of a tp group of threads. Its collectives reduce and gather in memory."""
+    """A rank of a tp group of threads. Its collectives reduce and gather in memory. A result is NaN until it was waited for."""
 
     def __init__(self, tp: int, index: int, barrier: threading.Barrier, table: list[Any]) -> None:
         super().__init__(Mesh({"tp": tp}), index, Recorder(), torch.device("cpu"), NoPeers(index))
@@ -50,19 +50,28 @@ class ThreadComm(Comm):
 
     def start_all_reduce(self, tensor: Tensor, group: str, reduction: Reduction = "sum") -> Pending:
         parts = self._exchange(tensor)
-        tensor.copy_(parts.sum(0) if reduction == "sum" else parts.amax(0))
-        return super().start_all_reduce(tensor, group, reduction)
+        found = parts.sum(0) if reduction == "sum" else parts.amax(0)
+        return self._later(tensor, found, super().start_all_reduce(tensor, group, reduction))
 
     def start_all_gather(self, out: Tensor, tensor: Tensor, group: str) -> Pending:
-        pending = super().start_all_gather(out, tensor, group)
-        out.copy_(self._exchange(tensor))
-        return pending
+        return self._later(out, self._exchange(tensor), super().start_all_gather(out, tensor, group))
 
     def start_reduce_scatter(self, tensor: Tensor, group: str, out: Tensor | None = None, accumulate: bool = False) -> Pending:
         assert out is not None
         assert not accumulate
-        pending = super().start_reduce_scatter(tensor, group, out)
-        out.copy_(self._exchange(tensor).sum(0)[self.rank])  # what is received, and added, is zeros
+        return self._later(out, self._exchange(tensor).sum(0)[self.rank], super().start_reduce_scatter(tensor, group, out))
+
+    @staticmethod
+    def _later(out: Tensor, found: Tensor, pending: Pending) -> Pending:
+        """`out` becomes `found` when the call is waited for."""
+        finish = pending.afterwards or (lambda: None)
+
+        def finish_and_write() -> None:
+            finish()
+            out.copy_(found)
+
+        pending.afterwards = finish_and_write
+        out.fill_(float("nan"))
         return pending
 
 
@@ -107,7 +116,7 @@ def shard_specs(draw: st.DrawFn) -> ShardSpec:
         blocks = tuple(draw(st.lists(st.integers(1, 7), min_size=1, max_size=3)))
         shape[dim] = sum(blocks)
         blocks = blocks if len(blocks) > 1 or draw(st.booleans()) else ()
-    return ShardSpec(tuple(shape), dim, blocks)
+    return ShardSpec(tuple(shape), dim, blocks, multiple=draw(st.integers(1, 4)))
 
 
 @given(spec=shard_specs(), of=st.integers(1, 8))
@@ -153,7 +162,7 @@ def test_shards_initialized_separately_equal_those_of_the_whole(spec: ShardSpec,
         return parameter.detach()
 
     whole = draw(0, 1)
-    assert torch.equal(spec.unshard([draw(index, of) for index in range(of)]), whole)
+    assert torch.equal(spec.unshard([draw(index, of) for index in range(of)]), spec.unshard([whole]))
     assert not torch.equal(draw(0, 1, "layers.1.weight"), whole), "another name, another draw"
 
 
@@ -176,8 +185,9 @@ def test_initial_values_have_the_requested_deviation() -> None:
 
 
 @pytest.mark.parametrize("sequence", [False, True], ids=["whole sequence", "sequence sharded"])
+@pytest.mark.parametrize("again", [False, True], ids=["input kept", "input computed again"])
 @pytest.mark.parametrize("tp", [1, 2, 4])
-def test_a_column_and_a_row_parallel_layer_equal_two_unsharded_ones(tp: int, sequence: bool) -> None:
+def test_a_column_and_a_row_parallel_layer_equal_two_unsharded_ones(tp: int, again: bool, sequence: bool) -> None:
     b, s, h, f = 2, 8, 4, 12
     x, seen = random(b, s, h), random(b, s, h, seed=1)
 
@@ -188,7 +198,7 @@ def test_a_column_and_a_row_parallel_layer_equal_two_unsharded_ones(tp: int, seq
         rows = s // at.degree if sequence else s
         here = slice(rows * at.index, rows * (at.index + 1)) if sequence else slice(None)
         mine = x[:, here].clone().requires_grad_()
-        y = both["out"](both["inner"](mine).tanh())
+        y = both["out"](both["inner"](mine), torch.tanh) if again else both["out"](both["inner"](mine).tanh())
         (y * seen[:, here]).sum().backward()
         assert mine.grad is not None
         gradients = {name: p.grad for name, p in parameters.items() if p.grad is not None}
@@ -355,6 +365,23 @@ def test_backward_communicates_beside_the_weights_gradient(sequence: bool, expec
     comm.seen.clear()
     y.sum().backward()
     assert comm.seen == expected
+
+
+def test_a_row_parallel_layer_computes_its_input_again_while_the_gradient_is_gathered() -> None:
+    comm = ListingComm(2)
+    tp = TensorParallel(comm, sequence=True)
+    tp.gradients.added = lambda parameter: comm.seen.append("weight")
+    layer = RowParallelLinear(4, 6, tp, std=0.02, bias=False)
+    drawn(layer, tp)
+
+    def between(x: Tensor) -> Tensor:
+        comm.seen.append("input")
+        return x.tanh()
+
+    y = layer(random(2, 8, 2).requires_grad_(), between)
+    comm.seen.clear()
+    y.sum().backward()
+    assert comm.seen == ["gather", "input", "end of gather", "weight"]
 
 
 def test_a_deferred_weight_gradient_gathers_when_it_is_computed() -> None:

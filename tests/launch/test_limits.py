@@ -11,6 +11,8 @@ import pytest
 
 from engine import catalog
 from engine.launch import limits
+from engine.launch.dry_rank import dry_run_rank
+from engine.launch.textbook import textbook
 from engine.predict.memory import memory
 from engine.spec import GenerateSpec, LayoutSpec, ModelSpec, RequestError, RunSpec, WorkloadSpec
 
@@ -75,6 +77,17 @@ def test_generating_needs_the_weights_and_the_cache_that_the_formula_says() -> N
     assert asked.activations == 5 * held["kv_cache"]
     assert asked.state == pytest.approx(5 * held["parameters"], rel=0.01)  # norms and biases are on every rank
     assert refusal(spec).startswith("this run needs about 9.70 GB (weights 6.23 GB, cache of keys and values 0.04 GB, half")
+
+
+def test_the_biases_of_distances_are_counted() -> None:
+    """Without them the need would be below what a dry run holds on both ranks."""
+    model = ModelSpec(family="t5", layers=4, hidden=256, heads=8, vocab=1000, seq=1024)
+    spec = RunSpec(model=model, layout=LayoutSpec(tp=2), workload=WorkloadSpec(microbatches=1, microbatch_size=1))
+    rows = dry_run_rank(spec, 0, "none", textbook(spec)).rows["memory_peak"]
+    held = sum(row["bytes"] for row in rows if row["category"] in ("activations", "temporary"))
+    counted = limits.need(spec).activations
+    biases = 2 * 8 * 1024**2 * 4  # of the microbatch, and their gradient
+    assert 1.5 * (counted - biases) < 2 * held < 1.5 * counted, "half as much again is for the allocator"
 
 
 @pytest.mark.usefixtures("two_gb")

@@ -6,10 +6,12 @@ Linux namespaces make them, so it needs root. What a kernel lacks is told by `mi
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -30,6 +32,8 @@ def missing() -> str:
         return "network namespaces are Linux's"
     if os.geteuid():
         return "making networks needs root"
+    if lacking := [name for name in ("unshare", "nsenter", "ip", "tc") if shutil.which(name) is None]:
+        return f"there is no {' and no '.join(lacking)}"
     tried = ["unshare", *_KINDS, "--time", "--monotonic", "1", "ip", "link", "add", "one", "type", "veth", "peer", "two"]
     done = subprocess.run(tried, capture_output=True, text=True, check=False)
     return f"the system refuses it: {done.stderr.strip()}" if done.returncode else ""
@@ -69,11 +73,22 @@ class TwoHosts:
     apart_s = AHEAD_S[1] - AHEAD_S[0]  # between their clocks
 
     def __enter__(self) -> Self:
-        self._holders = [_holder(ahead) for ahead in AHEAD_S]
-        self.hosts = [
-            Host(f"host-{name}", _held_by(holder), holder.pid, address, f"to-{other}")
-            for name, other, holder, address in zip("ab", "ba", self._holders, ADDRESSES, strict=True)
-        ]
+        with ExitStack() as made:  # what is made is undone if the rest fails
+            self._make(made)
+            self._made = made.pop_all()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._made.close()
+
+    def _make(self, made: ExitStack) -> None:
+        self.hosts = []
+        for name, other, ahead, address in zip("ab", "ba", AHEAD_S, ADDRESSES, strict=True):
+            holder = _holder(ahead)
+            made.callback(holder.wait)
+            made.callback(holder.kill)
+            self.hosts.append(Host(f"host-{name}", _held_by(holder), holder.pid, address, f"to-{other}"))
+            made.callback(_kill_all, self.hosts[-1])
         a, b = self.hosts
         a.do("ip", "link", "add", a.device, "type", "veth", "peer", "name", b.device, "netns", str(b.pid))
         for host in self.hosts:
@@ -82,15 +97,6 @@ class TwoHosts:
             host.do("ip", "address", "add", f"{host.address}/24", "dev", host.device)
             host.do("ip", "link", "set", host.device, "up")
         self.link = self._limit()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        for host in self.hosts:
-            for pid in host.processes():
-                os.kill(pid, signal.SIGKILL)
-        for holder in self._holders:
-            holder.kill()
-            holder.wait()
 
     def _limit(self) -> str:
         """Limit the link. Returns what was done, for the count that a test prints."""
@@ -110,6 +116,13 @@ class TwoHosts:
         """Pull the cable: nothing arrives any more, and nobody is told."""
         a, _ = self.hosts
         a.do("ip", "link", "set", a.device, "down")
+
+
+def _kill_all(host: Host) -> None:
+    """Kill the processes on a host that a test left there."""
+    for pid in host.processes():
+        with suppress(ProcessLookupError):  # it has ended since
+            os.kill(pid, signal.SIGKILL)
 
 
 def _holder(ahead: int) -> subprocess.Popen[bytes]:

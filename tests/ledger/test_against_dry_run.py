@@ -79,6 +79,10 @@ CASES = {
         "tp2.pp2", "1f1b", {}, {"family": "llama", "layers": 6, "window": 5, "global_every": 3, "rotary_local_base": 10_000},
         microbatch_size=2,
     ),
+    "llama, another base beside a window that hides nothing": spec(
+        "tp2.pp2", "1f1b", {}, {"family": "llama", "layers": 6, "window": 500, "global_every": 3, "rotary_local_base": 10_000},
+        microbatch_size=2,
+    ),
     "encoder and decoder": spec(
         "dp2.tp2.pp2", "1f1b", {"zero": 2, "sequence_parallel": True}, {"family": "transformer", "layers": 6}, microbatch_size=2
     ),

@@ -55,7 +55,7 @@ def test_a_store_has_shipped_and_newly_recorded_ledgers(ledgers: Ledgers, tmp_pa
     once, since = LedgerFolder(tmp_path / "once"), LedgerFolder(tmp_path / "since")
     for key, folder in ((shipped, once), (recorded, since)):
         folder.put(*key, ledgers(*key))
-    bind([shipped], once, tmp_path / "archives")
+    bind([shipped], once, tmp_path / "archives", whole=True)
     store = LedgerStore(tmp_path / "archives", lambda: since)
     store.check([shipped, recorded])
     with pytest.raises(NotRecordedError) as raised:
@@ -65,6 +65,18 @@ def test_a_store_has_shipped_and_newly_recorded_ledgers(ledgers: Ledgers, tmp_pa
     assert store(*recorded) == ledgers(*recorded)
     with pytest.raises(NotRecordedError):
         store(*neither)
+
+
+def test_archives_of_what_is_no_longer_shipped_are_removed(ledgers: Ledgers, tmp_path: Path) -> None:
+    key = PLAIN, Part(True, True, 2)
+    once = LedgerFolder(tmp_path / "once")
+    once.put(*key, ledgers(*key))
+    former = tmp_path / "former.ledgers"
+    former.touch()
+    for whole in (False, True):
+        bind([key], once, tmp_path, whole)
+        assert former.exists() != whole
+        assert (tmp_path / f"{PLAIN.archive}.ledgers").exists()
 
 
 def test_what_was_not_recorded_is_known_in_another_process_too() -> None:

@@ -81,15 +81,16 @@ def test_a_part_of_a_head_is_rotated_with_the_base_of_the_model(alone: Any) -> N
     assert rotation.cos[3, 1] == pytest.approx(math.cos(3 / 100))
 
 
+@pytest.mark.parametrize("window", [5, 16, 99])
 @pytest.mark.parametrize("attention", ["fused", "written"])
-def test_layers_with_a_window_have_their_own_base(alone: Any, attention: AttentionName) -> None:
-    """Each layer gives what it gives in a model where all layers have its base."""
-    spec = shape("llama", window=5, global_every=2, rotary_base=1000, rotary_local_base=10)
+def test_layers_with_a_window_have_their_own_base(alone: Any, attention: AttentionName, window: int) -> None:
+    """Each layer gives what it gives in a model where all layers have its base. Also where the window hides nothing."""
+    spec = shape("llama", window=window, global_every=2, rotary_base=1000, rotary_local_base=10)
     for number, base in ((0, 10), (1, 1000)):
-        one = shape("llama", window=5, global_every=2, rotary_base=base)
+        one = shape("llama", window=window, global_every=2, rotary_base=base)
         found = []
         for model in (spec, one):
-            layer: Any = SelfAttention(model, alone, False, True, attention, model.window if model.windowed(number) else 0)
+            layer: Any = SelfAttention(model, alone, False, True, attention, model.window if model.local(number) else 0)
             fill(layer)
             torch.manual_seed(1)
             found.append(layer(torch.randn(2, 16, 32), AttentionInputs.of(model, None, alone, attention)))

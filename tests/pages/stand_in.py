@@ -104,7 +104,7 @@ def result_of(spec: RunSpec) -> RunResult:
         ]
         tables["parity"] = table("parity", rows, "measured")
     environment = {"backend": "gloo", "why": f"0 GPUs for {mesh.size} ranks, so gloo on the CPU", "cores": 2}
-    return RunResult(spec, environment, summarize(tables, mesh), tables)
+    return RunResult(spec, environment, summarize(tables, mesh, environment), tables)
 
 
 def dry_run_of(spec: RunSpec, rank: int) -> RunResult:
