@@ -1,12 +1,11 @@
 """Tensor parallelism: layers whose weights are sharded over tp, and their collectives.
 
 A column-parallel layer shards its output features, a row-parallel layer its input features. One after the other they need one
-all-reduce in forward (after the row-parallel layer) and one in backward (before the column-parallel layer).
-With sequence parallelism the activations between such pairs are sharded along the sequence. The all-reduce becomes a
-reduce-scatter, and an all-gather precedes the column-parallel layer. It gathers again in backward instead of keeping the result.
+all-reduce in forward (after the row-parallel layer) and one in backward (before the column-parallel layer). With sequence
+parallelism the activations between such pairs are sharded along the sequence. The all-reduce becomes a reduce-scatter, and an
+all-gather precedes the column-parallel layer. It gathers again in backward instead of keeping the result.
 Backward communicates beside products, as Megatron-LM does: the input is gathered while its gradient is computed, and that is
-reduced while the gradient of the weight is computed. On a CPU only the first of a reduce-scatter's tp − 1 transfers runs beside
-the product; the others follow one by one when it is waited for (`engine.parallel.comm`).
+reduced while the gradient of the weight is computed. On a CPU only the first of a reduce-scatter's tp − 1 transfers does.
 Sources: Shoeybi et al. 2019, Megatron-LM, section 3; Korthikanti et al. 2022, section 4.2.
 Shapes: B batch, S sequence, H hidden, tp the tensor parallel degree; s is S, or S/tp under sequence parallelism.
 """
@@ -31,12 +30,8 @@ from engine.parallel.routing import Routing
 from engine.spec import ContextParallelName, Precision
 from engine.topology import EP
 
-<<<<<<< HEAD
-Under = Callable[[], Tensor]  # a call under way: waits for it and returns its result, once
-=======
 Started = Callable[[], Tensor]  # a call under way: waits for it and returns its result, once
 
->>>>>>> fx-engine
 DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
