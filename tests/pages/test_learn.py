@@ -281,6 +281,23 @@ def test_the_lessons_own_example_agrees_with_plan_and_has_the_reasons(parts: tup
     assert "over tp instead of 0.000 s" in shown
 
 
+@pytest.mark.parametrize("turn", range(2))
+def test_the_checklists_questions_do_not_depend_on_overlap(parts: tuple[Service, Queue], turn: int):
+    """The right answer is not ZeRO 3, whose time is predicted with full overlap. Choices have the checklist's order."""
+    question = LESSONS[9].questions[turn](state(parts, 10))
+    names = [choice.name for choice in question.choices]
+    assert question.right in names
+    assert not str(question.right).startswith("fsdp")
+    assert len(names) >= 4
+    assert names.index("fsdp_full.tp1.pp1") < names.index(str(question.right))
+
+
+def test_a_time_of_zero_3_is_said_to_be_predicted_with_full_overlap(parts: tuple[Service, Queue]):
+    said = text(page(parts[0], lesson="10", set="model-gpt3-175b~count-512~batch-1536"))
+    assert "The time of ZeRO 3 is predicted with full overlap of its gathers." in said
+    assert "the time is predicted with full overlap" in said
+
+
 def test_all_layouts_are_searched_on_request(parts: tuple[Service, Queue]):
     app = page(parts[0], lesson="10", set="model-gpt2-1.5b~count-8~batch-64")
     assert "The planner expects" not in text(app)
