@@ -256,12 +256,11 @@ ZERO = Task(
 # ----------------------------------------------------------------------------------------------------------- recompute
 
 
-_KINDS: tuple[Recompute, ...] = ("none", "core_attn", "layernorm", "mlp_act", "layernorm+mlp_act", "full")
-_LOSS = 0.03
+_LOSS, _LEAST = 0.03, 3
 
 
 def _again(values: Values) -> RunSpec:
-    return spec(_LLAMA, 64, dp=16, size=values["size"], zero=3, recompute=values["recompute"])
+    return spec(_LLAMA, 192, dp=16, size=values["size"], zero=3, recompute=values["recompute"])
 
 
 def _cheap(task: Task, found: Outcome, say: Words) -> list[Goal]:
@@ -273,18 +272,22 @@ def _cheap(task: Task, found: Outcome, say: Words) -> list[Goal]:
             lost <= _LOSS,
             say("Recomputing lengthens the step by {lost}; at most {most} is wanted.", lost=percent(lost), most=percent(_LOSS)),
         ),
-        Goal(found.size >= 2, say("A microbatch has {count} sequences; at least {least} are wanted.", count=found.size, least=2)),
+        Goal(
+            found.size >= _LEAST,
+            say("A microbatch has {count} sequences; at least {least} are wanted.", count=found.size, least=_LEAST),
+        ),
     ]
 
 
 RECOMPUTE = Task(
-    device="h100-80gb",
+    device="h200-141gb",
     asked=lambda say: say(
-        "*llama3-8b* on 16 h100-80gb with ZeRO 3, fused attention, 64 sequences a step. Fit microbatches of 2 sequences, and "
-        "lose at most {most} of time to recomputation.",
+        "*llama3-8b* on 16 h200-141gb with ZeRO 3, fused attention, 192 sequences a step. Fit microbatches of at least {least} "
+        "sequences, and lose at most {most} of time to recomputation.",
+        least=_LEAST,
         most=percent(_LOSS),
     ),
-    settings=(_recompute(_KINDS, "none"), _size((1, 2, 4), 2)),
+    settings=(_recompute(("none", _SELECTIVE, "full"), "none"), _size((1, 2, 3, 4, 6), _LEAST)),
     spec=_again,
     goals=_cheap,
     hints=(
@@ -292,7 +295,7 @@ RECOMPUTE = Task(
         lambda say: say("Fused attention keeps no scores. So recomputing the attention’s core frees nearly nothing here."),
         lambda say: say(
             "Norms and the MLP’s activation are elementwise: they keep tensors as large as the products, and cost little to "
-            "compute again. One of the two frees more than the other."
+            "compute again."
         ),
     ),
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,9 @@ from streamlit.testing.v1 import AppTest
 
 from engine import catalog, store
 from engine.devices import DEVICES
+from engine.launch import recording
+from engine.ledger.keep import Key, LedgerFolder
+from engine.ledger.store import ledger_store
 from engine.planner.advice import advice
 from engine.planner.search import search
 from engine.predict.timeline import simulate, textbook
@@ -30,7 +34,7 @@ from pages.learn.lessons.data import overlapped, spread_of
 from pages.learn.lessons.pipeline import layout_of, timed
 from pages.learn.lessons.tensor import reduced
 from pages.learn.lessons.together import SPEC, inside_nodes
-from pages.learn.outcome import outcome
+from pages.learn.outcome import outcome, outcomes
 from pages.learn.scenes.pipeline import scene as pipeline_scene
 from pages.learn.scenes.zero import scene as zero_scene
 from pages.learn.steps import done_by
@@ -322,6 +326,20 @@ def test_a_task_accepts_several_choices_and_tells_why_others_fail(number: int):
     assert missed
     assert all(any(letter.isdigit() for letter in said) for said in missed)
     assert len(task.hints) == 3
+
+
+@pytest.mark.parametrize("number", TASKS)
+def test_no_choice_of_a_task_needs_a_recording(number: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    """A reader would wait for it. Here nothing was recorded, and a recording is refused."""
+    task = TASKS[number]
+
+    def refuse(keys: Iterable[Key]) -> None:
+        pytest.fail(f"not shipped: {list(keys)}")
+
+    monkeypatch.setattr(ledger_store(), "recorded", LedgerFolder(tmp_path))
+    monkeypatch.setattr(recording, "_record", refuse)
+    for choice in task.choices():
+        outcomes([task.spec(choice)], task.device)
 
 
 def test_a_task_judges_the_readers_choice_opens_hints_and_is_remembered(parts: tuple[Service, Queue]):
