@@ -149,7 +149,9 @@ TENSOR = Task(
             "A higher tp makes every product smaller, and the messages stay as large. So the share of communication grows."
         ),
         lambda say: say("tp 16 leaves the node: its collectives go over the slow links. See what that does to the share."),
-        lambda say: say("The smallest tp that fits is best. A smaller microbatch, or recompute, helps it to fit."),
+        lambda say: say(
+            "The smallest tp that fits without full recomputation is best. A smaller microbatch, or selective recompute, helps."
+        ),
     ),
 )
 
