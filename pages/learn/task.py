@@ -122,7 +122,7 @@ def talks_little(found: Outcome, most: float, say: Words) -> Goal:
 
 def is_fast(task: Task, found: Outcome, slack: float, say: Words) -> Goal:
     """Near to the fastest choice that fits."""
-    least = fastest(task.device, task)
+    least = fastest(task)
     return Goal(
         found.step_s <= (1 + slack) * least,
         say(
@@ -134,8 +134,9 @@ def is_fast(task: Task, found: Outcome, slack: float, say: Words) -> Goal:
     )
 
 
-@st.cache_data(max_entries=16, show_spinner=False, hash_funcs={Task: lambda task: [repr(task.spec(c)) for c in task.choices()]})
-def fastest(device: str, task: Task) -> float:
+@st.cache_data(max_entries=16, show_spinner=False, hash_funcs={Task: hash})
+def fastest(task: Task) -> float:
+    """Takes seconds at first. There are few tasks, each made once for the process, so the hash of its fields is its key."""
     return task.fastest()
 
 
@@ -156,7 +157,8 @@ def draw(state: LessonState, task: Task) -> None:
         st.markdown(task.asked(say), width=READABLE_PX)
         state.controls(*(_control(state, setting) for setting in task.settings))
         values = {setting.name: st.session_state[_key(state, setting)] for setting in task.settings}
-        goals = judged(task, values, say)
+        with st.spinner(say("Comparing all choices of the task")):  # for a while when the task is first shown
+            goals = judged(task, values, say)
         st.html(_listed(goals, state.style))
         if all(goal.met for goal in goals):
             st.success(say("Solved. Other choices may do it too: try one."), icon=":material/check_circle:")
