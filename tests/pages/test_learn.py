@@ -35,6 +35,7 @@ from pages.learn.lessons.pipeline import layout_of, timed
 from pages.learn.lessons.tensor import reduced
 from pages.learn.lessons.together import SPEC, inside_nodes
 from pages.learn.outcome import outcome, outcomes
+from pages.learn.scene import WIDTH
 from pages.learn.scenes.pipeline import scene as pipeline_scene
 from pages.learn.scenes.zero import scene as zero_scene
 from pages.learn.steps import done_by
@@ -401,6 +402,21 @@ def test_a_pipelines_scene_keeps_what_the_schedule_keeps(schedule: ScheduleName)
     most = [max(counts[stage] for counts in kept) for stage in range(4)]
     assert most == [in_flight(plan(layout, 16), stage) for stage in range(4)]
     assert kept[-1] == [0, 0, 0, 0]
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_a_pipelines_scene_has_a_circle_for_each_pass(schedule: ScheduleName):
+    found = timed(layout_of(schedule, 4, 16), 16)
+    scene = pipeline_scene(found, look(View("light", "en")))
+    circles = [thing for thing in scene.things if "<circle" in thing.svg]
+    for thing in scene.things:
+        assert [step for step, *_ in thing.at] == sorted({step for step, *_ in thing.at})
+    passes = [one for one in found.timed if one.action.kind in "FBIW"]
+    times = sorted({one.start for one in passes} | {max(one.end for one in passes)})
+    for step, time in enumerate(times):
+        at = [next((entry for entry in reversed(thing.at) if entry[0] <= step), (0, 0.0, 0.0, 0.0)) for thing in circles]
+        stages = sorted(int(x // (WIDTH / 4)) for _, x, _, opacity in at if opacity)
+        assert stages == sorted(one.stage for one in passes if one.start <= time < one.end)
 
 
 @pytest.mark.parametrize("zero", range(4))
