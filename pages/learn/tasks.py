@@ -10,6 +10,7 @@ from pages.charts import names
 from pages.charts.units import in_bytes, percent
 from pages.charts.words import Words
 from pages.learn.outcome import Outcome, outcome
+from pages.learn.sizes import CARDS
 from pages.learn.task import Goal, Setting, Task, Values, fits, is_fast, spec, talks_little
 
 _LLAMA, _GPT = catalog.model("llama3-8b"), catalog.model("gpt3-13b")
@@ -245,11 +246,15 @@ ZERO = Task(
     spec=_sharded,
     goals=lambda task, found, say: [fits(found, say), is_fast(task, found, 0.08, say)],
     hints=(
-        lambda say: say("Without ZeRO the states take 18 bytes a parameter, 240 GB. See which stage brings them below 40 GB."),
+        lambda say: say(
+            "Without ZeRO the states take 18 bytes a parameter, {states}. See which stage brings them below {holds}.",
+            states=in_bytes(18 * _GPT.parameters()),
+            holds=in_bytes(CARDS["a100-40gb"]),
+        ),
         lambda say: say("Then see what is left for activations, and whether a smaller microbatch fits into it."),
         lambda say: say(
-            "Full recomputation always fits, and costs a third more. Selective recomputation costs little, and leaves room for "
-            "a larger microbatch, which computes faster."
+            "With ZeRO 3, full recomputation fits every size, and costs a third more. Selective recomputation costs little, and "
+            "leaves room for a larger microbatch, which computes faster."
         ),
     ),
 )
