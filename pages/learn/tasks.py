@@ -56,7 +56,8 @@ MEMORY = Task(
     goals=lambda task, found, say: [fits(found, say), is_fast(task, found, 0.1, say)],
     hints=(
         lambda say: say(
-            "Count the states first: 18 bytes a parameter with everything in fp32. No recomputation makes them smaller."
+            "Count the states first: 18 bytes a parameter with gradients and optimizer in fp32. No recomputation makes them "
+            "smaller."
         ),
         lambda say: say(
             "An optimizer in bf16 without an fp32 copy, and gradients in bf16, make it 8 bytes a parameter. The price is "
@@ -95,7 +96,7 @@ def _few_sequences(made: Outcome, say: Words) -> Goal:
 DATA = Task(
     device="a100-80gb",
     asked=lambda say: say(
-        "64 replicas of *gpt2-1.5b*, each on one a100-80gb. Bring communication below {most} of a step, with at most "
+        "64 replicas of *gpt2-1.5b*, each on one a100-80gb. Bring communication to at most {most} of a step, with at most "
         "{count} sequences a step: a larger batch learns less from each sequence.",
         most=percent(0.05),
         count=_MOST_SEQUENCES,
