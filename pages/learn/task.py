@@ -120,6 +120,12 @@ def talks_little(found: Outcome, most: float, say: Words) -> Goal:
     )
 
 
+def not_in_full(found: Outcome, say: Words) -> Goal:
+    if found.recompute == "full":
+        return Goal(False, say("All layers are computed again; no full recomputation is wanted."))
+    return Goal(True, say("There is no full recomputation."))
+
+
 def is_fast(task: Task, found: Outcome, slack: float, say: Words) -> Goal:
     """Near to the fastest choice that fits."""
     least = fastest(task)

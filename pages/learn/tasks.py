@@ -11,7 +11,7 @@ from pages.charts.units import in_bytes, percent
 from pages.charts.words import Words
 from pages.learn.outcome import Outcome, outcome
 from pages.learn.sizes import CARDS
-from pages.learn.task import Goal, Setting, Task, Values, fits, is_fast, spec, talks_little
+from pages.learn.task import Goal, Setting, Task, Values, fits, is_fast, not_in_full, spec, talks_little
 
 _LLAMA, _GPT = catalog.model("llama3-8b"), catalog.model("gpt3-13b")
 _SELECTIVE = cheap_recompute(_LLAMA, MIXED)
@@ -340,7 +340,7 @@ FUSED = Task(
         _recompute(("none", _SELECTIVE, "full"), "none"),
     ),
     spec=_long,
-    goals=lambda task, found, say: [fits(found, say), is_fast(task, found, 0.1, say)],
+    goals=lambda task, found, say: [fits(found, say), not_in_full(found, say), is_fast(task, found, 0.1, say)],
     hints=(
         lambda say: say("a · s² · 2 bytes of scores in each of 32 layers: how much is that at 24,576 tokens?"),
         lambda say: say("The logits of one sequence are s · v · 4 bytes. See how much the loss in chunks takes off."),

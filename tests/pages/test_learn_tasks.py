@@ -47,6 +47,12 @@ def test_a_task_accepts_several_choices_and_tells_why_others_fail(number: int):
     assert len(task.hints) == 3
 
 
+def test_full_recomputation_misses_a_goal_of_its_own():
+    task, say = TASKS[9], words("en")
+    goals = judged(task, {"attention": "fused", "loss": "chunks", "recompute": "full"}, say)
+    assert next(goal.said for goal in goals if not goal.met) == "All layers are computed again; no full recomputation is wanted."
+
+
 @pytest.mark.parametrize("number", TASKS)
 def test_no_choice_of_a_task_needs_a_recording(number: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     """A reader would wait for it. Here nothing was recorded, and a recording is refused."""
