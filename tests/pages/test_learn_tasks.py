@@ -33,12 +33,27 @@ def page(service: Service, lesson: str) -> AppTest:
     return app
 
 
+# The values of the choices that are right, in the order of the task's settings.
+_CHEAP = "layernorm+mlp_act"
+RIGHT = {
+    1: {f"bf16 bf16 {recompute} {size}" for recompute in ("none", _CHEAP) for size in (1, 2)},
+    3: {"1 8", "2 2", "2 4", "4 1", "4 2", "8 1"},
+    4: {"2 none 1", f"2 {_CHEAP} 1", f"2 {_CHEAP} 2"},
+    5: {"interleaved×2 32", "interleaved×3 32", "interleaved×4 32"},
+    7: {"3 none 1", f"3 {_CHEAP} 1", f"3 {_CHEAP} 2"},
+    8: {f"{_CHEAP} 3", f"{_CHEAP} 4"},
+    9: {f"fused whole {_CHEAP}", f"fused chunks {_CHEAP}"},
+    10: {"1 1 3 full", *(f"4 {rest} {_CHEAP}" for rest in ("1 3", "2 3", "4 0", "4 1", "4 3"))},
+}
+
+
 @pytest.mark.parametrize("number", TASKS)
 def test_a_task_accepts_several_choices_and_tells_why_others_fail(number: int):
     """The first choice is not right, and each goal that is missed says so with a number."""
     task, say = TASKS[number], words("en")
     choices = task.choices()
     right = [choice for choice in choices if all(goal.met for goal in judged(task, choice, say))]
+    assert {" ".join(map(str, choice.values())) for choice in right} == RIGHT[number]
     assert 2 <= len(right) < len(choices) / 2
     assert task.first not in right
     missed = [goal.said for goal in judged(task, task.first, say) if not goal.met]
