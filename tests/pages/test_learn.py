@@ -280,6 +280,11 @@ def test_the_lessons_own_example_agrees_with_plan_and_has_the_reasons(parts: tup
     assert "over tp instead of 0.000 s" in shown
 
 
+def test_on_one_device_the_checklist_has_one_way():
+    tried = tries("gpt2-1.5b", 1, "h100-80gb", 64)
+    assert [entry.lever for entry in tried if entry.fits] == [tried[-1].lever]
+
+
 @pytest.mark.parametrize("turn", range(2))
 def test_the_checklists_questions_do_not_depend_on_overlap(parts: tuple[Service, Queue], turn: int):
     """The right answer is not ZeRO 3, whose time is predicted with full overlap. Choices have the checklist's order."""
