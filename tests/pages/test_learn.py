@@ -330,6 +330,17 @@ def test_terms_unfold_where_they_occur_once_in_a_text(language: Language):
     assert shown.endswith(f", {term}, `{term}`")
 
 
+@pytest.mark.parametrize(
+    ("language", "markdown"), [("en", "the activation functions"), ("zh", "称它为全分片数据并行"), ("zh", "MLP 的激活函数")]
+)
+def test_a_term_inside_another_word_is_not_marked(language: Language, markdown: str):
+    assert unfolding(markdown, words(language)) == markdown
+
+
+def test_a_plural_is_marked_whole_in_chinese_too():
+    assert 'tabindex="0">logits<span' in unfolding("一条序列的 logits 占", words("zh"))
+
+
 # -------------------------------------------------------------------------------------------------------------- scenes
 
 
