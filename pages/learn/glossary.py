@@ -60,10 +60,12 @@ def terms(say: Words) -> dict[str, str]:
     }
 
 
-def unfolding(markdown: str, say: Words) -> str:
-    """The text with each term, where it occurs first, as HTML that unfolds. Code, formulas and links are left alone."""
+def unfolding(markdown: str, say: Words, seen: set[str]) -> str:
+    """The text with each term, where it occurs first, as HTML that unfolds. Code, formulas and links are left alone.
+
+    `seen`: terms in lower case that occurred before. Those of this text are added.
+    """
     pattern, meanings = _pattern(say.language)
-    seen: set[str] = set()
 
     def marked(found: re.Match[str]) -> str:
         term = found["term"]

@@ -316,29 +316,30 @@ def test_all_layouts_are_searched_on_request(parts: tuple[Service, Queue]):
 
 def test_a_term_in_bold_chinese_stays_bold():
     """There are no blanks around it, which Markdown would need."""
-    shown = unfolding("切成**微批次**后", words("zh"))
+    shown = unfolding("切成**微批次**后", words("zh"), set())
     assert shown.startswith('切成<b><span class="ss-term" tabindex="0">微批次<span')
     assert shown.endswith("</span></span></b>后")
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
-def test_terms_unfold_where_they_occur_once_in_a_text(language: Language):
+def test_terms_unfold_where_they_occur_first(language: Language):
     say = words(language)
     term, meaning = next(iter(terms(say).items()))
-    shown = unfolding(f"{term}, {term}, `{term}`", say)
+    shown = unfolding(f"{term}, {term}, `{term}`", say, set())
     assert shown.count(f'<span class="ss-meaning">{meaning}</span>') == 1
     assert shown.endswith(f", {term}, `{term}`")
+    assert unfolding(term, say, {term.lower()}) == term
 
 
 @pytest.mark.parametrize(
     ("language", "markdown"), [("en", "the activation functions"), ("zh", "称它为全分片数据并行"), ("zh", "MLP 的激活函数")]
 )
 def test_a_term_inside_another_word_is_not_marked(language: Language, markdown: str):
-    assert unfolding(markdown, words(language)) == markdown
+    assert unfolding(markdown, words(language), set()) == markdown
 
 
 def test_a_plural_is_marked_whole_in_chinese_too():
-    assert 'tabindex="0">logits<span' in unfolding("一条序列的 logits 占", words("zh"))
+    assert 'tabindex="0">logits<span' in unfolding("一条序列的 logits 占", words("zh"), set())
 
 
 # -------------------------------------------------------------------------------------------------------------- scenes
@@ -360,8 +361,7 @@ def test_a_pipelines_scene_has_a_circle_for_each_pass(schedule: ScheduleName):
     found = timed(layout_of(schedule, 4, 16), 16)
     scene = pipeline_scene(found, look(View("light", "en")))
     circles = [thing for thing in scene.things if "<circle" in thing.svg]
-    for thing in scene.things:
-        assert [step for step, *_ in thing.at] == sorted({step for step, *_ in thing.at})
+    assert all([step for step, *_ in thing.at] == sorted({step for step, *_ in thing.at}) for thing in scene.things)
     passes = [one for one in found.timed if one.action.kind in "FBIW"]
     times = sorted({one.start for one in passes} | {max(one.end for one in passes)})
     for step, time in enumerate(times):
