@@ -56,7 +56,7 @@ def text_at_once(texts: Texts) -> None:
     """
     now = held()
     assert now
-    plain = Choice.default().values
+    plain = dict(Choice.default().values)
     layout = {field: value for field, value in plain.items() if field.startswith("layout.")}
     tried = [given | _TEXT_AT_ONCE for given in ({}, layout, plain)]
     touch(next((changes for changes in tried if read(now.with_changes(changes), texts).runnable), tried[-1]))
