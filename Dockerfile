@@ -1,9 +1,12 @@
-# The app for one machine: docker build --tag shardscope . && docker run --init --publish 127.0.0.1:8501:8501 shardscope
+# The app for one machine:
+# docker build --tag shardscope .
+# docker run --init --publish 127.0.0.1:8501:8501 --volume shardscope-runs:/runs shardscope
 #
-# torch for the CPU alone: with CUDA the image would be 5 GB larger. Runs are kept in the volume /runs.
+# torch for the CPU alone: with CUDA the image would be 5 GB larger. Runs are kept in the volume /runs. A folder that is mounted
+# there instead must be writable for uid 1000.
 FROM python:3.13-slim
 
-RUN useradd --create-home shardscope && install --directory --owner shardscope /runs
+RUN useradd --uid 1000 --create-home shardscope && install --directory --owner shardscope /runs
 WORKDIR /app
 COPY requirements.txt .
 RUN torch=$(sed -n 's/^\(torch == [0-9.]*\).*/\1/p' requirements.txt) \

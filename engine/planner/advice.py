@@ -3,7 +3,8 @@
 It is the practice of the field. There are two ways to make a model fit. One shards the states over all replicas (ZeRO, FSDP;
 Rajbhandari et al. 2020). The other shards the model: tensor parallelism inside a node, pipeline parallelism across nodes, data
 parallelism for the rest (Narayanan et al. 2021, section 5, takeaways; Korthikanti et al. 2022). The checklist tries each way up
-to the first layout that fits, and takes the faster. It is for teaching. `engine.planner.search` compares all layouts.
+to the first layout that fits, and takes the faster. On one device there is one way: selective, then full recomputation.
+It is for teaching. `engine.planner.search` compares all layouts.
 """
 
 from __future__ import annotations
@@ -63,11 +64,14 @@ def advise(model: ModelSpec, devices: int, device: DeviceSpec, sequences: int) -
     memory = accounting("engine")(model, MIXED, grid)[0]
     needs = memory + reserve(device, grid, model, memory)
     tried: list[Try] = []
+    fitted: set[bool] = set()  # for each way that has an entry that fits: whether it shards the states
     for (lever, spec), need in zip(possible, needs, strict=True):
-        first_way = lever in _SHARDS_STATES
-        if any(entry.fits and (entry.lever in _SHARDS_STATES) == first_way for entry in tried):
+        way = devices == 1 or lever in _SHARDS_STATES  # one device shards nothing, so there is one way
+        if way in fitted:
             continue
         fits = need <= device.memory_bytes
+        if fits:
+            fitted.add(way)
         tried.append(Try(lever, spec, int(need), simulated(spec, device, Assumptions())[0] if fits else None))
     return tried
 

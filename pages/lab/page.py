@@ -42,7 +42,7 @@ def show(service: Service) -> None:
             say().together(inert(say().sentence(wrong)), say()("The defaults are shown instead.")), icon=":material/link_off:"
         )
     if not run and _SHOWN not in st.session_state and st.session_state[_CODE] == _USUAL:
-        welcome.draw()
+        welcome.draw(service.texts)
     live.scroll_up(run)
     _show_run_state(run, found)
     on = isinstance(found, RunState) and not found.finished

@@ -6,11 +6,12 @@ import streamlit as st
 
 from pages.shared import held, navigation, runbar
 from pages.shared.frame import say
-from pages.shared.generating import TEXT_AT_ONCE
+from pages.shared.generating import text_at_once
 from pages.shared.service import EXAMPLE
+from pages.shared.texts import Texts
 
 
-def draw() -> None:
+def draw(texts: Texts) -> None:
     words = say()
     with st.container(key="welcome", gap="small"):
         st.markdown(
@@ -35,8 +36,8 @@ def draw() -> None:
             st.button(
                 words("Generate text"),
                 icon=":material/text_fields:",
-                on_click=held.touch,
-                args=(TEXT_AT_ONCE,),
+                on_click=text_at_once,
+                args=(texts,),
                 key="welcome/text",
             )
             st.caption(words("Eight processes together are one trained model, which continues a sentence. Then press **Run**."))

@@ -10,6 +10,11 @@ import streamlit as st
 
 from pages.charts.words import Language, Words, words
 
+# Words that contain a term and mean something else. They are not marked.
+_COMPOUNDS: dict[Language, tuple[str, ...]] = {
+    "en": ("activation functions?",),
+    "zh": ("全分片数据并行", "激活函数"),
+}
 READABLE_PX = 760  # the width of a paragraph that is easy to read
 
 
@@ -55,10 +60,12 @@ def terms(say: Words) -> dict[str, str]:
     }
 
 
-def unfolding(markdown: str, say: Words) -> str:
-    """The text with each term, where it occurs first, as HTML that unfolds. Code, formulas and links are left alone."""
+def unfolding(markdown: str, say: Words, seen: set[str]) -> str:
+    """The text with each term, where it occurs first, as HTML that unfolds. Code, formulas and links are left alone.
+
+    `seen`: terms in lower case that occurred before. Those of this text are added.
+    """
     pattern, meanings = _pattern(say.language)
-    seen: set[str] = set()
 
     def marked(found: re.Match[str]) -> str:
         term = found["term"]
@@ -79,8 +86,8 @@ def _pattern(language: Language) -> tuple[re.Pattern[str], dict[str, str]]:
     meanings = {term.lower(): meaning for term, meaning in terms(words(language)).items()}
     longest = sorted(meanings, key=len, reverse=True)
     either = "|".join(map(re.escape, longest))
-    plain = r"`[^`]*`|\$[^$]*\$|\[[^\]]*\]\([^)]*\)"
-    whole = rf"(?P<term>{either})" if language == "zh" else rf"\b(?P<term>{either})(?:es|s)?\b(?!-)"
+    plain = "|".join((r"`[^`]*`", r"\$[^$]*\$", r"\[[^\]]*\]\([^)]*\)", *_COMPOUNDS[language]))
+    whole = rf"(?<![A-Za-z])(?P<term>{either})s?(?![A-Za-z])" if language == "zh" else rf"\b(?P<term>{either})(?:es|s)?\b(?!-)"
     return re.compile(f"{plain}|{whole}", re.IGNORECASE), meanings
 
 

@@ -51,6 +51,7 @@ class LessonState:
     lesson: Lesson
     service: Service
     view: View = field(default_factory=view)
+    _seen: set[str] = field(default_factory=set, compare=False, init=False)  # terms that unfold earlier on the page
 
     @property
     def style(self) -> Look:
@@ -169,8 +170,8 @@ class LessonState:
     # ------------------------------------------------------------------------------------------------------------- words
 
     def text(self, markdown: str) -> None:
-        """A paragraph of readable width. Terms of the glossary unfold."""
-        st.markdown(unfolding(markdown, self.say), width=READABLE_PX, unsafe_allow_html=True)
+        """A paragraph of readable width. Terms of the glossary unfold where the lesson has them first."""
+        st.markdown(unfolding(markdown, self.say, self._seen), width=READABLE_PX, unsafe_allow_html=True)
 
     def heading(self, words: str) -> None:
         st.markdown(f"#### {words}", anchors=False)

@@ -33,7 +33,10 @@ def matrix(
         for j, value in enumerate(row):
             colour = columns[j] if columns else rows[i] if rows else owner
             style = f' style="--owner:{colour}"' if colour else ""
-            told = f' tabindex="0" data-sum="{escape(sums[i][j])}"' if sums else ""
+            told = ""
+            if sums:
+                total = escape(sums[i][j])
+                told = f' tabindex="0" data-sum="{total}" aria-label="{number(value)} = {total}"'
             line += f"<td{style}{told}>{number(value)}</td>"
         lines.append(f"<tr>{line}</tr>")
     return (

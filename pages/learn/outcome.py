@@ -15,7 +15,7 @@ from engine.predict.reserve import reserve
 from engine.predict.speed.cost import Cost
 from engine.predict.speed.rates import Assumptions
 from engine.predict.speed.step_time import estimate
-from engine.spec import RunSpec
+from engine.spec import Recompute, RunSpec
 from engine.topology import AXES
 from pages.shared.predicted import with_ledgers_shown
 
@@ -36,6 +36,7 @@ class Outcome:
     bubble: float
     sequences: int
     size: int
+    recompute: Recompute
 
     @property
     def fits(self) -> bool:
@@ -65,6 +66,7 @@ def outcomes(specs: Sequence[RunSpec], device: str) -> list[Outcome]:
             bubble=float(times.bubble[i]),
             sequences=spec.layout.dp * spec.workload.microbatches * spec.workload.microbatch_size,
             size=spec.workload.microbatch_size,
+            recompute=spec.layout.recompute,
         )
         for i, spec in enumerate(specs)
     ]

@@ -65,6 +65,8 @@ def _tell(state: LessonState, found: SearchSummary, advised: Try | None) -> None
             seconds=significant(float(found.plan.layouts["step_s"].iloc[0])),
         )
     )
+    if found.plan.layouts["zero"].iloc[0] == 3:
+        state.text(overlap_caveat(say))
     if advised is None:
         return
     if len(found.plan.layouts) == 1:
@@ -82,6 +84,14 @@ def _tell(state: LessonState, found: SearchSummary, advised: Try | None) -> None
             "A checklist has one entry for each technique. The planner also combines them, and tries every size of a "
             "microbatch, every schedule and every number of chunks."
         )
+    )
+
+
+def overlap_caveat(say: Words) -> str:
+    """What a predicted time of ZeRO 3 takes for granted. docs/prediction.md has the measurement."""
+    return say(
+        "The time of ZeRO 3 is predicted with full overlap of its gathers. An implementation may reach less: DeepSpeed’s of 2021 "
+        "took twice as long."
     )
 
 

@@ -9,6 +9,7 @@ from itertools import product
 from typing import Any
 
 import streamlit as st
+from streamlit.components.v2.types import ComponentRenderer
 
 from engine.planner.search import MIXED
 from engine.spec import LayoutSpec, ModelSpec, RequestError, RunSpec, WorkloadSpec
@@ -120,9 +121,15 @@ def talks_little(found: Outcome, most: float, say: Words) -> Goal:
     )
 
 
+def not_in_full(found: Outcome, say: Words) -> Goal:
+    if found.recompute == "full":
+        return Goal(False, say("All layers are computed again; no full recomputation is wanted."))
+    return Goal(True, say("There is no full recomputation."))
+
+
 def is_fast(task: Task, found: Outcome, slack: float, say: Words) -> Goal:
     """Near to the fastest choice that fits."""
-    least = fastest(task.device, task)
+    least = fastest(task)
     return Goal(
         found.step_s <= (1 + slack) * least,
         say(
@@ -134,8 +141,9 @@ def is_fast(task: Task, found: Outcome, slack: float, say: Words) -> Goal:
     )
 
 
-@st.cache_data(max_entries=16, show_spinner=False, hash_funcs={Task: lambda task: [repr(task.spec(c)) for c in task.choices()]})
-def fastest(device: str, task: Task) -> float:
+@st.cache_data(max_entries=16, show_spinner=False, hash_funcs={Task: hash})
+def fastest(task: Task) -> float:
+    """Takes seconds at first. There are few tasks, each made once for the process, so the hash of its fields is its key."""
     return task.fastest()
 
 
@@ -156,8 +164,9 @@ def draw(state: LessonState, task: Task) -> None:
         st.markdown(task.asked(say), width=READABLE_PX)
         state.controls(*(_control(state, setting) for setting in task.settings))
         values = {setting.name: st.session_state[_key(state, setting)] for setting in task.settings}
-        goals = judged(task, values, say)
-        st.html(_listed(goals, state.style))
+        with st.spinner(say("Comparing all choices of the task")):  # for a while when the task is first shown
+            goals = judged(task, values, say)
+        _goals()(key=state.key("goals"), data={"html": _listed(goals, state.style)})
         if all(goal.met for goal in goals):
             st.success(say("Solved. Other choices may do it too: try one."), icon=":material/check_circle:")
             if state.number not in solved():
@@ -192,12 +201,31 @@ def _control(state: LessonState, setting: Setting) -> Callable[[], Any]:
 
 
 def _listed(goals: list[Goal], style: Look) -> str:
+    """HTML: an item for each goal."""
     lines, say = "", style.say
     for goal in goals:
         colour = style.green if goal.met else style.orange
         word = say("met") if goal.met else say("not met")
         lines += f'<li style="border-color:{colour}"><b>{word}</b> {escape(goal.said)}</li>'
-    return f'<ul class="ss-goals" aria-live="polite">{lines}</ul>'
+    return lines
+
+
+@st.cache_resource(show_spinner=False)
+def _goals() -> ComponentRenderer:
+    """A list that stays in the page when its lines change, so that screen readers say what is new."""
+    return st.components.v2.component(
+        "shardscope.goals",
+        html='<ul class="ss-goals" aria-live="polite"></ul>',
+        isolate_styles=False,
+        js="""
+            export default function ({ parentElement, data }) {
+                const list = parentElement.querySelector("ul");
+                if (list.told === data.html) return;
+                list.told = data.html;
+                list.innerHTML = data.html;
+            }
+        """,
+    )
 
 
 def _hints(state: LessonState, task: Task) -> None:

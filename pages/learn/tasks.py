@@ -10,7 +10,8 @@ from pages.charts import names
 from pages.charts.units import in_bytes, percent
 from pages.charts.words import Words
 from pages.learn.outcome import Outcome, outcome
-from pages.learn.task import Goal, Setting, Task, Values, fits, is_fast, spec, talks_little
+from pages.learn.sizes import CARDS
+from pages.learn.task import Goal, Setting, Task, Values, fits, is_fast, not_in_full, spec, talks_little
 
 _LLAMA, _GPT = catalog.model("llama3-8b"), catalog.model("gpt3-13b")
 _SELECTIVE = cheap_recompute(_LLAMA, MIXED)
@@ -55,7 +56,8 @@ MEMORY = Task(
     goals=lambda task, found, say: [fits(found, say), is_fast(task, found, 0.1, say)],
     hints=(
         lambda say: say(
-            "Count the states first: 18 bytes a parameter with everything in fp32. No recomputation makes them smaller."
+            "Count the states first: 18 bytes a parameter with gradients and optimizer in fp32. No recomputation makes them "
+            "smaller."
         ),
         lambda say: say(
             "An optimizer in bf16 without an fp32 copy, and gradients in bf16, make it 8 bytes a parameter. The price is "
@@ -94,7 +96,7 @@ def _few_sequences(made: Outcome, say: Words) -> Goal:
 DATA = Task(
     device="a100-80gb",
     asked=lambda say: say(
-        "64 replicas of *gpt2-1.5b*, each on one a100-80gb. Bring communication below {most} of a step, with at most "
+        "64 replicas of *gpt2-1.5b*, each on one a100-80gb. Bring communication to at most {most} of a step, with at most "
         "{count} sequences a step: a larger batch learns less from each sequence.",
         most=percent(0.05),
         count=_MOST_SEQUENCES,
@@ -149,7 +151,9 @@ TENSOR = Task(
             "A higher tp makes every product smaller, and the messages stay as large. So the share of communication grows."
         ),
         lambda say: say("tp 16 leaves the node: its collectives go over the slow links. See what that does to the share."),
-        lambda say: say("The smallest tp that fits is best. A smaller microbatch, or recompute, helps it to fit."),
+        lambda say: say(
+            "The smallest tp that fits without full recomputation is best. A smaller microbatch, or selective recompute, helps."
+        ),
     ),
 )
 
@@ -243,11 +247,15 @@ ZERO = Task(
     spec=_sharded,
     goals=lambda task, found, say: [fits(found, say), is_fast(task, found, 0.08, say)],
     hints=(
-        lambda say: say("Without ZeRO the states take 18 bytes a parameter, 240 GB. See which stage brings them below 40 GB."),
+        lambda say: say(
+            "Without ZeRO the states take 18 bytes a parameter, {states}. See which stage brings them below {holds}.",
+            states=in_bytes(18 * _GPT.parameters()),
+            holds=in_bytes(CARDS["a100-40gb"]),
+        ),
         lambda say: say("Then see what is left for activations, and whether a smaller microbatch fits into it."),
         lambda say: say(
-            "Full recomputation always fits, and costs a third more. Selective recomputation costs little, and leaves room for "
-            "a larger microbatch, which computes faster."
+            "With ZeRO 3, full recomputation fits every size, and costs a third more. Selective recomputation costs little, and "
+            "leaves room for a larger microbatch, which computes faster."
         ),
     ),
 )
@@ -256,12 +264,11 @@ ZERO = Task(
 # ----------------------------------------------------------------------------------------------------------- recompute
 
 
-_KINDS: tuple[Recompute, ...] = ("none", "core_attn", "layernorm", "mlp_act", "layernorm+mlp_act", "full")
-_LOSS = 0.03
+_LOSS, _LEAST = 0.03, 3
 
 
 def _again(values: Values) -> RunSpec:
-    return spec(_LLAMA, 64, dp=16, size=values["size"], zero=3, recompute=values["recompute"])
+    return spec(_LLAMA, 192, dp=16, size=values["size"], zero=3, recompute=values["recompute"])
 
 
 def _cheap(task: Task, found: Outcome, say: Words) -> list[Goal]:
@@ -273,18 +280,22 @@ def _cheap(task: Task, found: Outcome, say: Words) -> list[Goal]:
             lost <= _LOSS,
             say("Recomputing lengthens the step by {lost}; at most {most} is wanted.", lost=percent(lost), most=percent(_LOSS)),
         ),
-        Goal(found.size >= 2, say("A microbatch has {count} sequences; at least {least} are wanted.", count=found.size, least=2)),
+        Goal(
+            found.size >= _LEAST,
+            say("A microbatch has {count} sequences; at least {least} are wanted.", count=found.size, least=_LEAST),
+        ),
     ]
 
 
 RECOMPUTE = Task(
-    device="h100-80gb",
+    device="h200-141gb",
     asked=lambda say: say(
-        "*llama3-8b* on 16 h100-80gb with ZeRO 3, fused attention, 64 sequences a step. Fit microbatches of 2 sequences, and "
-        "lose at most {most} of time to recomputation.",
+        "*llama3-8b* on 16 h200-141gb with ZeRO 3, fused attention, 192 sequences a step. Fit microbatches of at least {least} "
+        "sequences, and lose at most {most} of time to recomputation.",
+        least=_LEAST,
         most=percent(_LOSS),
     ),
-    settings=(_recompute(_KINDS, "none"), _size((1, 2, 4), 2)),
+    settings=(_recompute(("none", _SELECTIVE, "full"), "none"), _size((1, 2, 3, 4, 6), _LEAST)),
     spec=_again,
     goals=_cheap,
     hints=(
@@ -292,7 +303,7 @@ RECOMPUTE = Task(
         lambda say: say("Fused attention keeps no scores. So recomputing the attention’s core frees nearly nothing here."),
         lambda say: say(
             "Norms and the MLP’s activation are elementwise: they keep tensors as large as the products, and cost little to "
-            "compute again. One of the two frees more than the other."
+            "compute again."
         ),
     ),
 )
@@ -329,7 +340,7 @@ FUSED = Task(
         _recompute(("none", _SELECTIVE, "full"), "none"),
     ),
     spec=_long,
-    goals=lambda task, found, say: [fits(found, say), is_fast(task, found, 0.1, say)],
+    goals=lambda task, found, say: [fits(found, say), not_in_full(found, say), is_fast(task, found, 0.1, say)],
     hints=(
         lambda say: say("a · s² · 2 bytes of scores in each of 32 layers: how much is that at 24,576 tokens?"),
         lambda say: say("The logits of one sequence are s · v · 4 bytes. See how much the loss in chunks takes off."),

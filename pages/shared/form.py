@@ -217,7 +217,7 @@ def _the_rest(choice: Choice, texts: Texts, say: Words) -> None:
     if choice["generate.prompt"] or choice["generate.skip_training"]:
         _row(choice, {"generate.new_tokens": say("New tokens"), "generate.temperature": say("Temperature")}, say)
         _toggle(choice, "generate.skip_training", say("Generate without training"), say)
-    generating.offer(choice, say)
+    generating.offer(choice, texts, say)
 
 
 # ---------------------------------------------------------------------------------------------------------- the widgets

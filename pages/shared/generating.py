@@ -8,12 +8,14 @@ import streamlit as st
 
 from engine.spec import TRAINED, TRAINED_NAME
 from pages.charts.words import Words
-from pages.shared.choice import DEFAULTS, Choice, description, options
+from pages.shared.choice import DEFAULTS, Choice, description, options, read
+from pages.shared.held import choice as held
 from pages.shared.held import key_of, moved, shown, touch
+from pages.shared.texts import Texts
 
 _WEIGHTS = "workload.weights"
-# All that a run needs which continues a prompt with the trained weights at once. The levers are those of training.
-TEXT_AT_ONCE: dict[str, Any] = {
+# What a run needs which continues a prompt with the trained weights at once. The levers are those of training.
+_TEXT_AT_ONCE: dict[str, Any] = {
     **{f"model.{name}": value for name, value in TRAINED},
     _WEIGHTS: "trained",
     "workload.seed": 1,
@@ -39,12 +41,25 @@ def choose_weights(choice: Choice, say: Words) -> None:
     )
 
 
-def offer(choice: Choice, say: Words) -> None:
+def offer(choice: Choice, texts: Texts, say: Words) -> None:
     """A button that sets all that is needed for text from the trained weights, unless it is set."""
     if not choice["generate.prompt"]:
         st.button(
-            say("Generate text with the trained weights"), icon=":material/text_fields:", on_click=touch, args=(TEXT_AT_ONCE,)
+            say("Generate text with the trained weights"), icon=":material/text_fields:", on_click=text_at_once, args=(texts,)
         )
+
+
+def text_at_once(texts: Texts) -> None:
+    """Set all that is needed for text from the trained weights. A callback.
+
+    The layout and the workload stay as they are if the trained model runs with them.
+    """
+    now = held()
+    assert now
+    plain = dict(Choice.default().values)
+    layout = {field: value for field, value in plain.items() if field.startswith("layout.")}
+    tried = [given | _TEXT_AT_ONCE for given in ({}, layout, plain)]
+    touch(next((changes for changes in tried if read(now.with_changes(changes), texts).runnable), tried[-1]))
 
 
 def _weights_chosen() -> None:

@@ -22,6 +22,12 @@ def page(service: Service, **link: str) -> AppTest:
     return opened("lab", service, **link)
 
 
+def unfold(app: AppTest) -> None:
+    """Open the part of the form that has the button."""
+    app.session_state["unfolded/form-rest"] = True
+    app.run()
+
+
 def test_text_from_the_trained_weights_is_one_press_away(parts: tuple[Service, Queue]):
     app = page(parts[0])
     click(app, "Generate text")
@@ -29,6 +35,33 @@ def test_text_from_the_trained_weights_is_one_press_away(parts: tuple[Service, Q
     click(app, "Run on 8 processes")
     [spec] = [state.spec for state in parts[1].states.values()]
     assert (spec.workload.weights, spec.generate.prompt, spec.generate.skip_training) == ("trained", "The pipeline ", True)
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        "gpt-medium~dp1.tp1.pp4~interleaved~m4~b2~n20~r0.003~e0~c3",
+        "gpt-medium~dp1.tp1.pp4~interleaved~m8~b2~n20~r0.003~e0~c4",
+        "gpt-medium~dp1.tp16.pp1~1f1b~m4~b2~n20~r0.003~e0",
+        "gpt-tiny~dp4.tp4.pp4~1f1b~m4~b2~n20~r0.003~e0",
+    ],
+)
+def test_text_from_the_trained_weights_can_run_from_any_form(parts: tuple[Service, Queue], spec: str):
+    app = page(parts[0], spec=spec)
+    unfold(app)
+    assert "could not be read" not in text(app)
+    click(app, "Generate text with the trained weights")
+    assert link(app, "spec").startswith("gpt-mini~dp2.tp2.pp2~1f1b~")
+    click(app, "Run on 8 processes")
+    [state] = parts[1].states.values()
+    assert state.spec.generate.prompt == "The pipeline "
+
+
+def test_text_from_the_trained_weights_keeps_a_layout_that_fits(parts: tuple[Service, Queue]):
+    app = page(parts[0], spec="gpt-tiny~dp1.tp2.pp2~gpipe~m4~b2~n20~r0.003~e0")
+    unfold(app)
+    click(app, "Generate text with the trained weights")
+    assert link(app, "spec").startswith("gpt-mini~dp1.tp2.pp2~gpipe~")
 
 
 def test_another_model_has_no_trained_weights(parts: tuple[Service, Queue]):

@@ -24,17 +24,16 @@ from pages.charts.words import LANGUAGES, Language, words
 from pages.learn import toys
 from pages.learn.glossary import terms, unfolding
 from pages.learn.lesson_state import LessonState
-from pages.learn.lessons import LESSONS, TASKS
+from pages.learn.lessons import LESSONS
 from pages.learn.lessons.checklist import tries
 from pages.learn.lessons.data import overlapped, spread_of
 from pages.learn.lessons.pipeline import layout_of, timed
 from pages.learn.lessons.tensor import reduced
 from pages.learn.lessons.together import SPEC, inside_nodes
-from pages.learn.outcome import outcome
+from pages.learn.scene import WIDTH
 from pages.learn.scenes.pipeline import scene as pipeline_scene
 from pages.learn.scenes.zero import scene as zero_scene
 from pages.learn.steps import done_by
-from pages.learn.task import judged
 from pages.shared.service import Service
 from tests.pages.opened import click, link, opened, text
 from tests.pages.stand_in import Queue, saved, service
@@ -281,6 +280,28 @@ def test_the_lessons_own_example_agrees_with_plan_and_has_the_reasons(parts: tup
     assert "over tp instead of 0.000 s" in shown
 
 
+def test_on_one_device_the_checklist_has_one_way():
+    tried = tries("gpt2-1.5b", 1, "h100-80gb", 64)
+    assert [entry.lever for entry in tried if entry.fits] == [tried[-1].lever]
+
+
+@pytest.mark.parametrize("turn", range(2))
+def test_the_checklists_questions_do_not_depend_on_overlap(parts: tuple[Service, Queue], turn: int):
+    """The right answer is not ZeRO 3, whose time is predicted with full overlap. Choices have the checklist's order."""
+    question = LESSONS[9].questions[turn](state(parts, 10))
+    names = [choice.name for choice in question.choices]
+    assert question.right in names
+    assert not str(question.right).startswith("fsdp")
+    assert len(names) >= 4
+    assert names.index("fsdp_full.tp1.pp1") < names.index(str(question.right))
+
+
+def test_a_time_of_zero_3_is_said_to_be_predicted_with_full_overlap(parts: tuple[Service, Queue]):
+    said = text(page(parts[0], lesson="10", set="model-gpt3-175b~count-512~batch-1536"))
+    assert "The time of ZeRO 3 is predicted with full overlap of its gathers." in said
+    assert "the time is predicted with full overlap" in said
+
+
 def test_all_layouts_are_searched_on_request(parts: tuple[Service, Queue]):
     app = page(parts[0], lesson="10", set="model-gpt2-1.5b~count-8~batch-64")
     assert "The planner expects" not in text(app)
@@ -290,68 +311,35 @@ def test_all_layouts_are_searched_on_request(parts: tuple[Service, Queue]):
     assert f"**{found.layouts.iloc[0]['layout']} · " in text(app)
 
 
-# ------------------------------------------------------------------------------------------------------------- tasks
-
-
-@pytest.mark.parametrize("number", TASKS)
-def test_a_task_accepts_several_choices_and_tells_why_others_fail(number: int):
-    """The first choice is not right, and each goal that is missed says so with a number."""
-    task, say = TASKS[number], words("en")
-    choices = task.choices()
-    right = [choice for choice in choices if all(goal.met for goal in judged(task, choice, say))]
-    assert 2 <= len(right) < len(choices) / 2
-    assert task.first not in right
-    missed = [goal.said for goal in judged(task, task.first, say) if not goal.met]
-    assert missed
-    assert all(any(letter.isdigit() for letter in said) for said in missed)
-    assert len(task.hints) == 3
-
-
-def test_a_task_judges_the_readers_choice_opens_hints_and_is_remembered(parts: tuple[Service, Queue]):
-    app = page(parts[0], lesson="5")
-    assert "0 of 8 tasks solved" in text(app)
-    before = outcome(TASKS[5].spec(TASKS[5].first), TASKS[5].device)
-    assert f"at most {percent(before.bubble / 2)} is wanted" in text(app)
-    slider(app, "Schedule").set_value("interleaved×2").run()
-    slider(app, "Microbatches m", task=True).set_value(32).run()
-    assert not app.exception, app.exception[0].value
-    assert "Solved. Other choices may do it too: try one." in [element.value for element in app.success]
-    assert "1 of 8 tasks solved" in text(app)
-    for number in (1, 2, 3):
-        assert f"**Hint {number}.**" not in text(app)
-        click(app, f"Show hint {number} of 3")
-        assert f"**Hint {number}.**" in text(app)
-    click(app, "The three together")
-    assert "1 of 8 tasks solved" in text(app)
-
-
-def test_a_task_says_what_does_not_go_together(parts: tuple[Service, Queue]):
-    app = page(parts[0], lesson="10")
-    slider(app, "pp").set_value(4).run()
-    assert "tp=8 × pp=4 is more than 16 devices" in text(app)
-
-
-def slider(app: AppTest, label: str, task: bool = True) -> Any:
-    return [one for one in app.select_slider if one.label == label][-1 if task else 0]
-
-
 # ------------------------------------------------------------------------------------------------------------ glossary
 
 
 def test_a_term_in_bold_chinese_stays_bold():
     """There are no blanks around it, which Markdown would need."""
-    shown = unfolding("切成**微批次**后", words("zh"))
+    shown = unfolding("切成**微批次**后", words("zh"), set())
     assert shown.startswith('切成<b><span class="ss-term" tabindex="0">微批次<span')
     assert shown.endswith("</span></span></b>后")
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
-def test_terms_unfold_where_they_occur_once_in_a_text(language: Language):
+def test_terms_unfold_where_they_occur_first(language: Language):
     say = words(language)
     term, meaning = next(iter(terms(say).items()))
-    shown = unfolding(f"{term}, {term}, `{term}`", say)
+    shown = unfolding(f"{term}, {term}, `{term}`", say, set())
     assert shown.count(f'<span class="ss-meaning">{meaning}</span>') == 1
     assert shown.endswith(f", {term}, `{term}`")
+    assert unfolding(term, say, {term.lower()}) == term
+
+
+@pytest.mark.parametrize(
+    ("language", "markdown"), [("en", "the activation functions"), ("zh", "称它为全分片数据并行"), ("zh", "MLP 的激活函数")]
+)
+def test_a_term_inside_another_word_is_not_marked(language: Language, markdown: str):
+    assert unfolding(markdown, words(language), set()) == markdown
+
+
+def test_a_plural_is_marked_whole_in_chinese_too():
+    assert 'tabindex="0">logits<span' in unfolding("一条序列的 logits 占", words("zh"), set())
 
 
 # -------------------------------------------------------------------------------------------------------------- scenes
@@ -366,6 +354,20 @@ def test_a_pipelines_scene_keeps_what_the_schedule_keeps(schedule: ScheduleName)
     most = [max(counts[stage] for counts in kept) for stage in range(4)]
     assert most == [in_flight(plan(layout, 16), stage) for stage in range(4)]
     assert kept[-1] == [0, 0, 0, 0]
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_a_pipelines_scene_has_a_circle_for_each_pass(schedule: ScheduleName):
+    found = timed(layout_of(schedule, 4, 16), 16)
+    scene = pipeline_scene(found, look(View("light", "en")))
+    circles = [thing for thing in scene.things if "<circle" in thing.svg]
+    assert all([step for step, *_ in thing.at] == sorted({step for step, *_ in thing.at}) for thing in scene.things)
+    passes = [one for one in found.timed if one.action.kind in "FBIW"]
+    times = sorted({one.start for one in passes} | {max(one.end for one in passes)})
+    for step, time in enumerate(times):
+        at = [next((entry for entry in reversed(thing.at) if entry[0] <= step), (0, 0.0, 0.0, 0.0)) for thing in circles]
+        stages = sorted(int(x // (WIDTH / 4)) for _, x, _, opacity in at if opacity)
+        assert stages == sorted(one.stage for one in passes if one.start <= time < one.end)
 
 
 @pytest.mark.parametrize("zero", range(4))

@@ -219,7 +219,7 @@ def _by_distance(encoding: str, view: View) -> Drawing:
         ]
     )
     title = {
-        "sinusoidal": say("The score falls with the distance, and depends a little on where the words are"),
+        "sinusoidal": say("The score falls at first, then goes up and down, and depends a little on where the words are"),
         "learned": say("Before training, the score says nothing about the distance"),
         "rotary": say("The score depends on the distance alone: both lines are the same"),
     }[encoding]

@@ -69,19 +69,29 @@ def _kept(passes: list[Timed], times: list[float]) -> list[tuple[int, int, int, 
 
 
 def _walkers(made: Scene, passes: list[Timed], times: list[float], wide: float, style: Look) -> None:
-    """A circle for each microbatch going forward, and one going back. It is seen while a stage works on it."""
+    """A circle for each microbatch going forward, and one going back. It is seen while a stage works on it.
+
+    Two stages can work on one microbatch at once, as zero-bubble schedules compute weight gradients after it went on. Then it has
+    a circle on each.
+    """
     steps = {time: step for step, time in enumerate(times)}
-    by: dict[tuple[int, str], list[Timed]] = {}
+    by: dict[tuple[int, str], list[list[Timed]]] = {}
     for timed in passes:
-        by.setdefault((timed.action.microbatch, lane(timed.action.kind)), []).append(timed)
-    for (microbatch, colour), its in by.items():
+        tracks = by.setdefault((timed.action.microbatch, lane(timed.action.kind)), [])
+        free = next((track for track in tracks if track[-1].end <= timed.start), None)
+        if free is None:
+            tracks.append([timed])
+        else:
+            free.append(timed)
+    for (microbatch, colour), tracks in by.items():
         disc = f'<circle r="15" fill="{style.lane[colour]}"/>'
-        thing = made.add(disc + f'<g fill="{style.on_colour}">{text(0, 5, str(microbatch), bold=True)}</g>')
-        for timed in its:
-            thing.put(steps[timed.start], (timed.stage + 0.5) * wide, _TOP + _STAGE_PX / 2)
-            end = next((steps[time] for time in times if time >= timed.end), None)
-            if end is not None and not any(steps[other.start] == end for other in its):
-                thing.hide(end)
+        for track in tracks:
+            thing = made.add(disc + f'<g fill="{style.on_colour}">{text(0, 5, str(microbatch), bold=True)}</g>')
+            for timed in track:
+                thing.put(steps[timed.start], (timed.stage + 0.5) * wide, _TOP + _STAGE_PX / 2)
+                end = next((steps[time] for time in times if time >= timed.end), None)
+                if end is not None and not any(steps[other.start] == end for other in track):
+                    thing.hide(end)
 
 
 def _counts(kept: Iterable[tuple[int, int, int, int, int]], step: int, stages: int) -> list[int]:
