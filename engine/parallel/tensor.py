@@ -5,8 +5,7 @@ all-reduce in forward (after the row-parallel layer) and one in backward (before
 With sequence parallelism the activations between such pairs are sharded along the sequence. The all-reduce becomes a
 reduce-scatter, and an all-gather precedes the column-parallel layer. It gathers again in backward instead of keeping the result.
 Backward communicates beside products, as Megatron-LM does: the input is gathered while its gradient is computed, and that is
-reduced while the gradient of the weight is computed. On a CPU only the first of a reduce-scatter's tp − 1 transfers runs beside
-the product; the others follow one by one when it is waited for (`engine.parallel.comm`).
+reduced while the gradient of the weight is computed (on a CPU only the first of the tp − 1 transfers of a reduce-scatter is).
 Sources: Shoeybi et al. 2019, Megatron-LM, section 3; Korthikanti et al. 2022, section 4.2.
 Shapes: B batch, S sequence, H hidden, tp the tensor parallel degree; s is S, or S/tp under sequence parallelism.
 """
