@@ -105,8 +105,8 @@ def _ranks(result: RunResult, mesh: Mesh) -> Iterator[Sentence]:
 
 
 def _groups(traffic: pd.DataFrame, mesh: Mesh, key_copies: int, ep: int) -> Iterator[Sentence]:
-    """A group contains its rank. Along dp and tp it is the whole group of the axis, or the ranks with copies of a key head or of
-    experts. Along ep it is the ranks that share experts. A message is between two stages.
+    """A group contains its rank. Along other axes than pp it is the whole group of the axis, or the ranks with copies of a key
+    head or of experts. Along ep it is the ranks that share experts. A message is between two stages.
     """
     transfer = traffic["collective"].isin(_TRANSFERS)
     rows = traffic[["rank", "axis", "group"]].assign(transfer=transfer).drop_duplicates()
@@ -136,8 +136,8 @@ def _is_pair(group: str, rank: int, mesh: Mesh) -> bool:
 
 def _is_whole(group: str, rank: int, axis: Axis, mesh: Mesh) -> bool:
     """Whether it is the whole group of the axis. A dry run of very many ranks shortens long names."""
-    degree, cut = mesh[axis], CUT in group
-    return (cut or group.count(",") + 1 == degree) and degree > 1 and group == group_name(mesh.group(axis, rank), cut)
+    degree, cut = mesh.degree(axis), CUT in group
+    return (cut or group.count(",") + 1 == degree) and degree > 1 and group == group_name(mesh.members(axis, rank), cut)
 
 
 def _numbers(result: RunResult) -> Iterator[Sentence]:

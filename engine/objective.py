@@ -12,6 +12,7 @@ All depends only on the seed, the step and the microbatch's number. So every ran
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -33,6 +34,11 @@ class Feed(NamedTuple):
     segments: Any = None  # (B, S) 0 in the first half, 1 in the second
     positions: Any = None  # (B, R) permuted: the position of each row in the sequence
     hidden: Any = None  # (B, R, S) permuted: the attention mask; True where a row cannot attend to a token
+
+    def part(self, tokens: Sequence[range]) -> Feed:
+        """That of a rank which has only some tokens of each sequence."""
+        places = np.concatenate([np.arange(some.start, some.stop) for some in tokens])
+        return Feed(*(None if array is None else array[:, places] for array in self))
 
 
 def feed(model: ModelSpec, text: bytes, size: int, seed: int, step: int, index: int) -> Feed:

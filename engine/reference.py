@@ -86,25 +86,25 @@ def gradient_of(p: Tensor) -> Tensor:
     return p.grad
 
 
-def publish(store: dist.Store, key: str, dp: int, tp: int, gradient: Tensor) -> None:
+def publish(store: dist.Store, key: str, replica: int, tp: int, gradient: Tensor) -> None:
     """Put a rank's gradient of the parameter `key` into `store`, in fp32, for `compare`."""
     # A copy: NumPy would take ownership of the gradients' storage, and memory tracing finds them by their address.
     whole = gradient.to("cpu", torch.float32, copy=True).contiguous()
     message = pack({"dtype": "float32", "shape": list(whole.shape)}, {"bytes": whole.numpy().tobytes()})
-    store.set(_store_key(key, dp, tp), message)  # type: ignore[arg-type]  # its stub forgets bytes
+    store.set(_store_key(key, replica, tp), message)  # type: ignore[arg-type]  # its stub forgets bytes
 
 
-def _published(store: dist.Store, key: str, dp: int, tp: int, shape: Sequence[int]) -> Tensor:
+def _published(store: dist.Store, key: str, replica: int, tp: int, shape: Sequence[int]) -> Tensor:
     """The gradient that `publish` put there, which must have that shape. Raises `WireError`."""
-    head, parts = unpack(store.get(_store_key(key, dp, tp)), finite=True)
+    head, parts = unpack(store.get(_store_key(key, replica, tp)), finite=True)
     raw = parts.get("bytes", memoryview(b""))
     if head != {"dtype": "float32", "shape": list(shape)} or len(raw) != 4 * math.prod(shape):
-        raise WireError(f"the gradient of {key} from dp {dp}, tp {tp} is not float32 of {tuple(shape)}, as it should be")
+        raise WireError(f"the gradient of {key} from replica {replica}, tp {tp} is not float32 of {tuple(shape)}")
     return torch.frombuffer(bytearray(raw), dtype=torch.float32).view(*shape)
 
 
-def _store_key(key: str, dp: int, tp: int) -> str:
-    return f"gradient/{key}/{dp}/{tp}"
+def _store_key(key: str, replica: int, tp: int) -> str:
+    return f"gradient/{key}/{replica}/{tp}"
 
 
 def compare(spec: RunSpec, store: dist.Store) -> tuple[list[dict[str, Any]], list[float]]:
@@ -120,8 +120,8 @@ def compare(spec: RunSpec, store: dist.Store) -> tuple[list[dict[str, Any]], lis
         shape = sharding.shard(sharding.of_rank(whole, 0, ep), 0, layout.tp).shape
         joined: list[Tensor] = []
         for key in copies:
-            for dp in range(0, layout.dp, ep):
-                by_expert = [[_published(store, key, dp + index, tp, shape) for tp in range(layout.tp)] for index in range(ep)]
+            for first in range(0, layout.mesh.replicas, ep):
+                by_expert = [[_published(store, key, first + index, tp, shape) for tp in range(layout.tp)] for index in range(ep)]
                 if sharding.dim is None:
                     joined += by_expert[0]
                 else:

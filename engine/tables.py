@@ -67,7 +67,7 @@ _NUMBER = ColumnSchema("int64", least=-1)  # of a chunk or a microbatch; −1: n
 _INSTANT = ColumnSchema("int64", least=-_MOST)  # a step starts when its last rank starts, so another rank may be slightly earlier
 _CATEGORY = ColumnSchema("str", (*CATEGORIES, KV_CACHE))
 _AXIS = ColumnSchema("str", CALL_AXES)
-COLLECTIVES = ("all_reduce", "all_gather", "reduce_scatter", "all_to_all", "send", "recv")
+COLLECTIVES = ("all_reduce", "all_gather", "reduce_scatter", "all_to_all", "send_recv", "send", "recv")
 _COLLECTIVE = ColumnSchema("str", COLLECTIVES)
 _PHASE = ColumnSchema("str", ("forward", "backward", "reduce", "tie", "step", "gather", "prefill", "decode"))
 _ACTIONS = ("F", "B", "I", "W", "reduce", "tie", "step", "gather")

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-Axis = Literal["tp", "dp", "pp"]
+Axis = Literal["tp", "cp", "dp", "pp"]
 # In the order of ranks: the first varies fastest, as in Megatron-LM, so that ranks that communicate most are neighbours in a
 # node.
 AXES: tuple[Axis, ...] = get_args(Axis)
@@ -21,8 +21,13 @@ AXES: tuple[Axis, ...] = get_args(Axis)
 CallAxis = Literal[Axis, "ep"]
 EP: CallAxis = "ep"
 CALL_AXES: tuple[CallAxis, ...] = (*AXES, EP)
-AXES_AS_WRITTEN: tuple[Axis, ...] = ("dp", "tp", "pp")  # in the short form of a layout, in links, and in a product of degrees
-AXES_BY_FREQUENCY: tuple[Axis, ...] = ("tp", "pp", "dp")  # the one with most calls in a step first: the order of legends
+# In the short form of a layout, in links, and in a product of degrees.
+AXES_AS_WRITTEN: tuple[Axis, ...] = ("dp", "cp", "tp", "pp")
+WRITTEN_IF_USED: tuple[Axis, ...] = ("cp",)  # short form and product leave them out where their degree is 1
+AXES_BY_FREQUENCY: tuple[Axis, ...] = ("tp", "cp", "pp", "dp")  # the one with most calls in a step first: the order of legends
+# Ranks that differ along these only hold the same parameters: Megatron-LM's dp-cp group. Gradients, the norm and the loss are
+# summed over all of them, and ZeRO shards over all of them. Their calls count as dp's; so a layout with cp = 1 is a special case.
+REPLICATED: tuple[Axis, ...] = ("dp", "cp")  # from slow to fast
 MOST_MEMBERS = 2**20  # ranks × members of a rank's group along one axis; no layout of 1,024 ranks has more
 
 _Ranks = TypeVar("_Ranks", int, "NDArray[np.int64]")
@@ -66,6 +71,10 @@ class _ByAxis(Mapping[Axis, int]):
         return self._numbers["tp"]
 
     @property
+    def cp(self) -> int:
+        return self._numbers["cp"]
+
+    @property
     def dp(self) -> int:
         return self._numbers["dp"]
 
@@ -100,17 +109,27 @@ class Mesh(_ByAxis):
     @property
     def code(self) -> str:
         """The short form, such as dp2.tp2.pp2. `LayoutSpec.degrees` reads it."""
-        return ".".join(f"{axis}{self[axis]}" for axis in AXES_AS_WRITTEN)
+        return ".".join(f"{axis}{self[axis]}" for axis in self.written)
 
     @property
     def product(self) -> str:
         """The size as a product: "2 × 2 × 2"."""
-        return " × ".join(str(self[axis]) for axis in AXES_AS_WRITTEN)
+        return " × ".join(str(self[axis]) for axis in self.written)
+
+    @property
+    def written(self) -> tuple[Axis, ...]:
+        """The axes that names of a layout and of its ranks have."""
+        return tuple(axis for axis in AXES_AS_WRITTEN if self[axis] != 1 or axis not in WRITTEN_IF_USED)
+
+    @property
+    def replicas(self) -> int:
+        """The ranks that hold the same parameters, see `REPLICATED`."""
+        return prod(self[axis] for axis in REPLICATED)
 
     @property
     def all_listed(self) -> bool:
         """Whether tables have rows of every rank. Rows contain the members of groups, so their size is ranks × group."""
-        return self.size * max(self.values()) <= MOST_MEMBERS
+        return self.size * max(self.replicas, *self.values()) <= MOST_MEMBERS
 
     @property
     def listed(self) -> range:
@@ -118,10 +137,6 @@ class Mesh(_ByAxis):
         others.
         """
         return range(0, self.size, 1 if self.all_listed else self.stride("pp"))
-
-    def along(self, axis: CallAxis) -> int:
-        """The degree of an axis of calls. Ranks that share experts are along dp."""
-        return self["dp" if axis == "ep" else axis]
 
     def stride(self, axis: Axis) -> int:
         """The difference in rank between neighbours along `axis`. Along pp, in the usual order, it is the ranks of a stage."""
@@ -146,6 +161,28 @@ class Mesh(_ByAxis):
         """The ranks that differ from `rank` along `axis` only, itself included, in the axis's order."""
         first, step = self.peer(axis, rank, 0), self._strides[axis]
         return tuple(range(first, first + self[axis] * step, step))
+
+    def replica(self, rank: int) -> int:
+        """The index of a rank among those that hold the same parameters."""
+        return self.replica_group(rank).index(rank)
+
+    def replica_group(self, rank: int) -> tuple[int, ...]:
+        """The ranks that hold the same parameters as `rank`, itself included: those that differ along `REPLICATED` only."""
+        first = rank - sum(self.index(axis, rank) * self._strides[axis] for axis in REPLICATED)
+        slow, fast = (range(0, self[axis] * self._strides[axis], self._strides[axis]) for axis in REPLICATED)
+        return tuple(first + far + near for far in slow for near in fast)
+
+    def members(self, axis: Axis, rank: int) -> tuple[int, ...]:
+        """The ranks of collectives over `axis`: the group of the axis, and over dp all ranks with the same parameters."""
+        return self.replica_group(rank) if axis == "dp" else self.group(axis, rank)
+
+    def degree(self, axis: CallAxis) -> int:
+        """How many `members` there are. Ranks that share experts are along dp."""
+        return self.replicas if axis == "dp" or axis == "ep" else self[axis]
+
+    def spacing(self, axis: Axis) -> int:
+        """The difference in rank between neighbours among `members`, where dp and cp follow each other in the order of ranks."""
+        return min(self._strides[one] for one in REPLICATED) if axis == "dp" else self._strides[axis]
 
     def neighbours(self, axis: Axis, rank: int, count: int) -> tuple[int, ...]:
         """The part of its group with `rank`, if the group is cut into parts of `count` ranks each, in order."""

@@ -26,6 +26,7 @@ from engine.model.experts import biased, expert_layers, router_biases
 from engine.objective import Feed, feed
 from engine.parallel.backend import Backend, choose_backend
 from engine.parallel.comm import Comm
+from engine.parallel.context import own_tokens
 from engine.parallel.data import DataParallel
 from engine.parallel.pipeline import Executor
 from engine.parallel.routing import Routing
@@ -115,7 +116,8 @@ class Trainer:
         ranges = layout.layer_ranges(spec.model.layers)
         last = len(schedule.placement) - 1
         routing = Routing(workload.balanced_router, layout.dp * workload.microbatches)
-        tp = TensorParallel(comm, layout.sequence_parallel, DTYPES[workload.precision], routing=routing)
+        precision = DTYPES[workload.precision]
+        tp = TensorParallel(comm, layout.sequence_parallel, precision, layout.context_parallel, routing=routing)
         accumulate, masters = DTYPES[workload.gradient_precision], workload.master_bytes > 0
         self.data = DataParallel(tp, layout.zero, accumulate, workload.microbatches, masters)
         self.chunks = {
@@ -129,7 +131,7 @@ class Trainer:
                 layout.recompute,
                 self.data.through,
                 spec.attention,
-                workload.loss_tokens(spec.model, layout.tp),
+                workload.loss_tokens(spec.model, layout.tp, layout.cp),
             )
             for c, stage in enumerate(schedule.placement)
             if stage == comm.at.pp
@@ -152,7 +154,7 @@ class Trainer:
         rows: Rows = {}
         recent: deque[tuple[int, StepSpans]] = deque(maxlen=_MEDIAN_OF)
         workload, at, mesh = self.spec.workload, self.comm.at, self.comm.mesh
-        reporting = self.executor.has_last and at.dp == 0 and at.tp == 0
+        reporting = self.executor.has_last and not any(place for axis, place in at.items() if axis != "pp")
         tokens = mesh.dp * workload.microbatches * workload.microbatch_size * self.spec.model.seq
         for step in range(1, workload.steps + 1):
             self.link.set_status(f"step {step}: start")
@@ -234,6 +236,9 @@ class Trainer:
         workload = self.spec.workload
         index = self.comm.at.dp * workload.microbatches + microbatch
         arrays = feed(self.spec.model, self.text, workload.microbatch_size, workload.seed, self.step, index)
+        mesh = self.comm.mesh
+        if mesh.cp > 1:
+            arrays = arrays.part(own_tokens(self.spec.layout.context_parallel, self.spec.model.seq, mesh.cp, self.comm.at.cp))
         return to_tensors(arrays, self.comm.device)
 
     def _publish_gradients(self, store: dist.Store) -> None:
@@ -244,7 +249,7 @@ class Trainer:
                 bucket = self.data.buckets[layer]
                 for p, gradient in bucket.whole_gradients().items():
                     key = "tied" if names[p] == TIED and not chunk.first else names[p]
-                    publish(store, key, self.comm.at.dp, self.comm.at.tp, gradient)
+                    publish(store, key, self.comm.mesh.replica(self.comm.rank), self.comm.at.tp, gradient)
 
 
 def _median(recent: Sequence[tuple[int, StepSpans]]) -> StepSpans:

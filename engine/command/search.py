@@ -230,9 +230,9 @@ def _kept_free_text(plan: Plan) -> str:
     if plan.reserve is not None:
         return f"{plan.reserve / 2**30:.3g} GiB of every device are kept free"
     first = plan.layouts.iloc[0]
-    degrees = int(first["dp"]), int(first["tp"]), int(first["pp"])
+    degrees = int(first["dp"]) * int(first["cp"]), int(first["tp"]), int(first["pp"])
     copies = plan.model.key_copies(int(first["tp"]))
-    terms = reserve_terms(plan.device, *degrees, plan.model.parts.tied, int(first["memory_bytes"]), copies)
+    terms = reserve_terms(plan.device, *degrees, plan.model.parts.tied, int(first["memory_bytes"]), copies, int(first["cp"]))
     parts = ", ".join(f"{term.bytes / 2**30:.2f} GiB {term.name}" for term in terms)
     return f"kept free on the first: {parts or 'nothing'}"
 

@@ -36,7 +36,7 @@ def weights_note(spec: RunSpec) -> Iterator[str]:
 
 def loss_note(spec: RunSpec, elsewhere: str) -> Iterator[str]:
     """A note if the loss is computed in chunks of tokens; otherwise nothing. `elsewhere`: how the framework computes it."""
-    tokens = spec.workload.loss_tokens(spec.model, spec.layout.tp)
+    tokens = spec.workload.loss_tokens(spec.model, spec.layout.tp, spec.layout.cp)
     if tokens:
         yield f"here logits and loss are computed {tokens} tokens at a time; {elsewhere}"
 

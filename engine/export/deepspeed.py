@@ -72,6 +72,8 @@ def _differences(spec: RunSpec) -> Iterator[str]:
         )
     elif layout.tp > 1:
         yield f"tp={layout.tp} is DeepSpeed's AutoTP, which cuts the linear layers of Hugging Face models"
+    if layout.cp > 1:
+        yield f"cp={layout.cp} by {layout.context_parallel} is no setting of DeepSpeed; its own, Ulysses, is made in code"
     if layout.sequence_parallel:
         yield "its sequence parallelism is another (Ulysses); this one, of tensor parallelism, it has not"
     if layout.pp > 1 and layout.zero > _WITH_PIPELINE:

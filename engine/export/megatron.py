@@ -255,6 +255,9 @@ def _vocabulary(spec: RunSpec) -> Iterator[Argument]:
 def _layout(spec: RunSpec) -> Iterator[Argument]:
     layout, layers, microbatches = spec.layout, spec.model.layers, spec.workload.microbatches
     yield "--tensor-model-parallel-size", layout.tp
+    if layout.cp > 1:
+        yield "--context-parallel-size", layout.cp
+        yield "--cp-comm-type", {"ring": "p2p", "all_gather": "all_gather", "ulysses": "a2a"}[layout.context_parallel]
     yield "--pipeline-model-parallel-size", layout.pp
     if layout.pp == 1 or spec.model.parts.encoder:
         return

@@ -180,6 +180,9 @@ def _parallelism(spec: RunSpec) -> dict[str, Any]:
     if sharded:
         found["fsdp_reshard_after_forward"] = "always" if layout.zero == 3 else "never"
     found["tensor_parallel_degree"] = layout.tp
+    if layout.cp > 1:
+        found["context_parallel_degree"] = layout.cp
+        found["context_parallel_rotate_method"] = "alltoall" if layout.context_parallel == "ring" else "allgather"
     found["pipeline_parallel_degree"] = layout.pp
     if layout.pp > 1:
         found["pipeline_parallel_schedule"] = _schedule(spec)

@@ -68,7 +68,7 @@ def perfetto(result: RunResult) -> str:
 
 def _names(rank: int, mesh: Mesh, lanes: int) -> Iterator[Event]:
     at = mesh.coordinate(rank)
-    place = ", ".join(f"{axis} {at[axis]}" for axis in COORDINATE)
+    place = ", ".join(f"{axis} {at[axis]}" for axis in COORDINATE if axis in mesh.written)
     process = {"ph": "M", "pid": _pid(rank), "tid": _tid(rank, _COMPUTE)}
     yield process | {"name": "process_name", "args": {"name": f"rank {rank} ({place})"}}
     yield process | {"name": "process_sort_index", "args": {"sort_index": rank}}

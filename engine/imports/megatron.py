@@ -159,22 +159,39 @@ def _vocabulary(fields: Fields) -> Values:
     return {"vocab": tokens + extra, "vocab_multiple": multiple if multiple > 1 else 0}
 
 
+def _context(fields: Fields) -> Values:
+    """Context parallelism, if there is any."""
+    if "context_parallel_size" not in fields:
+        return {}
+    found: Values = {"cp": fields.whole("context_parallel_size")}
+    if "cp_comm_type" in fields:
+        kinds = {"p2p": "ring", "all_gather": "all_gather", "a2a": "ulysses"}
+        found["context_parallel"] = fields.one_of("cp_comm_type", kinds)
+    return found
+
+
 def _layout(fields: Fields, model: ModelSpec) -> tuple[LayoutSpec, list[Sentence]]:
-    for name in ("context_parallel_size", "expert_model_parallel_size", "num_experts"):
+    for name in ("expert_model_parallel_size", "num_experts"):
         if fields.get(name) not in (None, 1):
             text = sentence("--{name} {value} has no part here", name=name.replace("_", "-"), value=brief(fields.get(name)))
             raise RequestError(text)
     tp, pp = fields.whole("tensor_model_parallel_size"), fields.whole("pipeline_model_parallel_size")
     ranks, remarks = _ranks(fields)
-    if ranks and (min(tp, pp) < 1 or ranks % (tp * pp)):
+    of_context = _context(fields)
+    cp = of_context.get("cp", 1)
+    if ranks and (min(tp, cp, pp) < 1 or ranks % (tp * cp * pp)):
         text = sentence("tp={tp} × pp={pp} does not divide the {ranks} ranks of torchrun", tp=tp, pp=pp, ranks=ranks)
+        if cp != 1:
+            text = sentence(
+                "tp={tp} × cp={cp} × pp={pp} does not divide the {ranks} ranks of torchrun", tp=tp, cp=cp, pp=pp, ranks=ranks
+            )
         raise RequestError(text)
-    values: Values = {"dp": ranks // (tp * pp) if ranks else 1, "tp": tp, "pp": pp}
+    values: Values = {"dp": ranks // (tp * cp * pp) if ranks else 1, "tp": tp, "pp": pp, **of_context}
     parallel = _is_set(fields, "sequence_parallel") and tp > 1  # Megatron-LM turns it off without tp
     values |= {"sequence_parallel": parallel, "recompute": _recompute(fields, remarks)}
     sharded = fields.one_of("data_parallel_sharding_strategy", _ZERO)
     states = _is_set(fields, "use_distributed_optimizer")
-    values["zero"] = (sharded if _is_set(fields, "use_megatron_fsdp") else int(states)) if values["dp"] > 1 else 0
+    values["zero"] = (sharded if _is_set(fields, "use_megatron_fsdp") else int(states)) if values["dp"] * cp > 1 else 0
     counts = _chunks(fields, model.layers, pp)
     if len(counts) > pp:
         values |= {"chunks": len(counts) // pp, "schedule": "interleaved"}

@@ -105,8 +105,12 @@ def _layout(parts: Mapping[str, Fields], model: ModelSpec, remarks: list[Sentenc
         )
     if shard > 1 and replicas > 1:
         raise RequestError(sentence("replicas of shards are not supported here: data_parallel_replicate_degree must be 1"))
-    for name in ("context_parallel_degree", "expert_parallel_degree"):
-        fields.demand(name, 1)
+    fields.demand("expert_parallel_degree", 1)
+    cp = fields.whole("context_parallel_degree") if "context_parallel_degree" in fields else 1
+    methods = {"allgather": "all_gather", "alltoall": "ring"}  # it rotates keys and values by either
+    kind = (
+        fields.one_of("context_parallel_rotate_method", methods) if "context_parallel_rotate_method" in fields else "all_gather"
+    )
     tp, pp = fields.whole("tensor_parallel_degree"), fields.whole("pipeline_parallel_degree")
     always = fields.get("fsdp_reshard_after_forward")
     zero = 0 if shard == 1 else 2 if always == "never" or (always in (None, "default") and pp > 1) else 3
@@ -115,6 +119,7 @@ def _layout(parts: Mapping[str, Fields], model: ModelSpec, remarks: list[Sentenc
         remarks.append(sentence("activation_checkpoint.mode={mode} is left out: nothing is computed again", mode=brief(mode)))
         mode = "none"
     values: Values = {"dp": shard * replicas, "tp": tp, "pp": pp, "zero": zero, "sequence_parallel": tp > 1, "recompute": mode}
+    values |= {"cp": cp, "context_parallel": kind} if cp != 1 else {}
     return LayoutSpec.model_validate(values | _pipeline(fields, model, pp))
 
 

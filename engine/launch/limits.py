@@ -64,13 +64,15 @@ def _fewer_ranks(spec: RunSpec) -> LayoutSpec | None:
     fits = []
     for tp in range(1, min(asked.tp, MOST_RANKS) + 1):
         for pp in range(1, min(asked.pp, MOST_RANKS // tp) + 1):
-            layout = asked.model_copy(update={"dp": min(asked.dp, MOST_RANKS // (tp * pp)), "tp": tp, "pp": pp, "split": ()})
-            if not misfits(spec.model, layout, spec.workload):
-                fits.append(layout)
+            for cp in range(1, min(asked.cp, MOST_RANKS // (tp * pp)) + 1):
+                dp = min(asked.dp, MOST_RANKS // (tp * cp * pp))
+                layout = asked.model_copy(update={"dp": dp, "cp": cp, "tp": tp, "pp": pp, "split": ()})
+                if not misfits(spec.model, layout, spec.workload):
+                    fits.append(layout)
 
     def nearness(layout: LayoutSpec) -> tuple[int, ...]:
         kept = sum(degree == asked.mesh[axis] for axis, degree in layout.mesh.items())
-        return layout.ranks, kept, layout.tp, layout.pp
+        return layout.ranks, kept, layout.tp, layout.pp, layout.cp
 
     return max(fits, key=nearness, default=None)
 
@@ -132,7 +134,7 @@ def need(spec: RunSpec) -> Need:
     state = (model.parameters() + more) * _state_of_a_parameter(spec)
     activations = layout.dp * sum(_stage_activations(spec, stage) for stage in range(layout.pp))
     if spec.parity:  # the whole model in one process, fp32 with Adam, and every rank's gradients beside it
-        state += model.parameters() * (16 + 4 * (1 + layout.dp))
+        state += model.parameters() * (16 + 4 * (1 + layout.mesh.replicas))
         activations += _microbatch_activations(spec, model.layers, head=True)
     return Need(state, activations, layout.ranks * _PROCESS)
 
@@ -147,11 +149,11 @@ def _cached(spec: RunSpec) -> int:
 
 def _state_of_a_parameter(spec: RunSpec) -> int:
     """Bytes that all replicas together keep for one parameter."""
-    workload, dp, zero = spec.workload, spec.layout.dp, spec.layout.zero
+    workload, replicas, zero = spec.workload, spec.layout.mesh.replicas, spec.layout.zero
     weight = BYTES_OF[workload.precision]
     gradient = BYTES_OF[workload.gradient_precision]
     optimizer = optimizer_of(workload).bytes_of_a_parameter(workload) + workload.master_bytes
-    return sum(size * (1 if zero >= stage else dp) for stage, size in ((1, optimizer), (2, gradient), (3, weight)))
+    return sum(size * (1 if zero >= stage else replicas) for stage, size in ((1, optimizer), (2, gradient), (3, weight)))
 
 
 def _stage_activations(spec: RunSpec, stage: int) -> int:
@@ -213,7 +215,7 @@ def _too_large(spec: RunSpec, available: int) -> str:
 def _smaller(spec: RunSpec) -> Iterator[tuple[str, RunSpec]]:
     """The same run with less of one size that takes memory, for each such size: largest first."""
     model, layout, workload = spec.model, spec.layout, spec.workload
-    one = 2 if layout.zero else 1  # ZeRO needs two replicas
+    one = 2 if layout.zero and layout.cp == 1 else 1  # ZeRO needs two replicas
     for dp in range(layout.dp - 1, one - 1, -1):
         yield f"dp={dp}", _changed(spec, "layout", dp=dp)
     for size in range(workload.microbatch_size - 1, 0, -1):
@@ -238,7 +240,7 @@ def _check_disk(spec: RunSpec) -> None:
     """For parity, all gradients are written in fp32 to the file of the ranks' store."""
     if not spec.parity or spec.generate.skip_training:
         return
-    size = 4 * spec.model.parameters() * spec.layout.dp
+    size = 4 * spec.model.parameters() * spec.layout.mesh.replicas
     try:
         folder = tempfile.gettempdir()
         free = psutil.disk_usage(folder).free

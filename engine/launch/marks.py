@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 from torch.autograd.profiler import profile, record_function
 
-from engine.launch.profiled import CALL, LOSS_CHUNK, MODULE, PRODUCT
+from engine.launch.profiled import CALL, CONTEXT_STEP, LOSS_CHUNK, MODULE, PRODUCT
 from engine.measure.recorder import Recorder, Span, TrafficKey
 
 
@@ -24,7 +24,7 @@ def mark_instant(kind: str, *what: object) -> None:
 
 
 class MarkingRecorder(Recorder):
-    """Marks every communication call, and the chunks of the loss."""
+    """Marks every communication call, the chunks of the loss, and the steps of attention over cp ranks."""
 
     def start_call(self, key: TrafficKey, payload_bytes: int, wire_bytes: int) -> Span:
         mark_instant(CALL, key.axis, key.collective, payload_bytes)
@@ -32,6 +32,9 @@ class MarkingRecorder(Recorder):
 
     def loss_chunk(self, number: int) -> Any:
         return mark(LOSS_CHUNK, number)
+
+    def context_step(self, number: int, of: int) -> Any:
+        return mark(CONTEXT_STEP, number, of)
 
     def product(self, multiply: Callable[[], None], flops: int, *sizes: int) -> None:
         mark_instant(PRODUCT, flops, *sizes)

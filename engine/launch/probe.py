@@ -17,6 +17,9 @@ from engine.spec import BYTE_VOCABULARY, ModelSpec
 _PRIMES = (5, 7, 11, 13, 17, 37, 23, 59)
 _SHARING = (3, 11, 13, 17, 23, 37, 29, 101)
 _STREAMS = {"none": (5, 15, 13, 17, 23, 37, 31, 59), "sequence": (7, 233, 11, 17, 23, 37, 29, 59)}
+# With context parallelism, and where ulysses cuts the heads over cp too. cp is 5, or 11 if heads share keys.
+_CONTEXT, _CONTEXT_SHARING = (7, 11, 13, 17, 29, 37, 23, 59), (3, 41, 13, 17, 23, 37, 29, 101)
+_ULYSSES, _ULYSSES_SHARING = (7, 13, 47, 11, 17, 37, 23, 59), (3, 47, 17, 13, 23, 37, 29, 101)
 _GROUP = (5, 7)
 _WIDE, _TURNED = 67, 31  # width of a head, and half of what is turned, where rotary positions turn a part of it
 _MANY = 110  # more than any of these primes
@@ -51,6 +54,7 @@ class Probe(NamedTuple):
     prompt: int = 0
     new_tokens: int = 0
     loss_chunk: int | None = None
+    cp: int = 1
     ep: int = 1
 
     @property
@@ -78,19 +82,34 @@ def _without(number: int, *primes: int) -> int:
     return number
 
 
+def _chosen(structure: Structure, primes: Sequence[int]) -> tuple[dict[str, int], str]:
+    """A prime for each of `_NAMES`, and what the tokens of a sequence that a rank has are called where tp does not cut them."""
+    streams, shares = structure.parts.objective == "permuted", "A/G" not in structure.ones
+    one_sequence, rows = structure.chunked_loss and "B" in structure.ones, "S"
+    if streams:
+        usual = _STREAMS["sequence" if structure.slicing == "sequence" or one_sequence else "none"]
+    elif structure.context == "ulysses":
+        usual, rows = _ULYSSES_SHARING if shares else _ULYSSES, "S/cp"
+    elif structure.context:
+        usual, rows = _CONTEXT_SHARING if shares else _CONTEXT, "S/2cp"
+    else:
+        usual = _SHARING if shares else _PRIMES
+    chosen = dict(zip(_NAMES, primes or usual, strict=True))
+    if one_sequence and not streams:
+        chosen |= {"S": _CHUNKED["S"]} | ({"tp": _CHUNKED["tp"]} if f"{rows}/tp" in structure.ones else {})
+    return chosen | ({"D": _WIDE} if "rotary_width" in structure.sized_parts else {}), rows
+
+
 def probe(structure: Structure, part: Part, primes: Sequence[int] = ()) -> Probe:
     """The probe of a part of a structure. `primes`: in place of the usual ones; the ledger must not depend on them."""
     parts, sequence = structure.parts, structure.slicing == "sequence"
     streams, shares, partly = parts.objective == "permuted", "A/G" not in structure.ones, "rotary_width" in structure.sized_parts
-    rotary = parts.position == "rotary" and not partly
-    one_sequence = structure.chunked_loss and "B" in structure.ones
-    usual = _STREAMS["sequence" if sequence or one_sequence else "none"] if streams else _SHARING if shares else _PRIMES
-    chosen = dict(zip(_NAMES, primes or usual, strict=True))
-    if one_sequence and not streams:
-        chosen |= {"S": _CHUNKED["S"]} | ({"tp": _CHUNKED["tp"]} if "S/tp" in structure.ones else {})
-    chosen |= {"D": _WIDE} if partly else {}
+    rotary, ulysses = parts.position == "rotary" and not partly, structure.context == "ulysses"
+    chosen, rows = _chosen(structure, primes)
+    keys = "G/cp/tp" if ulysses else "G/tp"
     cuts = sequence and not streams  # with two streams the rows are sharded, which are more than the tokens
-    called = {"S": "S/tp" if cuts else "S", "D": "D/2" if rotary else "D"}
+    called = {"S": f"{rows}/tp" if cuts else rows, "D": "D/2" if rotary else "D", "G/tp": keys}
+    cp = _cp(structure, chosen)
     sizes = {called.get(name, name): prime for name, prime in chosen.items()}
     if structure.slicing == "none":
         del sizes["tp"]
@@ -107,24 +126,37 @@ def probe(structure: Structure, part: Part, primes: Sequence[int] = ()) -> Probe
     experts = _experts(structure, part, sizes, tp)
     if experts:
         start, layers = experts.pop("start"), experts.pop("layers")
-    seq = sizes[called["S"]] * (tp if cuts else 1)
+    seq = sizes[called["S"]] * (tp if cuts else 1) * (cp if ulysses or cp == 1 else 2 * cp)
+    key_heads = tp * sizes[keys] * (cp if ulysses else 1)
     model = ModelSpec(
         family=structure.family, layers=layers, decoder_layers=decoders, hidden=sizes["H"],
-        heads=tp * sizes["G/tp"] * group, kv_heads=tp * sizes["G/tp"], head_dim=2 * sizes["D/2"] if rotary else sizes["D"],
+        heads=group, kv_heads=1, head_dim=2 * sizes["D/2"] if rotary else sizes["D"],
         ffn=tp * sizes["F/tp"], vocab=_vocabulary(structure, tp, sizes["V/tp"]), seq=seq,
         **dict(structure.chosen_parts), **_numbers(structure, seq), **experts,
-    )  # fmt: skip
+    ).model_copy(update={"heads": key_heads * group, "kv_heads": key_heads})  # fmt: skip  # more than a model may have
     ep = sizes.get("ep", 1)
     assert model.vocab >= BYTE_VOCABULARY, "every token of the text has a row"
-    every = dimensions(model, structure.slicing, tp, sizes["B"], tokens, ep=ep) | ({"M": _RECEIVED} if ep > 1 else {})
+    every = dimensions(model, structure.slicing, tp, sizes["B"], tokens, None, cp, structure.context, ep)
+    every |= {"M": _RECEIVED} if ep > 1 else {}
     loss_chunk = None
     if structure.chunked_loss:
-        loss_chunk = 1 if "C" in structure.ones else _loss_chunk(sizes["B"] * model.output_rows, every)
+        loss_chunk = 1 if "C" in structure.ones else _loss_chunk(sizes["B"] * (model.output_rows // cp), every)
         every["C"] = loss_chunk
     named = {name: size for name, size in every.items() if size > 1 and (name != QKV or shares)}
     largest = dict(sorted(named.items(), key=lambda item: -item[1]))
     prompt, every_token = tokens or (0, -1)
-    return Probe(model, tp, start, sizes["B"], largest, prompt, every_token - prompt + 1, loss_chunk, ep)
+    return Probe(model, tp, start, sizes["B"], largest, prompt, every_token - prompt + 1, loss_chunk, cp, ep)
+
+
+def _cp(structure: Structure, chosen: Mapping[str, int]) -> int:
+    """Context-parallel ranks: a prime that no dimension has, but if the structure is of two ranks."""
+    if not structure.context:
+        return 1
+    if structure.context.endswith("of 2"):
+        return 2
+    shared = () if "A/G" in structure.ones else _GROUP
+    taken = {*chosen.values(), *shared, _WIDE, _TURNED, -(-chosen["H"] // 2)}
+    return next(number for number in itertools.count(5) if _is_prime(number) and number not in taken)
 
 
 def _numbers(structure: Structure, seq: int) -> dict[str, int]:

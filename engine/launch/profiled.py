@@ -10,15 +10,15 @@ from collections.abc import Mapping, Sequence
 from math import prod
 from typing import Any
 
-from engine.ledger.form import ACCUMULATES, INPUT_GRADIENTS, INPUTS, OUTPUT_GRADIENTS, OUTPUTS
+from engine.ledger.form import ACCUMULATES, INPUT_GRADIENTS, INPUTS, OUTPUT_GRADIENTS, OUTPUTS, Step
 from engine.ledger.form import LOSS_CHUNK as OF_LOSS_CHUNK
 from engine.measure.memory import is_operation
 from engine.measure.recorder import ACTION_MARK, COMMUNICATION_MARK
 
 # Marks from `engine.launch.record`: the current layer and module, what happens to a bucket, a call, the tensors handed on, a
-# chunk of the loss, and a product of experts.
-LAYER, MODULE, BUCKET, CALL, HANDS, LOSS_CHUNK, PRODUCT = (
-    f"shardscope.{what} " for what in ("layer", "module", "bucket", "call", "hands", "loss-chunk", "product")
+# chunk of the loss, a step of attention over cp ranks, and a product of experts.
+LAYER, MODULE, BUCKET, CALL, HANDS, LOSS_CHUNK, CONTEXT_STEP, PRODUCT = (
+    f"shardscope.{what} " for what in ("layer", "module", "bucket", "call", "hands", "loss-chunk", "context-step", "product")
 )
 _NODE = "autograd::engine::evaluate_function: "
 _OWN = "shardscope."
@@ -34,6 +34,7 @@ _PRODUCTS = {
     "aten::addmm_": (1, 2),
     "aten::bmm": (0, 1),
     "aten::baddbmm": (1, 2),
+    "aten::baddbmm_": (1, 2),
 }  # which inputs are multiplied
 _LINEAR = "mkldnn::_linear_pointwise"  # `engine.parallel.product`; inputs: x, the weight, and the bias if there is one
 # Fused attention: at which input the queries are, followed by the keys; and how many products of queries × keys in size it has.
@@ -73,8 +74,8 @@ class SeenBlock:
 class SeenOperation:
     """`flops` of each matrix product in it; bytes of each tensor that it reads and writes."""
 
-    def __init__(self, name: str, flops: list[int], read: list[int], written: list[int]) -> None:
-        self.name, self.flops, self.read, self.written = name, flops, read, written
+    def __init__(self, name: str, flops: list[int], read: list[int], written: list[int], step: Step) -> None:
+        self.name, self.flops, self.read, self.written, self.step = name, flops, read, written, step
 
 
 class SeenMicrobatch:
@@ -98,14 +99,15 @@ class Reading:
         self.microbatches: dict[int, SeenMicrobatch] = defaultdict(SeenMicrobatch)
         self._bounds, self._layers = sorted(before.items()), layers
         self._live: dict[int, SeenBlock] = {}
-        self._ignored_blocks: set[int] = set()
+        self._ignored_blocks: dict[int, int] = {}  # by address, its size
         self._microbatch, self._action, self._layer = SeenMicrobatch(), "", -1
-        self._in_communication = self._ignored = False
+        self._in_communication = self._ignored = self._repeats = False
         self._within = False  # a node of the graph
         self._module: list[str] = []
         self._modules: dict[int, str] = {}  # number of a node → the module that made it
         self._operation: list[SeenBlock] | None = None  # blocks of the current one
         self._called, self._over = "", 0
+        self._step: Step = ""
         self._composite = ""  # the composite operation that runs; some have a kernel of their own, as silu_backward
 
     def read(self, tree: Sequence[Any]) -> dict[int, SeenMicrobatch]:
@@ -144,16 +146,18 @@ class Reading:
         if kind == LAYER:
             self._layer = self._layers.get(int(what[0]), -1)
         elif kind == CALL and not self._ignored:
-            self._put("call", ("".join(self._module[-1:]), what[0], what[1], int(what[2])))
+            self._put("call", ("".join(self._module[-1:]), what[0], what[1], int(what[2]), self._step))
         elif kind == HANDS and self._action == OUTPUTS:
             self._hand([int(where) for where in what])
         elif kind == BUCKET:
             self._bucket(what[0], int(what[1]), event)
         elif kind == PRODUCT and not self._ignored:
             flops, *read, written = map(int, what)
-            self._put("run", SeenOperation(": ".join([*self._module[-1:], "grouped_mm"]), [flops], read, [written]))
+            self._put("run", SeenOperation(": ".join([*self._module[-1:], "grouped_mm"]), [flops], read, [written], self._step))
         elif kind == LOSS_CHUNK:
             self._loss_chunk(int(what[0]), event)
+        elif kind == CONTEXT_STEP:
+            self._context_step(int(what[0]), int(what[1]), event)
         else:
             outer = self._in_communication, len(self._module)
             if kind == ACTION_MARK:
@@ -192,6 +196,30 @@ class Reading:
         self._inside(event)
         self._layer, self._ignored = outer
         assert set(self._live) == live and not self._ignored_blocks, "a chunk of the loss leaves no block behind, and takes none"
+
+    def _context_step(self, number: int, of: int, event: Any) -> None:
+        """A step of attention over `of` cp ranks. The second one stands for all but the first and the last.
+
+        Those that are left out may free blocks that another step left, and leave as many and as large ones.
+        """
+        self._step = "" if number == 0 else "last" if number == of - 1 else "middle"
+        if number < 2 or number == of - 1:
+            self._inside(event)
+        else:
+            before, count = dict(self._live), len(self._live)
+            self._ignored = self._repeats = True
+            self._ignored_blocks.clear()
+            self._inside(event)
+            self._ignored = self._repeats = False
+            self._live |= {where: self._take(size, before) for where, size in self._ignored_blocks.items()}
+            assert len(self._live) == count, "a step leaves as many blocks as it takes"
+            self._ignored_blocks.clear()
+        self._step = ""
+
+    def _take(self, size: int, before: dict[int, SeenBlock]) -> SeenBlock:
+        """Of the blocks that are gone, one of that size."""
+        where = next(place for place, block in before.items() if place not in self._live and block.size == size)
+        return before.pop(where)
 
     def _hand(self, addresses: list[int]) -> None:
         shared = [i for i, where in enumerate(addresses) if where in self._live]
@@ -256,11 +284,12 @@ class Reading:
             first, products = _FUSED[name]
             query, key = (event.extra_fields.inputs[first + i].sizes for i in (0, 1))
             flops = [2 * prod(query) * key[-2]] * products
-        self._put("run", SeenOperation(": ".join([*self._module[-1:], self._called]), flops, sizes, made or sizes[:1]))
+        name = ": ".join([*self._module[-1:], self._called])
+        self._put("run", SeenOperation(name, flops, sizes, made or sizes[:1], self._step))
 
     def _memory(self, size: int, where: int) -> None:
         if size > 0 and self._ignored:
-            self._ignored_blocks.add(where)
+            self._ignored_blocks[where] = size
         elif size > 0:
             alone = self._operation is None and not self._composite
             between = self._action in (INPUTS, OUTPUT_GRADIENTS)
@@ -275,9 +304,11 @@ class Reading:
                 self._microbatch.given.append(block)
             self._put("born", block)
         elif where in self._ignored_blocks:
-            self._ignored_blocks.remove(where)
+            del self._ignored_blocks[where]
         elif where in self._live:
             block = self._live.pop(where)
+            if self._repeats:
+                return
             block.died = self._action
             block.inside = block.before >= 0 and block.before == self._over - 1
             if block.microbatch is self._microbatch:  # the token that one pass chose is freed in the next

@@ -46,11 +46,13 @@ from engine.model.chunk import TransformerChunk, streams_before, to_tensors
 from engine.model.layers import buckets_of
 from engine.objective import feed
 from engine.parallel.comm import Comm
+from engine.parallel.context import own_tokens
 from engine.parallel.data import Bucket, DataParallel, ParameterUse, Streams, of_bucket
 from engine.parallel.pipeline import Executor
 from engine.parallel.routing import Routing
 from engine.parallel.tensor import DTYPES, ShardedParameter, TensorParallel
 from engine.schedule import Action, Kind, Schedule
+from engine.spec.context import kind_of
 from engine.topology import Mesh
 
 _DP = 2  # replicas: with one, data parallelism would do nothing
@@ -179,17 +181,19 @@ class _Chunk:
     def __init__(self, structure: Structure, part: Part, made: Probe, zero: int) -> None:
         model, sequence = made.model, structure.slicing == "sequence"
         pp, at = 3 - part.first - part.last, int(not part.first)
-        mesh = Mesh({"dp": _DP * made.ep, "tp": made.tp, "pp": pp})
+        mesh = Mesh({"dp": _DP * made.ep, "cp": made.cp, "tp": made.tp, "pp": pp})
         recorder, device = MarkingRecorder(), torch.device("cpu")
         self.recorder = recorder
         comm = Comm.without_others(mesh, mesh.rank({"pp": at}), recorder, device, ep=made.ep)
-        routing = Routing(balanced=True, received=made.received)
-        tp = TensorParallel(comm, sequence, DTYPES[structure.precision], routing=routing)
+        kind, routing = kind_of(structure.context), Routing(balanced=True, received=made.received)
+        own = own_tokens(kind, model.seq, made.cp, 0)
+        tp = TensorParallel(comm, sequence, DTYPES[structure.precision], kind, routing=routing)
         layers = range(made.start, made.start + sum(part.recorded))
         text = bytes(2 * model.seq + 1)
 
         def batch(number: int) -> Any:
-            return to_tensors(feed(model, text, made.batch, 0, 1, number), device)
+            whole = feed(model, text, made.batch, 0, 1, number)
+            return to_tensors(whole.part(own) if made.cp > 1 else whole, device)
 
         self.data = _Data(tp, zero, torch.float32, 2)
         self.chunk = TransformerChunk(
@@ -271,12 +275,12 @@ class _Tables:
         if kind == "bucket":
             return what
         if kind == "call":
-            module, axis, collective, payload = what
-            call = Call(module, axis, collective, self._name(payload))
+            module, axis, collective, payload, step = what
+            call = Call(module, axis, collective, self._name(payload), step)
             return CALLS, self.calls.setdefault(call, len(self.calls))
         if kind == "run":
-            sizes = [what.flops, what.read, what.written]
-            one = Operation(what.name, *(tuple(self._name(n) for n in some if n) for some in sizes))
+            flops, read, written = (tuple(self._name(n) for n in some if n) for some in (what.flops, what.read, what.written))
+            one = Operation(what.name, flops, read, written, what.step)
             return RUNS, self.operations.setdefault(one, len(self.operations))
         block = RecordedBlock(what.name, self._name(what.size), what.category, what.layered, what.lent)
         return ALLOCATES if kind == "born" else FREES, self.blocks.setdefault(block, len(self.blocks))

@@ -14,7 +14,6 @@ from typing import Any
 
 from engine.spec import LayoutSpec, joined, sentence
 from engine.spec.sentence import packed, unpacked
-from engine.topology import AXES_AS_WRITTEN
 
 # A rank with this in its stack waits for other ranks, so it is not the one that delays the run.
 _WAITING = re.compile(
@@ -134,7 +133,7 @@ def cause_of_time_limit(layout: LayoutSpec, limit: float, at_limit: Sequence[Ran
 def named(layout: LayoutSpec, rank: int) -> str:
     """A rank and its place: "rank 3 (dp 1, tp 1, pp 0)"."""
     at = layout.mesh.coordinate(rank)
-    place, *others = (f"{axis} {at[axis]}" for axis in AXES_AS_WRITTEN)
+    place, *others = (f"{axis} {at[axis]}" for axis in layout.mesh.written)
     for other in others:
         place = sentence("{first}, {second}", first=place, second=other)
     return sentence("rank {rank} ({place})", rank=rank, place=place)

@@ -10,6 +10,9 @@
     F/tp     inner width of the MLP on a rank   V/tp     rows of the token table on a rank, with padding
     tp       tensor-parallel ranks              C        tokens of a chunk of the loss, if it is computed in chunks
 
+With context parallelism cp is a dimension, and a rank has S/cp tokens of a sequence: S/2cp is half of them, a part of the head or
+of the tail. These are S/cp/tp and S/2cp/tp under sequence parallelism. With ulysses there are G/cp/tp in place of G/tp.
+
 With experts there are also: E/ep experts of a rank, and ep ranks that share them; k experts of a token; X/tp inner width of an
 expert on a rank, Z/tp that of the shared ones; M rows of tokens that the experts of a rank get in a pass, if ep is more than 1.
 
@@ -23,12 +26,14 @@ token goes through the model; V, the vocabulary without rounding.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import prod
 from typing import Any
 
 from engine.families import predicted
 from engine.ledger.form import Product, Slicing, Structure
 from engine.ledger.symbolic import Size, later
 from engine.spec import ModelSpec, Recompute, WorkloadSpec
+from engine.spec.context import Context
 from engine.terms import Factor
 
 QKV, PLACES = "A/G + 2", "S + spare"
@@ -41,11 +46,13 @@ def dimensions(
     microbatch_size: Any,
     tokens: tuple[int, int] | None = None,
     loss_chunk: Any = None,
+    cp: Any = 1,
+    context: Context = "",
     ep: int = 1,
 ) -> dict[str, Any]:
     """The value of each dimension, by name. `tokens`: P and N, when generating. `loss_chunk`: C; None: the loss is whole.
 
-    With ep > 1, M is that of equal loads.
+    `context`: see `engine.spec.context`. With ep > 1, M is that of equal loads.
     """
     (keys, shared), position = _heads(model, tp), model.parts.position
     found: dict[str, Any] = {
@@ -66,12 +73,29 @@ def dimensions(
         rows = "R"
         found |= {"S": model.seq, "T": predicted("permuted", model.seq), "2 S − 1": 2 * model.seq - 1}
     found |= {PLACES: model.places} if model.spare_positions else {}
-    found |= {f"{rows}/tp": model.rows // tp} if slicing == "sequence" else {rows: model.rows}
+    if context:
+        found |= _context_dimensions(model, slicing, tp, cp, context)
+        if context == "ulysses":
+            found["G/cp/tp"] = found.pop("G/tp") // cp
+    else:
+        found |= {f"{rows}/tp": model.rows // tp} if slicing == "sequence" else {rows: model.rows}
     if tokens is not None:
         del found["B"]
         found |= {"P": tokens[0], "N": tokens[1]} | ({} if slicing == "none" else {"V": model.vocab})
     found |= {} if loss_chunk is None else {"C": loss_chunk}
     return found | ({} if slicing == "none" else {"tp": tp})
+
+
+def _context_dimensions(model: ModelSpec, slicing: Slicing, tp: Any, cp: Any, context: Context) -> dict[str, Any]:
+    """cp, and the tokens of a sequence that a rank has, or half of them."""
+    name, parts = ("S/cp", cp) if context == "ulysses" else ("S/2cp", 2 * cp)
+    found = {f"{name}/tp": model.seq // (parts * tp)} if slicing == "sequence" else {name: model.seq // parts}
+    return found if context.endswith("of 2") else found | {"cp": cp}
+
+
+def middle_steps(sizes: Mapping[str, Any]) -> Any:
+    """How many steps of attention over cp ranks a recorded middle step stands for. `sizes`: the values of dimensions."""
+    return sizes["cp"] - 2
 
 
 def _heads(model: ModelSpec, tp: Any) -> tuple[Any, Any]:
@@ -92,9 +116,13 @@ def _shared(queries: int, keys: int, tp: Any) -> Any:
     return queries // tp // _at_least_one(keys, tp)
 
 
+_ROWS = ("T", 1), ("S", 1), ("S/tp", 1), ("S/cp", 1), ("S/cp/tp", 1), ("S/2cp", 2), ("S/2cp/tp", 2)  # how often a rank has them
+
+
 def loss_chunks(sizes: Mapping[str, Any]) -> tuple[Any, Any]:
     """How many chunks of the loss have C tokens, and how many tokens are left for one more. `sizes`: the values of dimensions."""
-    rows = sizes["T"] if "T" in sizes else sizes["S"] if "S" in sizes else sizes["S/tp"] * sizes["tp"]
+    name, times = next((name, times) for name, times in _ROWS if name in sizes)
+    rows = times * sizes[name] * (sizes["tp"] if name.endswith("/tp") else 1)
     return divmod(sizes["B"] * rows, sizes["C"])
 
 
@@ -112,18 +140,18 @@ def structure(
     cut: Slicing,
     sizes: Mapping[str, Any],
     generates: bool = False,
+    context: Context = "",
 ) -> Structure:
     """The structure of a model's chunks. `sizes`: the values of the dimensions.
 
-    Each dimension that is 1 is part of the structure. Three are not: tp, since `cut` says whether it is 1, and N and M, which are
-    never 1 where that matters. A symbolic size counts as more than 1.
+    Each dimension that is 1 is part of the structure. Some are not: tp, since `cut` says whether it is 1; cp, which is 3 or more
+    as a dimension; and N and M, which are never 1 where that matters. A symbolic size counts as more than 1.
     """
-    ones = tuple(
-        sorted(name for name, size in sizes.items() if name not in ("tp", "N", "M") and isinstance(size, int) and size == 1)
-    )
+    others = {name: size for name, size in sizes.items() if name not in ("tp", "cp", "N", "M")}
+    ones = tuple(sorted(name for name, size in others.items() if isinstance(size, int) and size == 1))
     return Structure(
         model.family, recompute, workload.precision, cut, ones, generates, workload.attention_of(model), "C" in sizes,
-        model.chosen_parts, model.sized_parts,
+        model.chosen_parts, model.sized_parts, context,
     )  # fmt: skip
 
 
@@ -135,16 +163,18 @@ def value(product: Product, sizes: Mapping[str, Any]) -> Any:
     return out
 
 
+_OF_CONTEXT = (  # with context parallelism, one after the other: the symbol, how often its parts are in it, and these
+    ("S/2cp", 1, ("S/2cp/tp", "tp")), ("S/cp", 1, ("S/cp/tp", "tp")), ("S/cp", 2, ("S/2cp",)), ("S", 1, ("S/cp", "cp")),
+    ("G/tp", 1, ("G/cp/tp", "cp")),
+)  # fmt: skip
 _JOINED = (
-    ("E", ("E/ep", "ep")),
-    ("S", ("S/tp", "tp")),
-    ("R", ("R/tp", "tp")),
-    ("A/tp", ("G/tp", "A/G")),
-    ("(A + 2 G)/tp", ("G/tp", QKV)),
-)
+    ("E", ("E/ep", "ep")), ("S", ("S/tp", "tp")), ("R", ("R/tp", "tp")), ("A/tp", ("G/tp", "A/G")),
+    ("(A + 2 G)/tp", ("G/tp", QKV)), ("A/cp/tp", ("G/cp/tp", "A/G")),
+)  # fmt: skip
 _TWICE = (("D", "D/2"), ("D′", "D′/2"), ("H", "H/2"))
 _ORDER = [  # of the factors of a formula, by the first letters of their symbols
     "tp",
+    "cp",
     "B",
     "ep",
     "E",
@@ -171,6 +201,14 @@ _ORDER = [  # of the factors of a formula, by the first letters of their symbols
 def factors(product: Product, sizes: Mapping[str, Any]) -> tuple[Factor, ...]:
     """A product as named factors, as few as possible, in the order in which formulas write them."""
     times, left, found = product.times, list(product.dimensions), list[Factor]()
+    sizes = dict(sizes)
+    for name, often, parts in _OF_CONTEXT:
+        while all(part in left for part in parts) and times % often == 0:
+            times //= often
+            sizes[name] = often * prod(sizes[part] for part in parts)
+            for part in parts:
+                left.remove(part)
+            left.append(name)
     for name, parts in _JOINED:
         while all(part in left for part in parts):
             number: Any = 1
@@ -184,8 +222,9 @@ def factors(product: Product, sizes: Mapping[str, Any]) -> tuple[Factor, ...]:
             times //= 2
             found.append(Factor(name, 2 * sizes[half]))
     if isinstance(sizes["A/G"], int) and sizes["A/G"] == 1:  # every query head has its own key head
-        left = ["A/tp" if name == "G/tp" else name for name in left]
-        sizes = {**sizes, "A/tp": sizes["G/tp"]}
+        renamed = {keys: heads for keys, heads in (("G/tp", "A/tp"), ("G/cp/tp", "A/cp/tp")) if keys in sizes}
+        left = [renamed.get(name, name) for name in left]
+        sizes |= {heads: sizes[keys] for keys, heads in renamed.items()}
     if "tp" not in sizes:  # tp is 1: nothing is cut
         found = [Factor(factor.symbol.removesuffix("/tp"), factor.value) for factor in found]
         named = [Factor(name.removesuffix("/tp"), sizes[name]) for name in left]

@@ -17,8 +17,11 @@ from typing import Any, Literal, NamedTuple
 
 from engine.families import FamilyName, ModelParts, parts_of
 from engine.spec import AttentionName, Precision, Recompute
+from engine.spec.context import Context
 
 Slicing = Literal["none", "features", "sequence"]  # by tp: nothing, as tp is 1; the features; the sequence as well
+# A step of attention over cp ranks: none, or the first; one that stands for all others but the last; the last.
+Step = Literal["", "middle", "last"]
 
 # Transfers between the actions of a microbatch. The chunk receives its inputs and sends its outputs. It receives the gradients of
 # the outputs and sends the gradients of the inputs.
@@ -43,7 +46,7 @@ class Structure(NamedTuple):
 
     `ones`: the dimensions that are 1. They change the strides of tensors, and so whether a reshape copies. `generates`: the chunk
     generates text and does not train. `chunked_loss`: the loss is computed in chunks of tokens. `chosen_parts`,
-    `sized_parts`: see the properties of `ModelSpec`.
+    `sized_parts`: see the properties of `ModelSpec`. `context`: attention reaches the tokens of other cp ranks.
     """
 
     family: FamilyName
@@ -56,6 +59,7 @@ class Structure(NamedTuple):
     chunked_loss: bool = False
     chosen_parts: tuple[tuple[str, Any], ...] = ()
     sized_parts: tuple[str, ...] = ()
+    context: Context = ""
 
     @property
     def parts(self) -> ModelParts:
@@ -67,7 +71,9 @@ class Structure(NamedTuple):
         if not part.last:
             found, ones = found._replace(chunked_loss=False), ones - {"C"}
         if not part.layers + part.decoders:
-            found, ones = found._replace(recompute="none"), ones - {"G/tp"}
+            found, ones = found._replace(recompute="none"), ones - {"G/tp", "G/cp/tp"}
+            if found.context not in ("", "ulysses"):  # without attention, what counts is which tokens a rank has
+                found = found._replace(context="ring")
         return found._replace(ones=tuple(sorted(ones)))
 
     @property
@@ -87,7 +93,8 @@ class Structure(NamedTuple):
     def group(self) -> str:
         """The name of its group in an archive. The structures of a group differ only in `ones`."""
         what = ["generates" if self.generates else self.recompute, self.slicing]
-        return "_".join([*what, *["fused"] * (self.attention == "fused"), *["chunked-loss"] * self.chunked_loss])
+        context = [self.context.replace(" ", "-")] * bool(self.context)
+        return "_".join([*what, *["fused"] * (self.attention == "fused"), *["chunked-loss"] * self.chunked_loss, *context])
 
 
 class Part(NamedTuple):
@@ -171,6 +178,7 @@ class Call(NamedTuple):
     axis: str
     collective: str
     payload: Product
+    step: Step = ""
 
 
 class Operation(NamedTuple):
@@ -180,6 +188,7 @@ class Operation(NamedTuple):
     flops: tuple[Product, ...]
     read: tuple[Product, ...]
     written: tuple[Product, ...]
+    step: Step = ""
 
 
 class Parameter(NamedTuple):
@@ -303,8 +312,12 @@ def pack(ledger: Ledger) -> bytes:
             )
             for b in ledger.buckets
         ],
-        "calls": [(name(c.name), name(c.axis), name(c.collective), product(c.payload)) for c in ledger.calls],
-        "operations": [(name(o.name), *map(several, o[1:])) for o in ledger.operations],
+        "calls": [
+            (name(c.name), name(c.axis), name(c.collective), product(c.payload), *[c.step] * bool(c.step)) for c in ledger.calls
+        ],
+        "operations": [
+            (name(o.name), *map(several, (o.flops, o.read, o.written)), *[o.step] * bool(o.step)) for o in ledger.operations
+        ],
         "traces": {
             key: (
                 {a: [segments.setdefault(s, len(segments)) for s in several] for a, several in trace.actions.items()},
@@ -345,9 +358,13 @@ def unpack(data: bytes) -> Ledger:
             for n, layer, parameters in plain["buckets"]
         ),
         calls=tuple(
-            Call(names[n], names[axis], names[collective], products[size]) for n, axis, collective, size in plain["calls"]
+            Call(names[n], names[axis], names[collective], products[size], *step)
+            for n, axis, collective, size, *step in plain["calls"]
         ),
-        operations=tuple(Operation(names[n], *map(several, sizes)) for n, *sizes in plain["operations"]),
+        operations=tuple(
+            Operation(names[n], several(flops), several(read), several(written), *step)
+            for n, flops, read, written, *step in plain["operations"]
+        ),
         traces={
             key: MicrobatchTrace(
                 {action: tuple(segments[n] for n in some) for action, some in actions.items()},

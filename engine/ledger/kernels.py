@@ -18,49 +18,60 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
-from engine.ledger.form import CALLS, LOSS_CHUNK, RUNS, Call, Ledger, Operation, Product, Segment
+from engine.ledger.form import CALLS, LOSS_CHUNK, RUNS, Call, Ledger, Operation, Product, Segment, Step
 
 _COPIES = {"cat", "clone", "copy_", "detach_", "new_zeros", "stack"}
 _LOOKUPS = {"embedding", "gather"}  # they read as many numbers of their first input as they write
-_ROWS = {"B", "C", "R", "R/tp", "S", "S/tp", "T"}
+_ROWS = {"B", "C", "R", "R/tp", "S", "S/tp", "T", "S/cp", "S/cp/tp", "S/2cp", "S/2cp/tp"}
 _ATTENTION = {"bmm": "written", "baddbmm": "written", "_scaled_dot_product": "fused"}  # how names of operations begin
 
 
 class Kernel(NamedTuple):
     """FLOPs of a matrix product, or none; bytes that the kernel reads and writes. Each is a sum of products.
 
-    `attention`: empty, or that the product is inside attention: "written" with scores in memory, or the whole of it, "fused".
+    `attention`: empty, or that the product is inside attention: "written" with scores in memory, or the whole of it, "fused". Of
+    another cp rank's tokens only those that are visible are computed: "whole".
     """
 
     flops: tuple[Product, ...]
     moved: tuple[Product, ...]
     attention: str = ""
+    step: Step = ""
 
 
 def kernels(ledger: Ledger, segments: Iterable[Segment]) -> Iterator[Kernel | Call]:
     """The kernels of some segments and their calls to other ranks, in order."""
     group: list[Operation] = []  # neighbours
     before = ""  # `attention` of the product before them
+    step: Step = ""
     for segment in segments:
         for kind, number in segment.events():
             if kind not in (CALLS, RUNS):
                 continue
             operation = ledger.operations[number] if kind == RUNS else None
+            if (now := (operation or ledger.calls[number]).step) != step:
+                yield from _kernels(group, False, step)
+                group, before, step = [], "", now
             if operation is not None and not operation.flops:
                 group += [] if _accumulates(operation, segment.layer) else [operation]
                 continue
             attention = _attention(operation) if operation else ""
-            yield from _kernels(group, apart=bool(before and attention))
+            yield from _kernels(group, bool(before and attention), step)
             group, before = [], attention
             if operation is None:
                 yield ledger.calls[number]
             else:
-                yield Kernel(operation.flops, operation.read + operation.written, attention)
-    yield from _kernels(group)
+                attention = "whole" if attention == "fused" and step else attention
+                yield Kernel(operation.flops, operation.read + operation.written, attention, step)
+    yield from _kernels(group, False, step)
 
 
-def _kernels(group: Iterable[Operation], apart: bool = False) -> Iterator[Kernel]:
+def _kernels(group: Iterable[Operation], apart: bool, step: Step) -> Iterator[Kernel]:
     """The kernels of operations between two products or calls. `apart`: each operation is one."""
+    return (kernel._replace(step=step) for kernel in _joined(group, apart))
+
+
+def _joined(group: Iterable[Operation], apart: bool) -> Iterator[Kernel]:
     fused = _Fused("")
     for operation in group:
         if _called(operation) in _COPIES:

@@ -10,6 +10,7 @@ from engine.ledger.keep import Key, Ledgers
 from engine.ledger.split import ChunkSplit, Layers
 from engine.ledger.store import LedgerStore, ledger_store
 from engine.spec import BYTES_OF, LayoutSpec, ModelSpec, WorkloadSpec
+from engine.spec.context import context_of
 from engine.terms import Factor
 
 Tokens = tuple[int, int]  # tokens of the prompt, and tokens in the KV cache when the last one goes through the model
@@ -55,9 +56,10 @@ class LayoutLedgers:
         recompute, batch, cut = layout.recompute, workload.microbatch_size, slicing(layout.tp, layout.sequence_parallel)
         if tokens is not None:
             recompute, batch = "none", 1
-        loss_chunk = workload.loss_tokens(model, layout.tp) if tokens is None else None
-        self.sizes = dimensions(model, cut, layout.tp, batch, tokens, loss_chunk, layout.ep)
-        self.structure = structure(model, workload, recompute, cut, self.sizes, generates=tokens is not None)
+        loss_chunk = workload.loss_tokens(model, layout.tp, layout.cp) if tokens is None else None
+        context = context_of(layout)
+        self.sizes = dimensions(model, cut, layout.tp, batch, tokens, loss_chunk, layout.cp, context, layout.ep)
+        self.structure = structure(model, workload, recompute, cut, self.sizes, tokens is not None, context)
         self.split = ChunkSplit(model, layout)
         self.e, self.g = Factor("e", BYTES_OF[workload.precision]), Factor("g", BYTES_OF[workload.gradient_precision])
         self._ledgers = ledger_store() if ledgers is None else ledgers

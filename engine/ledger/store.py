@@ -21,7 +21,7 @@ _ENGINE = Path(__file__).parents[1]
 RECORDED = (
     "families.py", "generate.py", "inference.py", "ledger", "measure", "model", "objective.py", "optim", "optimizer.py",
     "parallel", "phases.py", "schedule", "spec", "tables.py", "terms.py", "text.py", "topology.py", "launch/marks.py",
-    "launch/probe.py", "launch/profiled.py", "launch/record.py", "launch/record_generation.py",
+    "launch/probe.py", "launch/profiled.py", "launch/record.py", "launch/record_generation.py", "weights.py",
 )  # fmt: skip
 
 

@@ -135,6 +135,10 @@ class Recorder:
         """What runs inside is chunk `number` of the loss. A recorded ledger marks it; a run does not."""
         return nullcontext()
 
+    def context_step(self, number: int, of: int) -> AbstractContextManager[Any]:
+        """What runs inside is a step of attention over the tokens of `of` cp ranks. A ledger marks it; a run does not."""
+        return nullcontext()
+
     def product(self, multiply: Callable[[], None], flops: int, *sizes: int) -> None:
         """Run a product of matrices that may be made of several operations, and allocates nothing.
 

@@ -20,6 +20,7 @@ from torch.utils.checkpoint import checkpoint
 
 from engine.model.norm import make_qk_norm
 from engine.model.position import AttentionInputs, Distances, unseen
+from engine.parallel.context import ContextParallel
 from engine.parallel.tensor import (
     Again,
     ColumnParallelLinear,
@@ -46,6 +47,7 @@ class Attention(nn.Module):
         self.heads, self.key_heads, self.width = spec.heads // tp.degree, spec.keys_on_rank(tp.degree), spec.head_width
         self.queries, self.keys = spec.heads * spec.head_width, spec.key_heads * spec.head_width  # features over all tp ranks
         self.selective, self.parallel = selective, spec.parts.parallel != "none"
+        self.context = ContextParallel(tp.comm, tp.context) if tp.comm.mesh.cp > 1 else None
         self.scaled = spec.parts.scaled_scores
         self.out = RowParallelLinear(self.queries, spec.hidden, tp, std=output_std(spec), bias=spec.parts.attention_bias == "all")
 
@@ -99,6 +101,8 @@ class SelfAttention(Attention):
         return self.output(partial(self.core_attention, inputs), q, k, v)
 
     def core_attention(self, inputs: AttentionInputs, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        if self.context is not None:
+            return self.context.attention(q, k, v, self.causal, self.fused, partial(_core, self.fused, self.causal))
         if not self.fused:
             return written_attention(q, k, v, self.causal, self.scaled, self.window, inputs.distances, inputs.bias)
         if inputs.mask is None or self.masked:
@@ -137,6 +141,9 @@ class CrossAttention(Attention):
         return self.output(self.core_attention, normed(q, self.query_norm), normed(k, self.key_norm), v)
 
     def core_attention(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        if self.context is not None:
+            fused = self.attention == "fused"
+            return self.context.attention(q, k, v, False, fused, partial(_core, fused, False))
         return CORE_ATTENTION[self.attention](q, k, v, False, self.scaled)
 
 
@@ -234,6 +241,10 @@ CORE_ATTENTION: dict[AttentionName, Callable[[Tensor, Tensor, Tensor, bool, bool
     "fused": fused_attention,
     "written": written_attention,
 }
+
+
+def _core(fused: bool, causal: bool, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return (fused_attention if fused else written_attention)(q, k, v, causal, True)
 
 
 def output_std(spec: ModelSpec) -> float:

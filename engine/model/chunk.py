@@ -216,7 +216,7 @@ def _with_parameters(*modules: nn.Module | None) -> tuple[nn.Module, ...]:
 
 def streams_before(spec: ModelSpec, layer: int, size: int, tp: TensorParallel) -> list[TensorShape]:
     """Shape and type of each input of layer `layer`, or of the head after the last layer. `size`: sequences of a microbatch."""
-    rows = spec.rows // (tp.degree if tp.shards_sequence else 1)
+    rows = spec.rows // tp.comm.mesh.cp // (tp.degree if tp.shards_sequence else 1)
     if layer == spec.layers:
         return [TensorShape((size, rows, spec.hidden), tp.dtype)]
     stacks = spec.parts.stacks

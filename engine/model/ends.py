@@ -87,7 +87,10 @@ class Head(nn.Module):
 
     def __init__(self, spec: ModelSpec, tp: TensorParallel) -> None:
         super().__init__()
-        self.tp, self.vocab, self.predicted = tp, spec.vocab, predicted(spec.parts.objective, spec.seq)
+        self.tp, self.vocab = tp, spec.vocab
+        # With context parallelism, as if each rank predicted as many. So the mean over ranks is that of the whole sequence.
+        whole, cp = predicted(spec.parts.objective, spec.seq), tp.comm.mesh.cp
+        self.predicted = whole if cp == 1 else whole / cp
         self.first = spec.rows - spec.seq and spec.seq  # with two streams only the query rows predict
         self.scale = spec.hidden**-0.5 if spec.parts.scaled_output else None
         kind = spec.parts.head

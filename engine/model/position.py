@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from engine.families import BUCKETS, FARTHEST, ROTARY_BASE
 from engine.objective import Feed
+from engine.parallel.context import own_tokens, places_of
 from engine.parallel.tensor import ShardedParameter, ShardSpec, TensorParallel
 from engine.spec import AttentionName, ModelSpec
 
@@ -28,6 +29,12 @@ def own_rows(tp: TensorParallel, rows: int) -> slice:
     return slice(first, first + rows)
 
 
+def own_places(tp: TensorParallel, seq: int, rows: int) -> Tensor:
+    """The positions of this rank's rows, where cp cuts sequences of `seq` tokens. (rows,)"""
+    comm = tp.comm
+    return places_of(own_tokens(tp.context, seq, comm.mesh.cp, comm.at.cp), comm.device)[own_rows(tp, rows)]
+
+
 class LearnedPosition(nn.Module):
     """A learned row for each position, replicated over tp. (B, s, H) → (B, s, H)
 
@@ -36,11 +43,13 @@ class LearnedPosition(nn.Module):
 
     def __init__(self, spec: ModelSpec, tp: TensorParallel) -> None:
         super().__init__()
-        self.tp = tp
+        self.tp, self.seq = tp, spec.seq
         self.weight = ShardedParameter.of(ShardSpec((spec.places, spec.hidden)), tp)
 
     def forward(self, x: Tensor, first: int = 0) -> Tensor:
         """`first`: position of the first row of x."""
+        if self.tp.comm.mesh.cp > 1:
+            return x + F.embedding(own_places(self.tp, self.seq, x.shape[1]), self.weight)
         rows = own_rows(self.tp, x.shape[1])
         return x + self.weight[first + rows.start : first + rows.stop]
 
@@ -57,12 +66,16 @@ class SinusoidalPosition(nn.Module):
 
     def __init__(self, spec: ModelSpec, tp: TensorParallel) -> None:
         super().__init__()
-        self.tp, self.scale = tp, spec.hidden**0.5 if spec.parts.scaled_embedding else 1.0
+        self.tp, self.seq = tp, spec.seq
+        self.scale = spec.hidden**0.5 if spec.parts.scaled_embedding else 1.0
 
     def forward(self, x: Tensor, first: int = 0) -> Tensor:
         """`first`: position of the first row of x."""
-        rows = own_rows(self.tp, x.shape[1])
-        places = torch.arange(first + rows.start, first + rows.stop, device=x.device)
+        if self.tp.comm.mesh.cp > 1:
+            places = own_places(self.tp, self.seq, x.shape[1])
+        else:
+            rows = own_rows(self.tp, x.shape[1])
+            places = torch.arange(first + rows.start, first + rows.stop, device=x.device)
         return torch.add(sinusoid(places, x.shape[2]).to(x.dtype), x, alpha=self.scale)
 
 
@@ -101,16 +114,16 @@ class Rotation(NamedTuple):
     sin: Tensor
 
     @staticmethod
-    def of(seq: int, width: int, device: torch.device, first: int = 0, base: int = ROTARY_BASE) -> Rotation:
-        """For tokens `first` to `seq` − 1 of a sequence. `width`: W."""
+    def of(tokens: tuple[range, ...], width: int, device: torch.device, base: int = ROTARY_BASE) -> Rotation:
+        """For some tokens of a sequence. `width`: W."""
         exponents = torch.arange(0, width, 2, device=device) / width
-        angles = torch.arange(first, seq, device=device)[:, None] * float(base) ** -exponents
+        angles = places_of(tokens, device)[:, None] * float(base) ** -exponents
         return Rotation(angles.cos(), angles.sin())
 
     @staticmethod
-    def both(seq: int, width: int, device: torch.device, first: int, bases: tuple[int, int]) -> tuple[Rotation, Rotation]:
+    def both(tokens: tuple[range, ...], width: int, device: torch.device, bases: tuple[int, int]) -> tuple[Rotation, Rotation]:
         """Of two bases. They are in one tensor, so that a layer of either kind keeps the same memory for backward."""
-        pair = [Rotation.of(seq, width, device, first, base) for base in bases]
+        pair = [Rotation.of(tokens, width, device, base) for base in bases]
         cos, sin = (torch.stack(several) for several in zip(*pair, strict=True))  # (2, S, W/2) each
         return Rotation(cos[0], sin[0]), Rotation(cos[1], sin[1])
 
@@ -250,7 +263,8 @@ class AttentionInputs(NamedTuple):
     def of(spec: ModelSpec, feed: Feed | None, tp: TensorParallel, attention: AttentionName = "fused") -> AttentionInputs:
         """`feed` is needed for relative positions only."""
         if spec.parts.position != "relative":
-            return AttentionInputs._of_rows(spec, tp, spec.seq, spec.seq, attention)
+            tokens = own_tokens(tp.context, spec.seq, tp.comm.mesh.cp, tp.comm.at.cp)
+            return AttentionInputs._of_rows(spec, tp, spec.seq, spec.seq, attention, tokens)
         assert feed is not None
         device = tp.comm.device
         places = torch.arange(spec.seq, device=device)
@@ -261,17 +275,20 @@ class AttentionInputs(NamedTuple):
     @staticmethod
     def decoding(spec: ModelSpec, cache: KVCache, count: int, tp: TensorParallel, attention: AttentionName) -> AttentionInputs:
         """For `count` tokens after those in the cache."""
-        return AttentionInputs._of_rows(spec, tp, count, cache.length + count, attention)._replace(cache=cache)
+        tokens = (range(cache.length, cache.length + count),)
+        return AttentionInputs._of_rows(spec, tp, count, tokens[0].stop, attention, tokens)._replace(cache=cache)
 
     @staticmethod
-    def _of_rows(spec: ModelSpec, tp: TensorParallel, rows: int, seq: int, attention: AttentionName) -> AttentionInputs:
-        """For the last `rows` of `seq` tokens."""
+    def _of_rows(
+        spec: ModelSpec, tp: TensorParallel, rows: int, seq: int, attention: AttentionName, tokens: tuple[range, ...]
+    ) -> AttentionInputs:
+        """For the last `rows` of `seq` tokens. `tokens`: those of them that this rank has."""
         rotation = local = None
         if "rotary_local_base" in spec.sized_parts:
             bases = spec.angle_base, spec.rotary_local_base
-            rotation, local = Rotation.both(seq, spec.rotated, tp.comm.device, seq - rows, bases)
+            rotation, local = Rotation.both(tokens, spec.rotated, tp.comm.device, bases)
         elif spec.parts.position == "rotary":
-            rotation = Rotation.of(seq, spec.rotated, tp.comm.device, seq - rows, spec.angle_base)
+            rotation = Rotation.of(tokens, spec.rotated, tp.comm.device, spec.angle_base)
         if attention == "fused":
             return AttentionInputs(rotation, local, mask=score_mask(spec, tp, rows, seq))
         distances = Distances.of(spec, tp, rows, seq) if spec.parts.position == "alibi" else None

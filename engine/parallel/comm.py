@@ -7,6 +7,7 @@ algorithm for that collective, whatever the backend does inside:
     reduce_scatter     (n − 1) / n × payload       (the payload is the whole input)
     all_gather         (n − 1)     × payload       (the payload is this rank's shard)
     all_to_all       what goes to other ranks        (the payload is all that is handed in)
+    send_recv                        payload       (to the next rank of a ring, and from the one before)
     send                             payload
     recv                           0
 
@@ -32,12 +33,8 @@ from engine.parallel.unowned import unowned_view
 from engine.schedule import Flow
 from engine.topology import EP, CallAxis, Mesh
 
-_PIPELINE_GROUPS = (
-    "activation downstream",
-    "activation upstream",
-    "gradient downstream",
-    "gradient upstream",
-)  # what is sent, and in which direction
+# What is sent, and in which direction.
+_PIPELINE_GROUPS = "activation downstream", "activation upstream", "gradient downstream", "gradient upstream"
 KEY_COPIES = "key copies"  # the name of the group of the tp ranks that hold the same key head
 EXPERT_REPLICAS = "expert replicas"  # the name of the group of the dp ranks that hold the same experts
 _REDUCTIONS = {"sum": dist.ReduceOp.SUM, "max": dist.ReduceOp.MAX}
@@ -69,6 +66,16 @@ class ProcessGroups:
             else:
                 works += [dist.irecv(part, rank, group=to.handle, tag=tag), dist.isend(tensor, rank, group=to.handle, tag=tag)]
         return works
+
+    def send_recv(self, out: torch.Tensor, tensor: torch.Tensor, to: Group, tag: int) -> Works:
+        own = to.ranks.index(self._rank)
+        before, after = to.ranks[own - 1], to.ranks[own + 1 - len(to.ranks)]
+        incoming, outgoing = unowned_view(out), unowned_view(tensor)
+        if tensor.device.type == "cpu":
+            return [dist.irecv(incoming, before, to.handle, tag), dist.isend(outgoing, after, to.handle, tag)]
+        # In one call: on NCCL a send ends only when it is received, and all ranks of the ring send first.
+        both = [dist.P2POp(dist.irecv, incoming, before, to.handle), dist.P2POp(dist.isend, outgoing, after, to.handle)]
+        return list(dist.batch_isend_irecv(both))
 
     def reduce_scatter(self, out: torch.Tensor, tensor: torch.Tensor, to: Group) -> Works:
         return [dist.reduce_scatter_single(unowned_view(out), unowned_view(tensor), group=to.handle, async_op=True)]
@@ -133,11 +140,16 @@ class Comm:
         self.mesh, self.rank, self.recorder, self.device, self._transport = mesh, rank, recorder, device, transport
         self.at = mesh.coordinate(rank)
         self.clock = Clock()
+<<<<<<< HEAD
+        self.clock_error_ns = 0  # the largest error of an instant of one machine on the clock of another
+        self.groups: dict[str, Group] = {axis: Group(axis, mesh.members(axis, rank)) for axis in mesh}
+=======
         self.clock_error_ns = 0  # the largest error between instants of two machines
         self.groups: dict[str, Group] = {axis: Group(axis, mesh.group(axis, rank)) for axis in mesh}
+>>>>>>> fx-engine
         self.groups[KEY_COPIES] = Group("tp", mesh.neighbours("tp", rank, key_copies))
         self.groups[EP] = Group(EP, mesh.neighbours("dp", rank, ep))
-        self.groups[EXPERT_REPLICAS] = Group("dp", mesh.group("dp", rank)[self.at.dp % ep :: ep])
+        self.groups[EXPERT_REPLICAS] = Group("dp", mesh.members("dp", rank)[self.at.dp % ep :: ep])
         self._tags: dict[tuple[int, ...], int] = {}  # of the latest collective that was made of transfers, by ranks
 
     @classmethod
@@ -225,6 +237,30 @@ class Comm:
         span = self._count(to.axis, "all_gather", to.ranks, tensor.nbytes, (len(to.ranks) - 1) * tensor.nbytes)
         return self._start(lambda: self._transport.all_gather(out, tensor, to, self._next_tag(to)), span, tensor, out)
 
+<<<<<<< HEAD
+    def all_to_all(self, tensor: torch.Tensor, group: str) -> torch.Tensor:
+        """Part i of `tensor` (n, …) goes to rank i of the group. Returns what the ranks sent to this one, (n, …)."""
+        out = torch.empty_like(tensor)
+        self.start_exchange(tuple(out), tuple(tensor), tensor, group).wait()
+        return out
+
+    def start_send_recv(self, out: torch.Tensor, tensor: torch.Tensor, group: str) -> Pending:
+        """Send `tensor` to the next rank of the group, and receive into `out` what the rank before this one sends.
+
+        The ranks are a ring: the first follows the last. Neither must be used until the call was waited for.
+        """
+        to = self.groups[group]
+        span = self._count(to.axis, "send_recv", to.ranks, tensor.nbytes, tensor.nbytes)
+        return self._start(lambda: self._transport.send_recv(out, tensor, to, self._next_tag(to)), span, tensor, out)
+
+    def reduce_scatter(self, tensor: torch.Tensor, group: str) -> torch.Tensor:
+        """Sum over the group of this rank's part of `tensor` (n, *shape); returns (*shape)."""
+        out = torch.empty_like(tensor[0])
+        self.start_reduce_scatter(tensor, group, out).wait()
+        return out
+
+=======
+>>>>>>> fx-engine
     def start_reduce_scatter(
         self, tensor: torch.Tensor, group: str, out: torch.Tensor | None = None, accumulate: bool = False
     ) -> Pending:

@@ -14,6 +14,8 @@ replicas and zero > 0, only its first transfer does: see `Comm.start_reduce_scat
 and W), a bucket is complete when no started backward of its layer misses a gradient: with zero ≥ 2, overlapping passes are
 accumulated and reduced together. The loss of each replica is divided by dp before backward, so that the average is a sum.
 
+With context parallelism dp here means dp × cp: ranks of both hold the same parameters (`engine.topology.REPLICATED`).
+
 Beyond what stays, reductions take little memory. With zero > 0 each chunk has one under way at a time: the next waits for it. One
 under way has a buffer of Ψ/dp for what another replica sends (none on a GPU), and with zero ≥ 2 also the Ψ gradients that are
 being sent. With zero 1 the sum is made in this rank's share of the gradients, and with zero ≥ 2 it is added to that share.

@@ -81,7 +81,7 @@ class Executor:
         self.actions = schedule.stages[self.comm.at.pp]
         self.placement, self.microbatches, self.max_sends = schedule.placement, schedule.microbatches, schedule.held
         self.has_last = schedule.placement[-1] == self.comm.at.pp
-        self.loss_scale = 1.0 / (schedule.microbatches * self.comm.mesh.dp)
+        self.loss_scale = 1.0 / (schedule.microbatches * self.comm.mesh.replicas)
         self.loss = torch.zeros((), device=self.comm.device)
         self._inputs: dict[tuple[int, int], Boundary] = {}
         self._roots: dict[tuple[int, int], tuple[GradientEdge, ...]] = {}

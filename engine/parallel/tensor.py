@@ -27,11 +27,15 @@ from engine.parallel.comm import Comm
 from engine.parallel.gradients import LinearGradients
 from engine.parallel.product import linear, outer, times
 from engine.parallel.routing import Routing
-from engine.spec import Precision
+from engine.spec import ContextParallelName, Precision
 from engine.topology import EP
 
+<<<<<<< HEAD
+Under = Callable[[], Tensor]  # a call under way: waits for it and returns its result, once
+=======
 Started = Callable[[], Tensor]  # a call under way: waits for it and returns its result, once
 
+>>>>>>> fx-engine
 DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -42,6 +46,7 @@ class TensorParallel:
     comm: Comm
     sequence: bool = False  # sequence parallelism: norms and residual stream are sharded along the sequence
     dtype: torch.dtype = torch.float32  # of parameters and activations
+    context: ContextParallelName = "ring"  # how attention reaches the tokens of other cp ranks
     gradients: LinearGradients = field(default_factory=LinearGradients)
     routing: Routing = field(default_factory=Routing)
 

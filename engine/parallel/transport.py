@@ -42,6 +42,10 @@ class Transport(Messages, Protocol):
         """`out` (n, …) takes the tensors of all ranks of the group. `tag`: of its transfers, where it is made of such."""
         ...
 
+    def send_recv(self, out: torch.Tensor, tensor: torch.Tensor, to: Group, tag: int) -> Works:
+        """`tensor` goes to the next rank of the group. `out` takes what the one before sends."""
+        ...
+
     def reduce_scatter(self, out: torch.Tensor, tensor: torch.Tensor, to: Group) -> Works:
         """`out` takes this rank's part of the sum of `tensor` (n, …), and may be this part. On a GPU only."""
         ...
@@ -75,6 +79,10 @@ class NoPeers:
                 part.copy_(tensor.view(-1))
             else:
                 part.zero_()
+        return []
+
+    def send_recv(self, out: torch.Tensor, tensor: torch.Tensor, to: Group, tag: int) -> Works:
+        out.zero_()
         return []
 
     def reduce_scatter(self, out: torch.Tensor, tensor: torch.Tensor, to: Group) -> Works:

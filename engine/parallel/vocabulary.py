@@ -56,7 +56,7 @@ class VocabParallelEmbedding(nn.Module):
         x = F.embedding(local.masked_fill_(not_here, 0), self.weight)
         return _ReduceFromTP.apply(x.masked_fill(not_here.unsqueeze(-1), 0.0), self.tp)
 
-    def chunked_loss(self, x: Tensor, bias: Tensor | None, first: int, targets: Tensor, counted: int, chunk: int) -> Tensor:
+    def chunked_loss(self, x: Tensor, bias: Tensor | None, first: int, targets: Tensor, counted: float, chunk: int) -> Tensor:
         """The table as output layer and the loss of its logits, `chunk` tokens at a time. (B, s, H) → the mean loss
 
         The other arguments are those of `logits` and of `vocab_parallel_cross_entropy`.
@@ -80,7 +80,7 @@ class _VocabParallelCrossEntropy(Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, targets: Tensor, vocab: int, tp: TensorParallel, counted: int) -> Tensor:
+    def forward(ctx: Any, logits: Tensor, targets: Tensor, vocab: int, tp: TensorParallel, counted: float) -> Tensor:
         logits = logits.detach()  # with a bias they may be a view, and a view that was modified cannot be saved for backward
         losses, local, not_here = _softmax_and_losses(logits, targets, vocab, tp)
         ctx.nothing = targets < 0 if counted < targets.numel() else None
@@ -131,7 +131,7 @@ def _subtract_targets(softmax: Tensor, local: Tensor, not_here: Tensor, nothing:
 
 
 def vocab_parallel_cross_entropy(
-    logits: Tensor, targets: Tensor, vocab: int, tp: TensorParallel, counted: int | None = None
+    logits: Tensor, targets: Tensor, vocab: int, tp: TensorParallel, counted: float | None = None
 ) -> Tensor:
     """Mean over the tokens with a target ≥ 0. `logits` (B, S, V/tp) are overwritten; `vocab` is the number of real tokens.
 
@@ -157,7 +157,7 @@ class _LossInChunks(Function):
         first: int,
         targets: Tensor,
         vocab: int,
-        counted: int,
+        counted: float,
         chunk: int,
         tp: TensorParallel,
     ) -> Tensor:

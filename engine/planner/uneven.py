@@ -252,7 +252,7 @@ def _busiest(spec: RunSpec) -> dict[str, int]:
     for stage in range(spec.layout.pp):
         sent: dict[str, int] = defaultdict(int)
         for call in found.calls(stage):
-            sent[call.axis] += call.calls * wire_bytes(call.collective, call.payload_bytes, call.ranks(mesh[call.axis]))
+            sent[call.axis] += call.calls * wire_bytes(call.collective, call.payload_bytes, call.ranks(mesh.degree(call.axis)))
         most = {axis: max(bytes_, sent[axis]) for axis, bytes_ in most.items()}
     return most
 

@@ -22,7 +22,8 @@ from engine.spec import (
     WorkloadSpec,
     recomputes,
 )
-from engine.topology import AXES, AXES_AS_WRITTEN, Axis
+from engine.spec.context import CONTEXTS, context_of, kind_of
+from engine.topology import AXES, AXES_AS_WRITTEN, REPLICATED, Axis
 
 RECOMPUTES: tuple[Recompute, ...] = get_args(Recompute)
 Whole = NDArray[np.int64]
@@ -56,7 +57,7 @@ def multiplied(one: Real, other: Real) -> Real:
 
 def chunked_loss(model: ModelSpec, workload: WorkloadSpec, grid: Grid) -> NDArray[np.bool_]:
     """Where the loss is computed in chunks of tokens. (n,)"""
-    return workload.most_loss_tokens(model, grid.tp) < grid.microbatch_size * model.output_rows
+    return workload.most_loss_tokens(model, grid.tp) < grid.microbatch_size * (model.output_rows // grid.cp)
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,8 @@ class Grid:
     sequence_parallel: NDArray[np.bool_]
     recompute: Whole  # index in RECOMPUTES
     schedule: Whole  # index in SCHEDULES
+    cp: Whole
+    context: Whole  # index in CONTEXTS
 
     def __len__(self) -> int:
         return len(self.dp)
@@ -81,6 +84,12 @@ class Grid:
     def degrees(self) -> dict[Axis, Whole]:
         """The degrees of all meshes, by axis. (n,) each"""
         return {axis: getattr(self, axis) for axis in AXES_AS_WRITTEN}
+
+    @property
+    def replicas(self) -> Whole:
+        """The ranks that hold the same parameters, see `engine.topology.REPLICATED`. (n,)"""
+        found: Whole = np.multiply.reduce([self.degrees[axis] for axis in REPLICATED])
+        return found
 
     def take(self, which: Any) -> Grid:
         """The layouts that an index array, a slice or a mask selects."""
@@ -124,6 +133,7 @@ class Grid:
             sequence_parallel=np.fromiter((layout.sequence_parallel for layout in layouts), np.bool_, len(specs)),
             recompute=whole(RECOMPUTES.index(layout.recompute) for layout in layouts),
             schedule=whole(SCHEDULES.index(layout.schedule) for layout in layouts),
+            context=whole(CONTEXTS.index(context_of(layout)) for layout in layouts),
         )
 
     def spec(self, index: int, model: ModelSpec, workload: WorkloadSpec, split: tuple[int, ...] = ()) -> RunSpec:
@@ -135,6 +145,7 @@ class Grid:
             split=split, **{axis: int(degree[index]) for axis, degree in self.degrees.items()}, chunks=int(self.chunks[index]),
             schedule=SCHEDULES[self.schedule[index]], zero=int(self.zero[index]),
             sequence_parallel=bool(self.sequence_parallel[index]), recompute=RECOMPUTES[self.recompute[index]],
+            context_parallel=kind_of(CONTEXTS[self.context[index]]),
         )  # fmt: skip
         counts = {"microbatch_size": int(self.microbatch_size[index]), "microbatches": int(self.microbatches[index])}
         return RunSpec(model=model, layout=layout, workload=workload.model_copy(update=counts))

@@ -151,7 +151,7 @@ def inference_traffic(
         here: dict[tuple[str, str], tuple[int, int]] = {}
         for call in one.calls(stage, "decode"):
             if call.collective != "recv":
-                n = 2 if call.between else mesh.along(call.axis)
+                n = 2 if call.between else mesh.degree(call.axis)
                 calls, wire = here.get((call.axis, call.collective), (0, 0))
                 more = call.calls * wire_bytes(call.collective, call.payload_bytes, n)
                 here[call.axis, call.collective] = (calls + call.calls, wire + more)

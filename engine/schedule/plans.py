@@ -34,7 +34,7 @@ def stage_plan(
 ) -> tuple[Action, ...]:
     """The whole step of one stage. `order`: its passes. `placement`: the layout's."""
     actions = [entry for action in order for entry in with_transfers(action, placement)]
-    if layout.dp > 1 or layout.sequence_parallel:
+    if layout.mesh.replicas > 1 or layout.sequence_parallel:
         actions = _with_reduction(actions)
     if tied and len(placement) > 1 and stage in (placement[0], placement[-1]):
         actions.append(Action("tie"))

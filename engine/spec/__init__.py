@@ -7,7 +7,8 @@ than one part of a spec, so that the form can show all broken ones at once.
 from engine.spec.base import Spec, names_in
 from engine.spec.errors import RequestError, too_large
 from engine.spec.experts import refuse_experts
-from engine.spec.fit import BYTE_VOCABULARY, Misfit, generation_misfits, misfits
+from engine.spec.fit import BYTE_VOCABULARY, generation_misfits, misfits
+from engine.spec.misfit import Misfit
 from engine.spec.model import MODEL_PARTS, ModelSpec
 from engine.spec.parsing import LARGEST as LARGEST_JSON
 from engine.spec.parsing import parsed
@@ -15,6 +16,7 @@ from engine.spec.parts import (
     BYTES_OF,
     WHOLE_LOSS,
     AttentionName,
+    ContextParallelName,
     FaultSpec,
     GenerateSpec,
     LayoutSpec,
@@ -41,6 +43,7 @@ __all__ = [
     "TRAINED_NAME",
     "WHOLE_LOSS",
     "AttentionName",
+    "ContextParallelName",
     "FaultSpec",
     "GenerateSpec",
     "LayoutSpec",

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from math import gcd
-from typing import Any
 
 from engine.families import FAMILIES
+from engine.spec.fit_context import context_misfits
+from engine.spec.misfit import Misfit
 from engine.spec.model import MOST_SEQ, ModelSpec
 from engine.spec.numbers import divisors, either, evenly, listed, nearest
 from engine.spec.parts import GenerateSpec, LayoutSpec, WorkloadSpec, recomputes
@@ -16,18 +16,9 @@ from engine.spec.trained import TRAINED, TRAINED_NAME
 BYTE_VOCABULARY = 256  # the training text is read as bytes
 
 
-@dataclass(frozen=True)
-class Misfit:
-    """One broken rule: parts of a spec that do not fit together."""
-
-    field: str  # dotted name of the field to change first, such as "layout.tp"
-    sentence: Sentence  # with the arithmetic, and the nearest values that fit
-    choices: tuple[Any, ...] = ()  # values of that field that fit, nearest first
-
-
 def misfits(model: ModelSpec, layout: LayoutSpec, workload: WorkloadSpec) -> list[Misfit]:
     """All rules that the three break together. Empty if they fit."""
-    found = _tp_misfits(model, layout) + _expert_misfits(model, layout, workload)
+    found = _tp_misfits(model, layout) + context_misfits(model, layout) + _expert_misfits(model, layout, workload)
     found += _split_misfits(model, layout) + _schedule_misfits(model, layout, workload) + _lever_misfits(model, layout, workload)
     masks = model.parts.objective in ("masked", "permuted")
     needed = BYTE_VOCABULARY + masks
@@ -73,6 +64,9 @@ def generation_misfits(generate: GenerateSpec, model: ModelSpec, layout: LayoutS
             "sequence_parallel off"
         )
         found.append(Misfit("layout.sequence_parallel", text, (0,)))
+    if layout.cp > 1:
+        text = sentence("generation is not built with context parallelism; cp=1 fits, not cp={cp}", cp=layout.cp)
+        found.append(Misfit("layout.cp", text, (1,)))
     if generate.skip_training and (layout.zero or parity):
         what = sentence("parity compares gradients")
         if layout.zero:
@@ -155,7 +149,7 @@ def _key_heads(count: int) -> Sentence:
 
 def _lever_misfits(model: ModelSpec, layout: LayoutSpec, workload: WorkloadSpec) -> list[Misfit]:
     found = []
-    if layout.zero and layout.dp == 1:
+    if layout.zero and layout.mesh.replicas == 1:
         text = sentence(
             "zero={zero} shards over dp replicas, and dp=1 has only one; zero=0 fits, or dp of at least 2",
             zero=layout.zero,
@@ -166,7 +160,7 @@ def _lever_misfits(model: ModelSpec, layout: LayoutSpec, workload: WorkloadSpec)
             "sequence_parallel shards the sequence over tp, which needs tp of at least 2, not tp=1; turn it off, or increase tp"
         )
         found.append(Misfit("layout.sequence_parallel", text, (0,)))
-    if layout.sequence_parallel and model.rows % layout.tp:
+    if layout.sequence_parallel and layout.cp == 1 and model.rows % layout.tp:
         near = _cut_evenly(model, layout.tp)
         what = sentence("{tokens} tokens", tokens=model.seq)
         if model.rows > model.seq:

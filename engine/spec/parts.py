@@ -25,6 +25,7 @@ Recompute = Literal[
 RecomputePart = Literal["core_attn", "layernorm", "mlp_act"]
 Precision = Literal["fp32", "bf16"]
 AttentionName = Literal["fused", "written"]
+ContextParallelName = Literal["ring", "all_gather", "ulysses"]
 OptimizerName = Literal["adamw", "sgd", "lion"]
 WeightsName = Literal["drawn", "trained"]
 
@@ -38,6 +39,7 @@ class LayoutSpec(Spec):
     """How the work is distributed over ranks. There is one rank for each coordinate of the mesh."""
 
     dp: int = Field(1, ge=1, le=65536, description="data-parallel replicas")
+    cp: int = Field(1, ge=1, le=1024, description="context-parallel ranks: each has a part of every sequence")
     tp: int = Field(1, ge=1, le=1024, description="tensor-parallel ranks: each layer's weights are cut into that many slices")
     pp: int = Field(1, ge=1, le=1024, description="pipeline stages: each has consecutive layers")
     schedule: ScheduleName = Field("1f1b", description="order of forward and backward passes in the pipeline")
@@ -54,6 +56,11 @@ class LayoutSpec(Spec):
         1, ge=1, le=1024, description="expert-parallel ranks, which are neighbours along dp: each has some of the experts"
     )
     sequence_parallel: bool = Field(False, description="cut norms and residual stream along the sequence over tp")
+    context_parallel: ContextParallelName = Field(
+        "ring",
+        description="how attention reaches the tokens of other cp ranks: keys and values passed from rank to rank (ring), or "
+        "gathered (all_gather), or heads exchanged for tokens (ulysses)",
+    )
     recompute: Recompute = Field(
         "none",
         description="what backward computes again: nothing, whole layers (full), or parts of them: attention between its "
@@ -207,10 +214,10 @@ class WorkloadSpec(Spec):
             return 1 << 62
         return self.loss_chunk or LOSS_BUFFER // (4 * model.vocab_rows(tp))
 
-    def loss_tokens(self, model: ModelSpec, tp: int) -> int | None:
-        """Tokens of a chunk of the loss. None: the loss of a microbatch is computed as a whole."""
+    def loss_tokens(self, model: ModelSpec, tp: int, cp: int = 1) -> int | None:
+        """Tokens of a chunk of the loss. None: the loss of a rank's part of a microbatch is computed as a whole."""
         most: int = self.most_loss_tokens(model, tp)
-        return most if most < self.microbatch_size * model.output_rows else None
+        return most if most < self.microbatch_size * (model.output_rows // cp) else None
 
 
 class GenerateSpec(Spec):

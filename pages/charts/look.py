@@ -100,7 +100,7 @@ LIGHT = Look(
     on_colour="#FFFFFF",
     stages=("#1D4FA3", "#1F9A94"),
     categories=("#0542B4", "#D97A01", "#2A9370", "#D566B9", "#2E2D33", "#545862", "#533800"),
-    axes=(("tp", "#B12138"), ("dp", "#4D5A9E"), ("pp", "#7A9E58"), ("ep", "#2C0250")),
+    axes=(("tp", "#B12138"), ("cp", "#7187FA"), ("dp", "#4D5A9E"), ("pp", "#7A9E58"), ("ep", "#2C0250")),
     lanes=("#8355E2", "#966E01", "#515904", "#4B0079", "#1D7B85", "#3F3E5C"),
 )
 
@@ -119,7 +119,7 @@ DARK = Look(
     on_colour="#0F141A",
     stages=("#5B93F5", "#7FE0D0"),
     categories=("#468AFC", "#B44801", "#4DB66A", "#F19CC4", "#808583", "#E0E8F9", "#F4CC8A"),
-    axes=(("tp", "#D84F4E"), ("dp", "#86A4FD"), ("pp", "#B9FCBC"), ("ep", "#BC9B01")),
+    axes=(("tp", "#D84F4E"), ("cp", "#8F69C0"), ("dp", "#86A4FD"), ("pp", "#B9FCBC"), ("ep", "#BC9B01")),
     lanes=("#7452E8", "#FCED4B", "#A2C514", "#C07FC2", "#3BD3FC", "#6F6A8A"),
 )
 

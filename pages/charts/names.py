@@ -122,6 +122,15 @@ def sources(say: Words) -> dict[str, str]:
     return {"measured": say("measured"), "dry_run": say("dry run"), "formula": say("predicted")}
 
 
+def context_kinds(say: Words) -> dict[str, str]:
+    """Code of a kind of context parallelism → name."""
+    return {
+        "ring": say("keys and values passed round (ring)"),
+        "all_gather": say("keys and values gathered (all_gather)"),
+        "ulysses": say("heads exchanged for tokens (ulysses)"),
+    }
+
+
 def attentions(say: Words) -> dict[str, str]:
     return {"fused": say("fused"), "written": say("written")}
 

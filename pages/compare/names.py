@@ -12,10 +12,12 @@ def levers(say: Words) -> dict[str, str]:
     """A spec's dotted field → name."""
     return {
         "layout.dp": say("Data parallel (dp)"),
+        "layout.cp": say("Context parallel (cp)"),
         "layout.tp": say("Tensor parallel (tp)"),
         "layout.pp": say("Pipeline parallel (pp)"),
         "layout.schedule": say("Pipeline schedule"),
         "layout.chunks": say("Chunks a stage"),
+        "layout.context_parallel": say("Attention over cp ranks"),
         "layout.zero": say("ZeRO stage"),
         "layout.sequence_parallel": say("Sequence parallel"),
         "layout.recompute": say("Recompute in backward"),

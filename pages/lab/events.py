@@ -129,7 +129,7 @@ def _by_chunk(spec: RunSpec, stage: int) -> dict[tuple[int, str, str, str, int],
     for chunk in training.ledgers.on(stage):
         for call in training.of_chunk(chunk):
             other = -1 if call.between is None else sum(call.between) - stage
-            wire = wire_bytes(call.collective, call.payload_bytes, 2 if call.between else mesh.along(call.axis))
+            wire = wire_bytes(call.collective, call.payload_bytes, 2 if call.between else mesh.degree(call.axis))
             more = call.calls * np.array([1, call.payload_bytes, wire], dtype="int64")
             key = (chunk.number, call.axis, call.collective, call.phase, other)
             found[key] = found.get(key, np.zeros(3, dtype="int64")) + more

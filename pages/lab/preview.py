@@ -70,7 +70,7 @@ def not_walked(spec: RunSpec) -> str | None:
 
 
 def _groups_too_large(layout: LayoutSpec) -> str | None:
-    degrees = [layout.mesh[axis] for axis in AXES_AS_WRITTEN]
+    degrees = [layout.mesh.degree(axis) for axis in AXES_AS_WRITTEN]
     named = layout.pp * sum(degrees)
     if named <= MOST_MEMBERS:
         return None
@@ -102,6 +102,7 @@ def _counted(layout: LayoutSpec, say: Words) -> str:
         return say("1 rank holds the whole model")
     parts = [say.plural("{count} stage", "{count} stages", layout.pp)] * (layout.pp > 1)
     parts += [say.plural("{count} replica", "{count} replicas", layout.dp)] * (layout.dp > 1)
+    parts += [say.plural("{count} part of the sequence", "{count} parts of the sequence", layout.cp)] * (layout.cp > 1)
     parts += [say.plural("{count} slice", "{count} slices", layout.tp)] * (layout.tp > 1)
     return say.plural("{count} rank: {parts}", "{count} ranks: {parts}", layout.ranks, parts=" × ".join(parts))
 

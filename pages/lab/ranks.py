@@ -85,8 +85,9 @@ def _replica(model: ModelSpec, layout: LayoutSpec, mesh: Mesh, stage: int, dp: i
     if mesh.size > MOST_CELLS:
         label = _alike(layout.zero, say).format(replica=dp, count=mesh.dp)
     name = f"<header>{escape(label)}</header>" if mesh.dp > 1 else ""
-    slices = _shown_slices(mesh, roles)
-    cells = "".join(_cell(model, layout, mesh, Coordinate({"pp": stage, "dp": dp, "tp": tp}), say, roles) for tp in slices)
+    slices, parts = _shown_slices(mesh, roles), _shown_parts(mesh, roles)
+    places = [Coordinate({"pp": stage, "dp": dp, "cp": cp, "tp": tp}) for cp in parts for tp in slices]
+    cells = "".join(_cell(model, layout, mesh, at, say, roles) for at in places)
     if len(slices) < mesh.tp:
         cells += f"<p>{escape(say('and {count} more slices', count=mesh.tp - len(slices)))}</p>"
     return f'<div class="ss-replica">{name}{_row(cells, _CELL_REM)}</div>'
@@ -120,6 +121,11 @@ def _shown_slices(mesh: Mesh, roles: Roles | None) -> list[int]:
     return list(range(mesh.tp)) if mesh.pp * mesh.tp <= MOST_CELLS else [_chosen(mesh, roles).tp]
 
 
+def _shown_parts(mesh: Mesh, roles: Roles | None) -> list[int]:
+    """The ranks that share a sequence. If there are very many, that of the chosen rank or the first."""
+    return list(range(mesh.cp)) if mesh.pp * mesh.tp * mesh.cp <= MOST_CELLS else [_chosen(mesh, roles).cp]
+
+
 def _chosen(mesh: Mesh, roles: Roles | None) -> Coordinate:
     return mesh.coordinate(roles.chosen if roles else 0)
 
@@ -127,8 +133,10 @@ def _chosen(mesh: Mesh, roles: Roles | None) -> Coordinate:
 def _cell(model: ModelSpec, layout: LayoutSpec, mesh: Mesh, at: Coordinate, say: Words, roles: Roles | None) -> str:
     rank, ends = mesh.rank(at), ends_of(layout, at.pp, say)
     held = [layers_of(model, layout, at.pp, say), *slice_of(model, mesh.tp, at.tp, say)]
+    if mesh.cp > 1:
+        held.append(say("tokens: part {part} of {cp}", part=at.cp, cp=mesh.cp))
     if layout.zero:
-        held.append(say("ZeRO {zero} over {replicas} replicas", zero=layout.zero, replicas=mesh.dp))
+        held.append(say("ZeRO {zero} over {replicas} replicas", zero=layout.zero, replicas=mesh.replicas))
     role: Role = roles[rank] if roles else "none"
     title = escape(
         say(

@@ -98,7 +98,7 @@ def _message(event: Event, spec: RunSpec, say: Words) -> str:
 
 def _end(event: Event, spec: RunSpec, say: Words) -> str:
     rank, layout, kind = event.rank, spec.layout, event.action.kind
-    if kind == "reduce" and layout.dp == 1:
+    if kind == "reduce" and layout.mesh.replicas == 1:
         return say(
             "Rank {rank} waits until the gradients of the parameters that tp does not shard are summed over tp: once a "
             "step.",
@@ -106,7 +106,7 @@ def _end(event: Event, spec: RunSpec, say: Words) -> str:
     if kind == "reduce":
         return say(
             "Rank {rank} waits until the gradients of its layers are summed over the {count} replicas; the sum includes "
-            "all microbatches.", rank=rank, count=layout.dp)  # fmt: skip
+            "all microbatches.", rank=rank, count=layout.mesh.replicas)  # fmt: skip
     if kind == "tie":
         return say(
             "Rank {rank} sums the gradients of the two copies of the token embedding, which the first and the last chunk "
@@ -139,6 +139,17 @@ def _call(event: Event, calls: Communication, spec: RunSpec, say: Words) -> str:
     return text
 
 
+def _purpose_of_exchange(calls: Communication, say: Words) -> str:
+    """Of a call over cp or ep."""
+    if calls.axis == "ep":
+        return say("rows of tokens go to the ranks that hold their experts, or come back")
+    return {
+        "send_recv": say("keys and values, and in backward their gradients too, are passed to the next rank of the ring"),
+        "all_gather": say("the keys and values of all parts of the sequence are gathered"),
+        "reduce_scatter": say("gradients of keys and values are summed, and each rank keeps those of its tokens"),
+    }.get(calls.collective, say("heads are exchanged for tokens"))
+
+
 def purpose(calls: Communication, spec: RunSpec, say: Words) -> str:
     """The purpose of a kind of call."""
     if calls.phase == "tie":
@@ -156,8 +167,8 @@ def purpose(calls: Communication, spec: RunSpec, say: Words) -> str:
             "all_gather": say("the parameters, of which each replica keeps a shard, are gathered for this use"),
             "reduce_scatter": say("gradients are summed over the replicas, and each keeps its shard of the sum"),
         }.get(calls.collective, say("gradients are summed over the replicas"))
-    if calls.collective == "all_to_all":
-        return say("rows of tokens go to the ranks that hold their experts, or come back")
+    if calls.axis == "cp" or calls.collective == "all_to_all":
+        return _purpose_of_exchange(calls, say)
     if calls.collective == "all_gather":
         return say("the slices' parts of the sequence are gathered")
     if calls.collective == "reduce_scatter":

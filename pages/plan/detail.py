@@ -42,9 +42,10 @@ def draw(found: Found, row: int) -> None:
 def _kept_free(found: Found, row: int, words: Words) -> None:
     """The terms of the reserve."""
     r = found.layout(row)
-    degrees = int(r["dp"]), int(r["tp"]), int(r["pp"])
+    degrees = int(r["dp"]) * int(r["cp"]), int(r["tp"]), int(r["pp"])
     model = found.plan.model
-    terms = reserve_terms(found.device, *degrees, model.parts.tied, int(r["memory_bytes"]), model.key_copies(int(r["tp"])))
+    copies = model.key_copies(int(r["tp"]))
+    terms = reserve_terms(found.device, *degrees, model.parts.tied, int(r["memory_bytes"]), copies, int(r["cp"]))
     if not terms:
         return
     with st.expander(words("{size} that tensors leave free", size=in_bytes(sum(term.bytes for term in terms)))):

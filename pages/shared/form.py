@@ -13,7 +13,7 @@ from engine.schedule import SCHEDULES
 from engine.spec import SCHEDULE_FACTS, RequestError
 from engine.text import LARGEST
 from engine.topology import AXES
-from pages.charts.names import attentions, recomputes, schedule
+from pages.charts.names import attentions, context_kinds, recomputes, schedule
 from pages.charts.units import short
 from pages.charts.words import Words
 from pages.shared import generating, held, model_parts
@@ -135,6 +135,10 @@ def _what_is_shared(zero: int, say: Words) -> str:
 
 
 def _levers(choice: Choice, say: Words) -> None:
+    _numbers(choice, {"layout.cp": say("Context (cp)")}, say)
+    if choice["layout.cp"] != DEFAULTS["layout.cp"]:
+        field = "layout.context_parallel"
+        _choose(choice, field, say("Attention over cp ranks"), options(field), say, context_kinds(say))
     _choose(choice, "layout.zero", say("ZeRO stage"), (0, 1, 2, 3), say)
     st.caption(_what_is_shared(choice["layout.zero"], say))
     _toggle(choice, "layout.sequence_parallel", say("Sequence parallel"), say)

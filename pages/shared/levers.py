@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from engine.spec import RunSpec
-from pages.charts.names import attentions, loss_in_chunks, recomputes
+from pages.charts.names import attentions, context_kinds, loss_in_chunks, recomputes
 from pages.charts.words import Words
 from pages.shared.choice import DEFAULTS
 
@@ -14,6 +14,8 @@ from pages.shared.choice import DEFAULTS
 def set_levers(value_of: Callable[[str], Any], say: Words) -> list[str]:
     """`value_of`: the value of a spec's dotted field."""
     said = []
+    if (cp := value_of("layout.cp")) != DEFAULTS["layout.cp"]:
+        said.append(say("{kind} over cp={cp}", kind=context_kinds(say)[value_of("layout.context_parallel")], cp=cp))
     if zero := value_of("layout.zero"):
         said.append(f"ZeRO {zero}")
     if (recompute := value_of("layout.recompute")) != DEFAULTS["layout.recompute"]:

@@ -41,6 +41,7 @@ LETTERS = {
     "e": "workload.seed",
     "c": "layout.chunks",
     "k": "layout.split",
+    "d": "layout.context_parallel",
     "z": "layout.zero",
     "q": "layout.sequence_parallel",
     "a": "layout.recompute",

@@ -23,7 +23,7 @@ _PLAIN: Mapping[Any, str] = {
     int: """
         num-layers encoder-num-layers decoder-num-layers hidden-size ffn-hidden-size num-attention-heads kv-channels
         num-query-groups seq-length encoder-seq-length decoder-seq-length max-position-embeddings rotary-base vocab-size
-        vocab-extra-ids make-vocab-size-divisible-by tensor-model-parallel-size pipeline-model-parallel-size
+        vocab-extra-ids make-vocab-size-divisible-by tensor-model-parallel-size context-parallel-size pipeline-model-parallel-size
         num-layers-per-virtual-pipeline-stage microbatch-group-size-per-virtual-pipeline-stage recompute-num-layers
         micro-batch-size global-batch-size train-iters seed log-interval""",
     float: """
@@ -40,6 +40,7 @@ _PLAIN: Mapping[Any, str] = {
 # The arguments: the type of the value; True, a flag without one; a tuple, its choices.
 FLAGS: Mapping[str, Any] = {
     **{name: kind for kind, names in _PLAIN.items() for name in names.split()},
+    "cp-comm-type": ("p2p", "all_gather", "a2a", "a2a+p2p"),
     "attention-backend": ("flash", "fused", "unfused", "local", "auto"),
     "position-embedding-type": ("learned_absolute", "rope", "mrope", "yarn", "relative", "none"),
     "normalization": ("LayerNorm", "RMSNorm"),

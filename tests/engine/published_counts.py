@@ -10,6 +10,8 @@ from typing import NamedTuple
 
 HUB = "safetensors.total of the checkpoint on Hugging Face"
 KERAS = "params in keras-hub's presets, at commit 71453d0"
+KERAS_EXPERTS = "params in keras-hub's presets, at commits d11ecb3 (Mixtral) and 79c5664 (Qwen3)"
+HEADERS = "half of the 281,241,268,224 bytes of tensors in the headers of mistralai/Mixtral-8x22B-v0.1, in bf16"
 KERAS_NLP = "params in the presets of keras-nlp, the name of keras-hub in 2023"
 GGUF = "general.parameter_count of its GGUF file"
 COUNTED = "transformers 5.24 counts it so; no published count was found"
@@ -87,10 +89,10 @@ PUBLISHED: dict[str, Published] = {
     "falcon-7b": Published(7_217_189_760, HUB, 65024 * 4544, TWICE),
     "falcon-40b": Published(41_835_970_560, HUB, 65024 * 8192, TWICE),
     "falcon-180b": Published(179_522_565_120, HUB, 65024 * 14848, TWICE),
-    "mixtral-8x7b": Published(46_702_792_704, HUB),
-    "mixtral-8x22b": Published(140_620_634_112, HUB),
-    "qwen3-30b-a3b": Published(30_532_122_624, HUB),
-    "qwen3-235b-a22b": Published(235_093_634_560, HUB),
+    "mixtral-8x7b": Published(46_702_792_704, KERAS_EXPERTS),
+    "mixtral-8x22b": Published(140_620_634_112, HEADERS),
+    "qwen3-30b-a3b": Published(30_532_122_624, KERAS_EXPERTS),
+    "qwen3-235b-a22b": Published(235_093_634_560, KERAS_EXPERTS),
     "opt-125m": Published(125_239_296, "Intel Neural Compressor's example of pruning it prints so"),
     "opt-1.3b": Published(1_315_758_080, COUNTED),
     "opt-2.7b": Published(2_651_596_800, COUNTED),

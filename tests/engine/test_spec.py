@@ -56,8 +56,8 @@ def test_a_layout_survives_its_short_form(dp: int, tp: int, pp: int) -> None:
 
 
 def test_an_axis_left_out_of_a_short_form_has_degree_1() -> None:
-    assert LayoutSpec.degrees("tp4") == {"dp": 1, "tp": 4, "pp": 1}
-    assert LayoutSpec.degrees("pp2.dp3") == {"dp": 3, "tp": 1, "pp": 2}
+    assert LayoutSpec.degrees("tp4") == {"dp": 1, "cp": 1, "tp": 4, "pp": 1}
+    assert LayoutSpec.degrees("pp2.dp3") == {"dp": 3, "cp": 1, "tp": 1, "pp": 2}
 
 
 @pytest.mark.parametrize(

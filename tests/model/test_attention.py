@@ -60,7 +60,7 @@ def test_fused_and_written_attention_have_the_same_gradients(alone, family):
 
 
 def test_rotary_queries_keep_the_strides_of_rows():
-    x, rotation = torch.randn(2, 5, 3, 8).transpose(1, 2), Rotation.of(5, 8, CPU)
+    x, rotation = torch.randn(2, 5, 3, 8).transpose(1, 2), Rotation.of((range(5),), 8, CPU)
     assert torch.equal(rotation.by_row(x), rotation(x))
     assert rotation.by_row(x).transpose(1, 2).is_contiguous()
 
@@ -72,7 +72,7 @@ def test_grouped_self_attention_with_rotation(alone):
     assert attention.qkv.weight.shape == (32 + 16 + 16, 32)
     assert attention.qkv.bias is None
     assert attention.out.bias is None
-    x, rotation = torch.randn(2, 16, 32), Rotation.of(16, 8, CPU)
+    x, rotation = torch.randn(2, 16, 32), Rotation.of((range(16),), 8, CPU)
     q, k, v = (x @ w.T for w in attention.qkv.weight.split((32, 16, 16)))
     q, k, v = (part.unflatten(-1, (-1, 8)).transpose(1, 2) for part in (q, k, v))
     mixed = F.scaled_dot_product_attention(rotation(q), rotation(k), v, is_causal=True, enable_gqa=True)

@@ -33,7 +33,7 @@ def test_learned_positions_are_rows_of_a_table(alone):
 
 def test_rotation_is_multiplication_of_complex_numbers():
     x = torch.randn(2, 3, 5, 8, dtype=torch.float64).float().requires_grad_()
-    rotation = Rotation.of(5, 8, CPU)
+    rotation = Rotation.of((range(5),), 8, CPU)
     y = rotation(x)
     pairs = torch.view_as_complex(x.detach().unflatten(-1, (4, 2)).contiguous())
     angles = torch.arange(5)[:, None] / 500_000 ** (torch.arange(0, 8, 2) / 8)
@@ -47,7 +47,7 @@ def test_rotation_is_multiplication_of_complex_numbers():
 
 
 def test_a_rotated_score_depends_on_the_distance_alone():
-    rotation = Rotation.of(10, 8, CPU)
+    rotation = Rotation.of((range(10),), 8, CPU)
     q, k = torch.randn(8), torch.randn(8)
     scores = rotation(q.expand(10, 8)) @ rotation(k.expand(10, 8)).T
     for distance in range(-4, 5):

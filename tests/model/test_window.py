@@ -77,7 +77,7 @@ def test_a_part_of_a_head_is_rotated_with_the_base_of_the_model(alone: Any) -> N
     x = torch.randn(2, 4, 16, 8)
     out = rotation(x)
     assert torch.equal(out[..., 4:], x[..., 4:])
-    torch.testing.assert_close(out[..., :4], Rotation.of(16, 4, CPU, base=10_000)(x[..., :4]))
+    torch.testing.assert_close(out[..., :4], Rotation.of((range(16),), 4, CPU, base=10_000)(x[..., :4]))
     assert rotation.cos[3, 1] == pytest.approx(math.cos(3 / 100))
 
 

@@ -28,7 +28,6 @@ VALUES = [
     (dict[str, Any], {"a": [1, None, "b"]}),
     (RunSpec, RunSpec()),
     (Request, Request(own=(1.0, 2.0), called="mine")),
-    (SearchSummary, SearchSummary(3, 2, "dp1.tp1.pp1", "1f1b", 0.5)),
     (list[Reference], [Reference("paper", "7 B", "dp2", "memory", 1.0, 1.1, exact=True)]),
 ]
 

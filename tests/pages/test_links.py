@@ -43,6 +43,7 @@ OTHERS = st.fixed_dictionaries(
         f: one_of(f)
         for f in (
             "layout.schedule",
+            "layout.context_parallel",
             "layout.recompute",
             "workload.optimizer",
             "workload.precision",

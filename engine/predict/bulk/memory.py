@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.ledger.dimensions import dimensions
+from engine.ledger.form import Slicing
 from engine.ledger.keep import Key, Ledgers
 from engine.ledger.store import NotRecordedError
 from engine.predict.bulk.actions import form_actions
@@ -25,6 +26,7 @@ from engine.predict.grid import RECOMPUTES, Grid, chunked_loss, distinct, multip
 from engine.schedule import SCHEDULES
 from engine.schedule.orders import enough_microbatches
 from engine.spec import SCHEDULE_FACTS, ModelSpec, WorkloadSpec
+from engine.spec.context import CONTEXTS
 
 Array = NDArray[np.int64]
 Real = NDArray[np.float64]
@@ -89,17 +91,15 @@ class _SizesOf:
     def __init__(self, model: ModelSpec, workload: WorkloadSpec, grid: Grid, ledgers: Ledgers | None) -> None:
         self.model, self.workload, self.ledgers = model, workload, ledgers
         sequence = grid.sequence_parallel & (grid.tp > 1)
-        sizes = dimensions(model, "features", grid.tp, grid.microbatch_size)
-        sizes |= {name: size for name, size in dimensions(model, "sequence", grid.tp, 1).items() if name in ("S/tp", "R/tp")}
-        ones = [(sizes.get(name, 2) == 1) & (sequence | (name not in ("S/tp", "R/tp"))) for name in ONES]
         chunked = chunked_loss(model, workload, grid)
-        kinds = (sequence, grid.recompute, chunked, *(one & np.ones(len(grid), np.bool_) for one in ones))
+        kinds = (sequence, grid.recompute, chunked, grid.context, *_ones(model, grid))
         known = {
             "zero": grid.zero,
             "cut": grid.tp > 1,
             "tp": grid.tp,
             "B": grid.microbatch_size,
-            "dp": np.where(grid.zero > 0, grid.dp, 1),
+            "cp": grid.cp,
+            "dp": np.where(grid.zero > 0, grid.replicas, 1),
         }
         first, self.which = distinct(*kinds, *known.values())
         self.known = {name: size[first] for name, size in known.items()}
@@ -110,9 +110,9 @@ class _SizesOf:
         ]
 
     def _layouts(self, kinds: list[int]) -> Layouts:
-        sequence, recompute, chunked, *flags = kinds
+        sequence, recompute, chunked, context, *flags = kinds
         ones = tuple(name for name, one in zip(ONES, flags, strict=True) if one)
-        return Layouts(self.model, self.workload, RECOMPUTES[recompute], bool(sequence), ones, bool(chunked))
+        return Layouts(self.model, self.workload, RECOMPUTES[recompute], bool(sequence), ones, bool(chunked), CONTEXTS[context])
 
     def _groups(self, here: slice) -> list[slice]:
         return _runs(2 * self.known["zero"][here] + self.known["cut"][here], here.start)
@@ -160,6 +160,20 @@ class _SizesOf:
             missing |= form_actions(structure, self.ledgers).missing(forms, set(self.known["cut"][here].tolist()))
         if missing:
             raise NotRecordedError(missing)
+
+
+def _ones(model: ModelSpec, grid: Grid) -> list[NDArray[np.bool_]]:
+    """Of each of `ONES`, where it is 1. (n,) each"""
+    found = {name: np.zeros(len(grid), np.bool_) for name in ONES}
+    first, which = distinct(grid.sequence_parallel & (grid.tp > 1), grid.context)
+    for kind, one in enumerate(first.tolist()):
+        here = np.flatnonzero(which == kind)
+        some, context = grid.take(here), CONTEXTS[grid.context[one]]
+        cut: Slicing = "sequence" if grid.sequence_parallel[one] and grid.tp[one] > 1 else "features"
+        sizes = dimensions(model, cut, some.tp, some.microbatch_size, cp=some.cp, context=context)
+        for name in ONES:
+            found[name][here] = sizes.get(name, 2) == 1
+    return [found[name] for name in ONES]
 
 
 def _runs(of: Array, start: int) -> list[slice]:

@@ -25,11 +25,14 @@ from engine.predict.memory.buckets import BucketSizes
 from engine.predict.memory.reading import Amounts, ChunkTrace, LedgerReading, LentBlock
 from engine.predict.memory.reducing import Buckets, Events, RepeatedSegment
 from engine.spec import BYTES_OF, ModelSpec, Recompute, WorkloadSpec
+from engine.spec.context import Context
 from engine.terms import Factor
 
 Real = NDArray[np.float64]
 LETTERS = ("t0", "t1")  # how many layers there are between a chunk's first and last, of each kind
-ONES = ("A/G", "B", "F/tp", "G/tp", "R/tp", "S/tp", "V/tp")  # dimensions that depend on the layout, and may be 1
+ONES = (
+    "A/G", "B", "F/tp", "G/cp/tp", "G/tp", "R/tp", "S/2cp", "S/2cp/tp", "S/cp", "S/cp/tp", "S/tp", "V/tp",
+)  # fmt: skip  # dimensions that depend on the layout, and may be 1
 
 
 class ChunkForm(NamedTuple):
@@ -58,6 +61,7 @@ class Layouts(NamedTuple):
     sequence: bool
     ones: tuple[str, ...]
     chunked_loss: bool
+    context: Context = ""
 
     @property
     def e(self) -> Factor:
@@ -117,7 +121,9 @@ class FormTraces:
         # By whether tp cuts: the dimensions, as sizes, and the structure.
         self.dimensions = {cut: self._dimensions(cut) for cut in (False, True)}
         self.structures = {
-            cut: structure(layouts.model, layouts.workload, layouts.recompute, layouts.slicing(cut), known)
+            cut: structure(
+                layouts.model, layouts.workload, layouts.recompute, layouts.slicing(cut), known, context=layouts.context
+            )
             for cut, known in self.dimensions.items()
         }
 
@@ -192,7 +198,8 @@ class FormTraces:
     def _dimensions(self, cut: bool) -> dict[str, Any]:
         model, workload, tp = self.layouts.model, self.layouts.workload, letter("tp")
         loss_chunk = workload.most_loss_tokens(model, tp) if self.layouts.chunked_loss else None
-        found = dimensions(model, self.layouts.slicing(cut), tp, letter("B"), loss_chunk=loss_chunk)
+        context = self.layouts.context
+        found = dimensions(model, self.layouts.slicing(cut), tp, letter("B"), None, loss_chunk, letter("cp"), context)
         return found | dict.fromkeys((one for one in self.layouts.ones if one in found), 1)
 
     def missing(self, forms: Iterable[ChunkForm], cuts: set[bool]) -> set[Key]:

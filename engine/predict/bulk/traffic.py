@@ -26,14 +26,32 @@ from engine.predict.traffic.chunk import trained
 from engine.predict.traffic.reductions import reductions
 from engine.predict.traffic.rules import Setting, data_parallel, messages, norm_and_loss, tensor_parallel, tie
 from engine.schedule import SCHEDULES
-from engine.spec import BYTES_OF, ModelSpec, WorkloadSpec
+from engine.spec import BYTES_OF, ModelSpec, Recompute, WorkloadSpec
+from engine.spec.context import CONTEXTS, Context
 from engine.terms import Factor
 
 Reals = NDArray[np.float64]
 
-CLASSES = ("tp", "pp", "dp", "dp late")  # of traffic: by axis; and the part of dp that no pass overlaps with
+CLASSES = ("tp", "cp", "pp", "dp", "dp late")  # of traffic: by axis; and the part of dp that no pass overlaps with
 _SLICINGS: tuple[Slicing, ...] = ("none", "features", "sequence")
+# Kinds of recompute that repeat collectives. That of attention alone repeats those over cp.
+_REPEATING: tuple[Recompute, ...] = ("none", "full", "core_attn")
 _LATE = ("gather", "step")  # phases that no pass overlaps with
+
+
+class _Case(NamedTuple):
+    """What the ledgers of layouts depend on, but for which dimensions are 1."""
+
+    slicing: Slicing
+    recompute: Recompute  # of `_REPEATING`
+    chunked: bool
+    context: Context
+
+
+def _repeats(grid: Grid) -> Whole:
+    """Which of `_REPEATING` each layout has. (n,)"""
+    full, attention = grid.recompute == RECOMPUTES.index("full"), grid.recomputes("core_attn") & (grid.cp > 1)
+    return np.where(full, 1, np.where(attention, 2, 0))
 
 
 class StageItem(NamedTuple):
@@ -58,17 +76,18 @@ def bulk_traffic(
 ) -> dict[str, Reals]:
     """The traffic of the busiest rank in a step: name → (n,), for the n layouts of `grid`.
 
-    "tp", "pp" and "dp" are wire bytes. "dp late" is the part of dp that no pass overlaps with: new values, and the calls of the
-    optimizer's step. "tp calls" and so on are the numbers of calls, with receives. Each name has its own busiest rank. `classes`:
-    the wanted names. `calls`: whether calls are counted too. `ledgers`: where to read ledgers, in place of `ledger_store()`.
+    "tp", "cp", "pp" and "dp" are wire bytes. "dp late" is the part of dp that no pass overlaps with: new values, and the calls of
+    the optimizer's step. "tp calls" and so on are the numbers of calls, with receives. Each name has its own busiest rank.
+    `classes`: the wanted names. `calls`: whether calls are counted too. `ledgers`: where to read ledgers, in place of
+    `ledger_store()`.
 
     Raises `NotRecordedError`.
     """
-    full = grid.recompute == RECOMPUTES.index("full")  # selective recompute repeats no collective
     deferred = grid.by_schedule(lambda facts: facts.splits) & (grid.zero >= 2)  # then reductions depend on the schedule
     first, cost = distinct(
-        grid.dp, grid.tp, grid.pp, grid.microbatch_size, grid.microbatches, grid.zero, grid.sequence_parallel, full, deferred
-    )
+        grid.dp, grid.cp, grid.context, grid.tp, grid.pp, grid.microbatch_size, grid.microbatches, grid.zero,
+        grid.sequence_parallel, _repeats(grid), deferred,
+    )  # fmt: skip
     groups = grid.pp, grid.chunks, grid.v_shaped, np.where(deferred, 1 + grid.schedule, 0)
     some, which = distinct(*groups, cost)  # one of the layouts whose stages have equal traffic
     starts, _ = distinct(*(group[some] for group in groups))
@@ -183,41 +202,47 @@ class _Costs:
         self.sums = {name: np.zeros((measures, len(held), len(grid))) for name in classes}
         self.reduced = {name: np.zeros((measures, len(held), len(grid))) for name in ("tp", "dp")}
         slicing = np.where(grid.tp == 1, 0, np.where(grid.sequence_parallel, 2, 1))
-        full, chunked = grid.recompute == RECOMPUTES.index("full"), chunked_loss(model, workload, grid)
-        self._check(slicing, full, chunked)
+        repeats, chunked = _repeats(grid), chunked_loss(model, workload, grid)
+        self._check(slicing, repeats, chunked)
         for rules, columns in (
-            (self._of_layers, (slicing, full, chunked)),
-            (self._of_data_parallelism, (slicing, chunked, grid.zero, deferred)),
+            (self._of_layers, (slicing, repeats, chunked, grid.context)),
+            (self._of_data_parallelism, (slicing, chunked, grid.context, grid.zero, deferred)),
         ):
             first, which = distinct(*columns)
             for kind, one in enumerate(first.tolist()):
-                here, cut, in_chunks = np.flatnonzero(which == kind), _SLICINGS[slicing[one]], bool(chunked[one])
-                setting = self._setting(cut, int(grid.zero[one]), in_chunks, here)
-                for item, call in rules(self._structure(cut, bool(full[one]), in_chunks), setting):
+                here = np.flatnonzero(which == kind)
+                case = _Case(_SLICINGS[slicing[one]], _REPEATING[repeats[one]], bool(chunked[one]), CONTEXTS[grid.context[one]])
+                setting = self._setting(case, int(grid.zero[one]), here)
+                for item, call in rules(self._structure(case), setting):
                     self._add(item, call, here, setting, bool(deferred[one]))
 
-    def _check(self, slicing: Whole, full: Any, chunked: Any) -> None:
+    def _check(self, slicing: Whole, repeats: Whole, chunked: Any) -> None:
         if isinstance(self._ledgers, LedgerStore):
-            first, _ = distinct(slicing, full, chunked)
-            kinds = [self._structure(_SLICINGS[slicing[i]], bool(full[i]), bool(chunked[i])) for i in first.tolist()]
+            first, _ = distinct(slicing, repeats, chunked, self.grid.context)
+            cases = [
+                _Case(_SLICINGS[slicing[i]], _REPEATING[repeats[i]], bool(chunked[i]), CONTEXTS[self.grid.context[i]])
+                for i in first.tolist()
+            ]
+            kinds = [self._structure(case) for case in cases]
             self._ledgers.check({(made.of(part), part) for made in kinds for part in self._parts})
 
-    def _structure(self, slicing: Slicing, full: bool, chunked: bool) -> Structure:
+    def _structure(self, case: _Case) -> Structure:
         """Calls do not depend on which dimensions are 1, so all are taken as more than 1."""
-        loss_chunk = letter("C") if chunked else None
-        sizes = dimensions(self.model, slicing, letter("tp"), letter("B"), loss_chunk=loss_chunk)
-        return structure(self.model, self.workload, "full" if full else "none", slicing, sizes)
+        loss_chunk = letter("C") if case.chunked else None
+        sizes = dimensions(self.model, case.slicing, letter("tp"), letter("B"), None, loss_chunk, letter("cp"), case.context)
+        return structure(self.model, self.workload, case.recompute, case.slicing, sizes, context=case.context)
 
-    def _setting(self, slicing: Slicing, zero: int, chunked: bool, here: Whole) -> Setting:
+    def _setting(self, case: _Case, zero: int, here: Whole) -> Setting:
         some, workload = self.grid.take(here), self.workload
-        loss_chunk = workload.most_loss_tokens(self.model, some.tp) if chunked else None
-        sizes = dimensions(self.model, slicing, some.tp, some.microbatch_size, loss_chunk=loss_chunk)
+        loss_chunk = workload.most_loss_tokens(self.model, some.tp) if case.chunked else None
+        slicing = case.slicing
+        sizes = dimensions(self.model, slicing, some.tp, some.microbatch_size, None, loss_chunk, some.cp, case.context)
         copies = np.maximum(1, some.tp // self.model.key_heads)
         e, g = Factor("e", BYTES_OF[workload.precision]), Factor("g", BYTES_OF[workload.gradient_precision])
-        return Setting(sizes, some.tp, some.dp, some.microbatches, zero, slicing == "sequence", e, g, copies)
+        return Setting(sizes, some.tp, some.replicas, some.microbatches, zero, slicing == "sequence", e, g, copies)
 
     def _of_layers(self, made: Structure, setting: Setting) -> Iterator[tuple[StageItem, PredictedCall]]:
-        """Calls over tp, and messages over pp."""
+        """Calls over tp and cp, and messages over pp."""
         for part in self._parts:
             traffic = trained(self._ledgers(made.of(part), part))
             for call in tensor_parallel(traffic, setting):
@@ -242,7 +267,7 @@ class _Costs:
         """Calls of items that no stage has are left out."""
         if item not in self._numbers:
             return
-        n = call.ranks({"tp": setting.tp, "dp": setting.dp, "pp": self.grid.pp[here]}[call.axis])
+        n = call.ranks({"tp": setting.tp, "cp": self.grid.cp[here], "dp": setting.dp, "pp": self.grid.pp[here]}[call.axis])
         calls = call.calls * call.made(n) * (setting.microbatches if call.reduced and not deferred else 1)
         amounts = calls * wire_bytes(call.collective, call.payload_bytes, n), calls
         late = call.axis == "dp" and call.phase in _LATE

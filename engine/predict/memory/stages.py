@@ -39,7 +39,8 @@ class Stages:
         part, layers = self.ledgers.split.chunks[chunk]
         if (part, layers) not in self._passes:
             reading, layout = layout_reading(self.ledgers.chunk(chunk), self.ledgers.sizes), self.spec.layout
-            self._passes[part, layers] = layout_passes(reading, layout.zero, layout.dp, self.kinds, self.e, self.g, layout.ep)
+            replicas = layout.mesh.replicas
+            self._passes[part, layers] = layout_passes(reading, layout.zero, replicas, self.kinds, self.e, self.g, layout.ep)
         return self._passes[part, layers]
 
     def buckets(self, stage: int) -> list[tuple[BucketSizes, Any]]:

@@ -1,6 +1,6 @@
 """Seconds of a stage's passes with what data parallelism adds, of messages, and of the end of a step, for many layouts at once.
 
-Seconds of a pass are arrays (3, 3, n): see `engine.predict.speed.passes`, which reads them from ledgers.
+Seconds of a pass are arrays (3, 4, n): see `engine.predict.speed.passes`, which reads them from ledgers.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ class Cost:
         return HeldParameters(parameters, layers + 2 * first + 2 * last)
 
     def with_accumulation(self, passes: Real, held: HeldParameters) -> Real:
-        """The passes of a stage, with gradient accumulation and with the exposed part of ZeRO's collectives. (3, 3, n)
+        """The passes of a stage, with gradient accumulation and with the exposed part of ZeRO's collectives. (3, 4, n)
 
         ZeRO 3 gathers the values for each pass. ZeRO 2 and 3 reduce-scatter the gradients of each microbatch.
         """
@@ -124,7 +124,7 @@ class Cost:
         grid, model = self.grid, self.model
         apart = (grid.pp > 1) & (self._last_stage() != 0) & model.parts.tied
         pair = Link(self.pp.latency, self.pp.bandwidth, np.full(len(grid), 2.0))
-        share = np.where(grid.zero >= 2, grid.dp, 1)
+        share = np.where(grid.zero >= 2, grid.replicas, 1)
         return np.where(apart, pair.all_reduce(model.vocab * model.hidden / self.t * self.gradient_bytes / share), 0.0)
 
     def _last_stage(self) -> Any:
@@ -143,7 +143,7 @@ class Cost:
         workload = self.workload
         states, copy = optimizer_of(workload).bytes_of_a_parameter(workload), workload.master_bytes
         moved = self.gradient_bytes + 2 * ((copy or self.bytes) + states) + (self.bytes if copy else 0)
-        share = np.where(self.grid.zero >= 1, self.grid.dp, 1)
+        share = np.where(self.grid.zero >= 1, self.grid.replicas, 1)
         return held.parameters / share * moved / self.rates.memory
 
     def value_gather(self, held: HeldParameters) -> Real:
@@ -162,7 +162,7 @@ class Cost:
         return self._boundary() / (self.t if self.assumed.split_messages else self.cut)
 
     def _boundary(self) -> Real:
-        return self.b * self.model.rows * self.model.hidden * self.bytes * (2 if self.model.parts.encoder else 1)
+        return self.b * (self.model.rows / self.grid.cp) * self.model.hidden * self.bytes * (2 if self.model.parts.encoder else 1)
 
 
 def model_flops(model: ModelSpec) -> float:

@@ -7,8 +7,9 @@ that it reads and writes. `engine.ledger.kernels` says what a kernel is. A call 
 A pass takes at least as long as its host needs to launch all its kernels and calls. A processor that works off its kernels itself
 takes both times, one after the other.
 
-Times are arrays (3, 3, n). The first axis is the kind of pass: `FORWARD`; `INPUTS` and `WEIGHTS`, the two halves of backward.
-The forward that backward computes again is in `INPUTS`. The second axis is `COMPUTE`, `TP` and `DP`. The third is the layout.
+Times are arrays (3, 4, n). The first axis is the kind of pass: `FORWARD`; `INPUTS` and `WEIGHTS`, the two halves of backward.
+The forward that backward computes again is in `INPUTS`. The second axis is `COMPUTE`, `TP`, `CP`
+and `DP`. The third is the layout.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from engine.devices import DeviceSpec
-from engine.ledger.dimensions import dimensions, loss_chunks, slicing, structure
+from engine.ledger.dimensions import dimensions, loss_chunks, middle_steps, slicing, structure
 from engine.ledger.form import LOSS_CHUNK, Call, Part, Product, Segment, Structure
 from engine.ledger.kernels import Kernel, kernels
 from engine.ledger.split import part_of
@@ -29,17 +30,20 @@ from engine.ledger.store import NotRecordedError, ledger_store
 from engine.predict.grid import RECOMPUTES, Grid, Whole, chunked_loss, distinct
 from engine.predict.speed.rates import Assumptions, Link, Real, link, on_device, rates
 from engine.spec import ModelSpec, Precision, WorkloadSpec, refuse_experts, sentence
+from engine.spec.context import CONTEXTS
+from engine.topology import Axis
 
 FORWARD, INPUTS, WEIGHTS = range(3)
-COMPUTE, TP, DP = range(3)
+COMPUTE, TP, CP, DP = range(4)
 _ACTIONS = "FIW"  # by kind of pass
+_LINKS: tuple[Axis, ...] = ("tp", "cp")  # of calls that a pass makes
 _KEPT = 512  # readings, the latest
 PartName = Literal["embedding", "layer", "decoder", "head", "loss chunk"]  # "decoder": a layer with cross-attention
 MODEL_PARTS: tuple[PartName, ...] = ("embedding", "layer", "decoder", "head")  # a loss in chunks is in the head
 
 
 class Pass(NamedTuple):
-    """One pass through a part of the model: how often there is each kernel, and each call over tp."""
+    """One pass through a part of the model: how often there is each kernel, and each call over tp and cp."""
 
     kernels: Counter[Kernel]
     calls: Counter[Call]
@@ -49,7 +53,7 @@ class ModelPasses:
     """Seconds of each part of a model, for each layout of a grid."""
 
     def __init__(self, seconds: dict[PartName, Real], which: Whole) -> None:
-        """`seconds`: of layouts that differ, (3, 3, k) each. `which`: which of these each layout is, (n,)."""
+        """`seconds`: of layouts that differ, (3, 4, k) each. `which`: which of these each layout is, (n,)."""
         self._seconds, self._which = seconds, which
 
     def take(self, which: Any) -> ModelPasses:
@@ -57,33 +61,33 @@ class ModelPasses:
         return ModelPasses(self._seconds, self._which[which])
 
     def of(self, part: PartName) -> Real:
-        """Seconds of a part. (3, 3, n)"""
+        """Seconds of a part. (3, 4, n)"""
         return self._seconds[part].take(self._which, axis=2)
 
 
 def model_passes(model: ModelSpec, workload: WorkloadSpec, grid: Grid, device: DeviceSpec, assumed: Assumptions) -> ModelPasses:
     """Raises `NotRecordedError` for all ledgers that are missing."""
     refuse_experts(model, sentence("an estimate of times on a device"))
-    first, which = distinct(grid.tp, grid.microbatch_size, grid.sequence_parallel, grid.recompute)
+    first, which = distinct(grid.tp, grid.cp, grid.context, grid.microbatch_size, grid.sequence_parallel, grid.recompute)
     few = grid.take(first)
     part, _ = part_of(model, range(model.layers), True, True)
     groups, store = _by_structure(model, workload, few), ledger_store()
     if missing := [(one, part) for one in groups if (one, part) not in store]:
         raise NotRecordedError(missing)
     on_device = _Seconds(model, workload.precision, device, assumed)
-    seconds: dict[PartName, Real] = {name: np.zeros((3, 3, len(few))) for name in MODEL_PARTS}
+    seconds: dict[PartName, Real] = {name: np.zeros((3, 4, len(few))) for name in MODEL_PARTS}
     for one, rows in groups.items():
         here = np.array(list(rows))
         sizes = {name: np.array([known[name] for known in rows.values()], np.float64) for name in rows[here[0]]}
-        tp = link(few.take(here), "tp", device, assumed)
+        links = {axis: link(few.take(here), axis, device, assumed) for axis in _LINKS}
         for (name, kind), read in _passes(one, part).items():
             if name != "loss chunk":
                 hidden = 0.0 if name in ("embedding", "head") else assumed.tp_overlap
-                seconds[name][kind][:DP, here] += on_device.of(read, sizes, tp, hidden)
+                seconds[name][kind][:DP, here] += on_device.of(read, sizes, links, hidden)
                 continue
             whole, left = loss_chunks(sizes)
-            seconds["head"][kind][:DP, here] += whole * on_device.of(read, sizes, tp)
-            seconds["head"][kind][:DP, here] += (left > 0) * on_device.of(read, {**sizes, "C": left}, tp)
+            seconds["head"][kind][:DP, here] += whole * on_device.of(read, sizes, links)
+            seconds["head"][kind][:DP, here] += (left > 0) * on_device.of(read, {**sizes, "C": left}, links)
     return ModelPasses(seconds, which)
 
 
@@ -91,15 +95,16 @@ def _by_structure(model: ModelSpec, workload: WorkloadSpec, grid: Grid) -> dict[
     """The rows of a grid by structure. Of each row, the values of the dimensions."""
     found: dict[Structure, dict[int, dict[str, Any]]] = defaultdict(dict)
     chunked = chunked_loss(model, workload, grid)
-    columns = grid.tp, grid.microbatch_size, grid.sequence_parallel, grid.recompute, chunked
+    columns = grid.tp, grid.cp, grid.context, grid.microbatch_size, grid.sequence_parallel, chunked, grid.recompute
     known: dict[Any, tuple[Structure, dict[str, Any]]] = {}  # of what recompute does not change
-    for row, (tp, size, sequence, recompute, in_chunks) in enumerate(zip(*(column.tolist() for column in columns), strict=True)):
-        key = tp, size, sequence, in_chunks
-        if key not in known:
+    for row, (*key, recompute) in enumerate(zip(*(column.tolist() for column in columns), strict=True)):
+        tp, cp, number, size, sequence, in_chunks = key
+        if tuple(key) not in known:
             cut, loss_chunk = slicing(tp, sequence), workload.most_loss_tokens(model, tp) if in_chunks else None
-            sizes = dimensions(model, cut, tp, size, loss_chunk=loss_chunk)
-            known[key] = structure(model, workload, "none", cut, sizes), sizes
-        one, sizes = known[key]
+            context = CONTEXTS[number]
+            sizes = dimensions(model, cut, tp, size, None, loss_chunk, cp, context)
+            known[tuple(key)] = structure(model, workload, "none", cut, sizes, context=context), sizes
+        one, sizes = known[tuple(key)]
         found[one._replace(recompute=RECOMPUTES[recompute])][row] = sizes
     return found
 
@@ -113,10 +118,11 @@ class _Seconds:
         # The share of the scores that fused attention computes.
         self._computed = _computed(model)
 
-    def of(self, one: Pass, sizes: Mapping[str, Real], tp: Link, hidden: float = 0.0) -> Real:
-        """Seconds of kernels, and of calls over tp that are not hidden. (2, k)
+    def of(self, one: Pass, sizes: Mapping[str, Real], links: Mapping[Axis, Link], hidden: float = 0.0) -> Real:
+        """Seconds of kernels, of calls over tp that are not hidden, and of those over cp. (3, k)
 
-        `sizes`: the values of the dimensions. `hidden`: the share of the calls that overlaps with kernels.
+        `sizes`: the values of the dimensions. `hidden`: the share of the calls over tp that overlaps with kernels. What is passed
+        round a ring overlaps with the products of attention, and what takes longer than these is not hidden.
         """
         found: dict[tuple[str, ...], Any] = {(): 1.0}
 
@@ -128,11 +134,21 @@ class _Seconds:
         def total(products: Iterable[Product]) -> Any:
             return sum(product.times * value(product.dimensions) for product in products)
 
-        compute = sum(times * self._kernel(kernel, total) for kernel, times in one.kernels.items())
-        calls = sum(times * tp.call(call.collective, total([call.payload])) for call, times in one.calls.items()) * (1 - hidden)
-        launches = sum(several.total() for several in one) * self._launch
-        work = np.maximum(compute, launches - calls) if self._ahead else compute + launches
-        return np.stack(np.broadcast_arrays(work, calls, tp.degree)[:2])
+        def often(what: Kernel | Call, times: int) -> Any:
+            return times * middle_steps(sizes) if what.step == "middle" else times
+
+        kernels = [(kernel, often(kernel, times) * self._kernel(kernel, total)) for kernel, times in one.kernels.items()]
+        compute, attention = sum(time for _, time in kernels), sum(time for kernel, time in kernels if kernel.attention)
+        seconds = dict.fromkeys((*_LINKS, "ring"), np.zeros(1))
+        for call, times in one.calls.items():
+            axis: Axis = call.axis  # type: ignore[assignment]
+            name = "ring" if call.collective == "send_recv" else axis
+            seconds[name] = seconds[name] + often(call, times) * links[axis].call(call.collective, total([call.payload]))
+        over_tp = seconds["tp"] * (1 - hidden)
+        over_cp = seconds["cp"] + np.maximum(0.0, seconds["ring"] - attention)
+        launches = sum(often(what, times) for several in one for what, times in several.items()) * self._launch
+        work = np.maximum(compute, launches - over_tp - over_cp) if self._ahead else compute + launches
+        return np.stack(np.broadcast_arrays(work, over_tp, over_cp, links["tp"].degree)[:3])
 
     def _kernel(self, kernel: Kernel, total: Callable[[Iterable[Product]], Any]) -> Any:
         """Seconds of a kernel. `total`: the value of a sum of products."""
@@ -142,6 +158,8 @@ class _Seconds:
         if not kernel.attention:
             return np.maximum(total(kernel.flops) / self._rates.products, moved)
         products = total(kernel.flops) / self._rates.attention
+        if kernel.attention == "whole":
+            return products
         return products * self._computed if kernel.attention == "fused" else products + moved
 
 

@@ -137,6 +137,8 @@ class Link:
         """Seconds of a call that hands over `payload` bytes on each rank."""
         if collective == "all_reduce":
             return self.all_reduce(payload)
+        if collective == "send_recv":
+            return self.message(payload)
         return self.all_gather(payload * self.degree if collective == "all_gather" else payload)
 
     def message(self, size: Any) -> Real:
@@ -153,6 +155,8 @@ def link(grid: Grid, axis: Axis, device: DeviceSpec, assumed: Assumptions) -> Li
     """
     node = device.node_size
     degree, stride = grid.degrees[axis], strides(grid.degrees)[axis]
+    if axis == "dp":  # with all ranks that hold the same parameters
+        degree, stride = grid.replicas, strides(grid.degrees)["cp"]
     inside = stride * degree <= node
     in_node = np.maximum(1, node // stride)  # the group's ranks in a node
     between = 1.0 if axis == "pp" else 1 / in_node  # the share of hops between nodes; a pipeline waits for its slowest message

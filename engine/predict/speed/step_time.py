@@ -15,7 +15,7 @@ import numpy as np
 from engine.devices import DeviceSpec
 from engine.predict.grid import Grid, Whole, distinct
 from engine.predict.speed.cost import Cost, HeldParameters
-from engine.predict.speed.passes import COMPUTE, DP, FORWARD, INPUTS, MODEL_PARTS, TP, WEIGHTS
+from engine.predict.speed.passes import COMPUTE, CP, DP, FORWARD, INPUTS, MODEL_PARTS, TP, WEIGHTS
 from engine.predict.speed.rates import Assumptions, Real
 from engine.predict.speed.simulation import SimulatedPipeline, pipeline_simulation, simulate_all
 from engine.predict.timeline import Durations
@@ -42,6 +42,7 @@ class StepTime:
     step: Real
     compute: Real  # passes of the slowest stage, without communication
     tp: Real  # exposed collectives over tp
+    cp: Real  # exposed collectives over cp
     pp: Real  # messages between stages that the pipeline waits for, and the all-reduce of tied weights
     dp: Real  # exposed reductions and gathers over dp
     update: Real  # the optimizer's step
@@ -63,7 +64,7 @@ class _Work(NamedTuple):
     """Seconds of the stages: for one microbatch, and at the end of a step. (n,) each, unless a shape is given."""
 
     slowest: Real  # the slowest stage, by kind of pass, (3, n)
-    slowest_parts: Real  # the same by `COMPUTE`, `TP` and `DP`, (3, n)
+    slowest_parts: Real  # the same by `COMPUTE`, `TP`, `CP` and `DP`, (4, n)
     slowest_whole: Real  # the same in total
     all: Real  # the sum of all stages, by kind of pass, (3, n)
     all_whole: Real  # the same in total
@@ -104,8 +105,9 @@ def estimate(cost: Cost, layers: StageLayers | None = None) -> StepTime:
     grid, m = cost.grid, cost.grid.microbatches
     if layers is None:
         first, group = distinct(
-            grid.dp, grid.tp, grid.pp, grid.microbatch_size, grid.zero, grid.sequence_parallel, grid.recompute, _stage_shape(cost)
-        )
+            grid.dp, grid.cp, grid.context, grid.tp, grid.pp, grid.microbatch_size, grid.zero, grid.sequence_parallel,
+            grid.recompute, _stage_shape(cost),
+        )  # fmt: skip
         blocks = [_work(cost.take(first[start : start + _AT_ONCE])) for start in range(0, max(1, len(first)), _AT_ONCE)]
     else:
         group, blocks = np.arange(len(grid)), [_work(cost, layers)]
@@ -120,6 +122,7 @@ def estimate(cost: Cost, layers: StageLayers | None = None) -> StepTime:
         step=pipeline + ends_dp + update + tie,
         compute=by_part[COMPUTE],
         tp=by_part[TP],
+        cp=by_part[CP],
         pp=waits + tie,
         dp=by_part[DP] + ends_dp,
         update=update,
@@ -145,7 +148,7 @@ def _work(cost: Cost, layers: StageLayers | None = None) -> _Work:
     stages, held, total = _stages(cost, layers or layers_of_stages(cost.grid, cost.model.layers))
     times = [stage.sum(axis=(0, 1)) for stage in stages]
     slowest = np.argmax(times, axis=0)
-    one = np.choose(slowest[None, None], stages)  # (3, 3, n) of the slowest stage
+    one = np.choose(slowest[None, None], stages)  # (3, 4, n) of the slowest stage
     embedding, head = (
         cost.with_accumulation(passes, cost.held_parameters(0, first, not first)).sum((0, 1))
         for passes, first in ((cost.passes.of("embedding"), True), (cost.passes.of("head"), False))
@@ -167,7 +170,7 @@ def _work(cost: Cost, layers: StageLayers | None = None) -> _Work:
 def _stages(cost: Cost, layers: StageLayers) -> tuple[list[Real], list[HeldParameters], Real]:
     """Three stages: the first, the last, and the middle one with the most layers. `layers`: how many each has.
 
-    Returns their passes, (3, 3, n) each, their parameters, and the sum of the passes of all stages, (3, 3, n). A stage that a
+    Returns their passes, (3, 4, n) each, their parameters, and the sum of the passes of all stages, (3, 4, n). A stage that a
     layout does not have is zeros.
     """
     grid, model = cost.grid, cost.model
@@ -291,7 +294,11 @@ def simulated_all(specs: Sequence[RunSpec], device: DeviceSpec, assumed: Assumpt
     """
     counts, times = [_simulated_counts(spec) for spec in specs], _durations(specs, device, assumed)
     runs = [
-        (pipeline_simulation(layout.schedule, layout.pp, count, layout.chunks), own, layout.dp > 1 or layout.sequence_parallel)
+        (
+            pipeline_simulation(layout.schedule, layout.pp, count, layout.chunks),
+            own,
+            layout.mesh.replicas > 1 or layout.sequence_parallel,
+        )
         for layout, numbers, own in zip([spec.layout for spec in specs], counts, times, strict=True)
         for count in numbers
     ]

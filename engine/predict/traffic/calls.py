@@ -14,6 +14,7 @@ WIRE: dict[str, str] = {
     "reduce_scatter": "(n − 1)/n × payload",
     "all_gather": "(n − 1) × payload",
     "all_to_all": "(n − 1)/n × payload",
+    "send_recv": "payload",
     "send": "payload",
     "recv": "0",
 }
@@ -25,7 +26,7 @@ def wire_bytes(collective: str, payload: Any, n: Any) -> Any:
         return 2 * (n - 1) * payload // n
     if collective in ("reduce_scatter", "all_to_all"):  # the latter with equal parts
         return (n - 1) * payload // n
-    return {"all_gather": n - 1, "send": 1, "recv": 0}[collective] * payload
+    return {"all_gather": n - 1, "send_recv": 1, "send": 1, "recv": 0}[collective] * payload
 
 
 @dataclass(frozen=True)

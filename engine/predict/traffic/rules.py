@@ -1,6 +1,6 @@
 """The calls that a chunk and a stage make in a step: for one layout or, with arrays in place of numbers, for very many.
 
-    tensor_parallel     the calls of the layers, from the ledger
+    tensor_parallel     the calls of the layers, over tp and over cp, from the ledger
     messages            activations from stage to stage, and their gradients back
     data_parallel       reduction of gradients over dp; ZeRO's all-gathers of values
     tie, norm_and_loss  the calls that the optimizer's step needs
@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from engine.ledger.dimensions import factors, loss_chunks
+from engine.ledger.dimensions import factors, loss_chunks, middle_steps
 from engine.ledger.form import LOSS_CHUNK, Part, Product
 from engine.ledger.words import module_in_words
 from engine.predict.memory.buckets import BucketSizes
@@ -59,9 +59,12 @@ class Setting(NamedTuple):
 def tensor_parallel(chunk: ChunkTraffic, setting: Setting) -> Iterator[PredictedCall]:
     """The calls of the layers, which `engine.model` and `engine.parallel.tensor` make."""
     for layer, phase, call, times in chunk.calls:
-        name, payload = _recorded_name(call.name, call.collective, phase), factors(call.payload, setting.sizes)
+        name, payload = _recorded_name(call.name, call.axis, call.collective, phase), factors(call.payload, setting.sizes)
         axis: CallAxis = call.axis  # type: ignore[assignment]
-        one = PredictedCall(axis, call.collective, phase, name, (setting.m, Factor("n", times)), payload, layer=layer)
+        often: tuple[Factor, ...] = (setting.m, Factor("n", times))
+        if call.step == "middle":
+            often = (*often, Factor("cp − 2", middle_steps(setting.sizes)))
+        one = PredictedCall(axis, call.collective, phase, name, often, payload, layer=layer)
         if axis == EP:
             yield replace(one, members=setting.ep)
         elif layer == LOSS_CHUNK:
@@ -79,10 +82,14 @@ def _of_loss_chunks(call: PredictedCall, setting: Setting) -> Iterator[Predicted
         yield replace(call, times=(*call.times, Factor("1", (left > 0) * 1)), payload=payload, layer=-1)
 
 
-def _recorded_name(module: str, collective: str, phase: str) -> str:
+def _recorded_name(module: str, axis: str, collective: str, phase: str) -> str:
     where = module_in_words(module)
-    if collective == "all_to_all":
+    if collective == "send_recv":
+        return sentence("{module}: keys and values, or their gradients, passed to the next rank", module=where)
+    if collective == "all_to_all" and axis == EP:
         return sentence("{module}: tokens to their experts, or back", module=where)
+    if collective == "all_to_all":
+        return sentence("{module}: heads exchanged for tokens", module=where)
     if collective == "all_gather":
         return sentence("{module}: shards of the ranks, gathered", module=where)
     if phase == "backward":

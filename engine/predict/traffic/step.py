@@ -42,7 +42,7 @@ class Training:
         self.ledgers = LayoutLedgers(spec.model, spec.layout, spec.workload, None, ledgers)
         layout, workload = spec.layout, spec.workload
         self.setting = Setting(
-            self.ledgers.sizes, layout.tp, layout.dp, workload.microbatches, layout.zero,
+            self.ledgers.sizes, layout.tp, layout.mesh.replicas, workload.microbatches, layout.zero,
             layout.sequence_parallel and layout.tp > 1, self.ledgers.e, self.ledgers.g, spec.model.key_copies(layout.tp),
             layout.ep,
         )  # fmt: skip
@@ -74,7 +74,7 @@ class Training:
     def _needed(self, found: Iterable[PredictedCall]) -> list[PredictedCall]:
         """Without calls that are not made."""
         degrees = self.spec.layout.mesh
-        return [call for call in found if call.calls and call.made(call.ranks(degrees.along(call.axis)))]
+        return [call for call in found if call.calls and call.made(call.ranks(degrees.degree(call.axis)))]
 
     def _messages(self, chunk: Chunk) -> Iterator[PredictedCall]:
         for number, between, receives in _cuts(self.spec.layout.placement, chunk.number):

@@ -63,7 +63,7 @@ def _rows(spec: RunSpec, found: list[PredictedCall]) -> dict[Row, tuple[int, int
     for call in found:
         # If pp is 2, two stages are the whole axis.
         between = call.between if mesh.pp > 2 else None
-        degree = mesh.along(call.axis)
+        degree = mesh.degree(call.axis)
         n = call.ranks(degree)
         key = (
             call.axis,
@@ -96,8 +96,9 @@ class _Groups:
         return self._known[key]
 
     def _of(self, axis: Axis, ranks: np.ndarray, between: tuple[int, int] | None, part: int, spread: int) -> np.ndarray:
-        step, count = self.mesh.stride(axis) * spread, part or self.mesh[axis]
-        firsts = ranks - self.mesh.index(axis, ranks) // spread % count * step
+        spacing, degree = self.mesh.spacing(axis), self.mesh.degree(axis)
+        step, count = spacing * spread, part or degree
+        firsts = ranks - ranks // spacing % degree // spread % count * step
         if between:
             low, high = between
             firsts, step, count = firsts + low * step, (high - low) * step, 2

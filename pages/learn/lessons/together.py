@@ -9,7 +9,7 @@ import streamlit as st
 from engine import catalog
 from engine.spec import LayoutSpec, RunSpec, WorkloadSpec
 from engine.tables import COORDINATE, RunResult
-from engine.topology import AXES, AXES_AS_WRITTEN, Axis, Mesh
+from engine.topology import Axis, Mesh
 from pages.charts.units import in_bytes, percent
 from pages.learn import run, tables
 from pages.learn.lesson_state import Lesson, LessonState
@@ -19,6 +19,7 @@ from pages.shared import navigation
 from pages.shared.choice import Choice as FormChoice
 from pages.shared.links import encode
 
+_AXES: tuple[Axis, ...] = ("dp", "tp", "pp")  # cp has a lesson of its own
 _DEGREES, _NODES = (1, 2, 4), (2, 4, 8)
 _MOST_RANKS = 4**3
 # It trains for a second on any machine, and uses every axis.
@@ -39,8 +40,8 @@ def _draw(state: LessonState) -> None:
             "its **dp group** holds the same slice of the same layers for other data."
         )
     )
-    state.controls(*(state.switch(axis, axis) for axis in AXES_AS_WRITTEN), state.switch("node", say("Devices in a node")))
-    mesh = Mesh({axis: state[axis] for axis in AXES})
+    state.controls(*(state.switch(axis, axis) for axis in _AXES), state.switch("node", say("Devices in a node")))
+    mesh = Mesh({axis: state[axis] for axis in _AXES})
     state.controls(state.slide("rank", say("Look at rank"), options=range(mesh.size)))
     st.html(_nodes(state, mesh))
     _groups(state, mesh)
@@ -59,17 +60,17 @@ def _draw(state: LessonState) -> None:
 def _nodes(state: LessonState, mesh: Mesh) -> str:
     """HTML: a box for each node, in it a cell for each rank, which names the groups shared with the chosen rank."""
     say, style, chosen = state.say, state.style, state["rank"]
-    shared = {axis: set(mesh.group(axis, chosen)) for axis in AXES}
+    shared = {axis: set(mesh.group(axis, chosen)) for axis in _AXES}
     boxes = ""
     for node in range(-(-mesh.size // state["node"])):
         cells = ""
         for rank in range(node * state["node"], min((node + 1) * state["node"], mesh.size)):
             at = mesh.coordinate(rank)
-            with_it = [axis for axis in AXES if rank in shared[axis] and rank != chosen]
+            with_it = [axis for axis in _AXES if rank in shared[axis] and rank != chosen]
             ring = f";border-color:{style.axis[with_it[0]]}" if with_it else ""
             mark = say("this one") if rank == chosen else ", ".join(with_it)
             label = say("rank {rank}: stage {pp}, replica {dp}, slice {tp}", rank=rank, pp=at.pp, dp=at.dp, tp=at.tp)
-            place = " ".join(f"{axis}{at[axis]}" for axis in COORDINATE)
+            place = " ".join(f"{axis}{at[axis]}" for axis in COORDINATE if axis in _AXES)
             own = " data-self" if rank == chosen else ""
             cells += (
                 f'<div class="ss-peer" role="img" aria-label="{escape(label)} {escape(mark)}"{own} '
@@ -195,7 +196,7 @@ def _traffic(state: LessonState) -> Question:
         right=right,
         said=said,
         why=say("tp sends in every layer of every microbatch, both ways; pp once a microbatch at each cut; dp once a step."),
-        choices=tuple(AnswerChoice(axis, axis) for axis in AXES_AS_WRITTEN),
+        choices=tuple(AnswerChoice(axis, axis) for axis in _AXES),
         reveal=lambda: _run(state),
     )
 
@@ -204,7 +205,7 @@ LESSON = Lesson(
     title=lambda say: say("The three together"),
     goal=lambda say: say("What each group does, where to place it, and what a real run of eight processes measures."),
     knobs=(
-        *(Knob(axis, _DEGREES, 2) for axis in AXES_AS_WRITTEN),
+        *(Knob(axis, _DEGREES, 2) for axis in _AXES),
         Knob("node", _NODES, 4),
         Knob("rank", tuple(range(_MOST_RANKS)), 0),
     ),
