@@ -140,13 +140,8 @@ class Comm:
         self.mesh, self.rank, self.recorder, self.device, self._transport = mesh, rank, recorder, device, transport
         self.at = mesh.coordinate(rank)
         self.clock = Clock()
-<<<<<<< HEAD
-        self.clock_error_ns = 0  # the largest error of an instant of one machine on the clock of another
-        self.groups: dict[str, Group] = {axis: Group(axis, mesh.members(axis, rank)) for axis in mesh}
-=======
         self.clock_error_ns = 0  # the largest error between instants of two machines
-        self.groups: dict[str, Group] = {axis: Group(axis, mesh.group(axis, rank)) for axis in mesh}
->>>>>>> fx-engine
+        self.groups: dict[str, Group] = {axis: Group(axis, mesh.members(axis, rank)) for axis in mesh}
         self.groups[KEY_COPIES] = Group("tp", mesh.neighbours("tp", rank, key_copies))
         self.groups[EP] = Group(EP, mesh.neighbours("dp", rank, ep))
         self.groups[EXPERT_REPLICAS] = Group("dp", mesh.members("dp", rank)[self.at.dp % ep :: ep])
@@ -237,7 +232,6 @@ class Comm:
         span = self._count(to.axis, "all_gather", to.ranks, tensor.nbytes, (len(to.ranks) - 1) * tensor.nbytes)
         return self._start(lambda: self._transport.all_gather(out, tensor, to, self._next_tag(to)), span, tensor, out)
 
-<<<<<<< HEAD
     def all_to_all(self, tensor: torch.Tensor, group: str) -> torch.Tensor:
         """Part i of `tensor` (n, …) goes to rank i of the group. Returns what the ranks sent to this one, (n, …)."""
         out = torch.empty_like(tensor)
@@ -259,13 +253,10 @@ class Comm:
         self.start_reduce_scatter(tensor, group, out).wait()
         return out
 
-=======
->>>>>>> fx-engine
     def start_reduce_scatter(
         self, tensor: torch.Tensor, group: str, out: torch.Tensor | None = None, accumulate: bool = False
     ) -> Pending:
-        """Sum over the group of this rank's part of `tensor` (n, *shape), asynchronous. The sum (*shape) is written to `out`, or
-        added to it if `accumulate`, in the type of `out`.
+        """The same, asynchronous. The sum is written to `out`, or added to it if `accumulate`, in the type of `out`.
 
         Without `out` it takes the place of this rank's part of `tensor`. Neither must be used until the call was waited for.
         """

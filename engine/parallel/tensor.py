@@ -30,12 +30,8 @@ from engine.parallel.routing import Routing
 from engine.spec import ContextParallelName, Precision
 from engine.topology import EP
 
-<<<<<<< HEAD
-Under = Callable[[], Tensor]  # a call under way: waits for it and returns its result, once
-=======
 Started = Callable[[], Tensor]  # a call under way: waits for it and returns its result, once
 
->>>>>>> fx-engine
 DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -215,9 +211,7 @@ class ShardedParameter(nn.Parameter, metaclass=_WithShardSpec):
     def initialize(self, name: str, seed: int, index: int, of: int, experts: tuple[int, int] = (0, 1)) -> None:
         """Set the values to shard `index` of `of` of the whole parameter. The whole is drawn from a seed made of its full name.
 
-        `experts`: see `TensorParallel.experts`.
-
-        So every layout starts from the same model.
+        So every layout starts from the same model. `experts`: see `TensorParallel.experts`.
         """
         whole = torch.empty(self.shard_spec.shape)
         if self.shard_spec.init == "normal":
