@@ -256,8 +256,7 @@ class Comm:
     def start_reduce_scatter(
         self, tensor: torch.Tensor, group: str, out: torch.Tensor | None = None, accumulate: bool = False
     ) -> Pending:
-        """Sum over the group of this rank's part of `tensor` (n, *shape), asynchronous. The sum (*shape) is written to `out`, or
-        added to it if `accumulate`, in the type of `out`.
+        """The same, asynchronous. The sum is written to `out`, or added to it if `accumulate`, in the type of `out`.
 
         Without `out` it takes the place of this rank's part of `tensor`. Neither must be used until the call was waited for.
         """

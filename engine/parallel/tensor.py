@@ -1,11 +1,11 @@
 """Tensor parallelism: layers whose weights are sharded over tp, and their collectives.
 
 A column-parallel layer shards its output features, a row-parallel layer its input features. One after the other they need one
-all-reduce in forward (after the row-parallel layer) and one in backward (before the column-parallel layer). With sequence
-parallelism the activations between such pairs are sharded along the sequence. The all-reduce becomes a reduce-scatter, and an
-all-gather precedes the column-parallel layer. It gathers again in backward instead of keeping the result.
+all-reduce in forward (after the row-parallel layer) and one in backward (before the column-parallel layer).
+With sequence parallelism the activations between such pairs are sharded along the sequence. The all-reduce becomes a
+reduce-scatter, and an all-gather precedes the column-parallel layer. It gathers again in backward instead of keeping the result.
 Backward communicates beside products, as Megatron-LM does: the input is gathered while its gradient is computed, and that is
-reduced while the gradient of the weight is computed. On a CPU only the first of a reduce-scatter's tp − 1 transfers does.
+reduced while the gradient of the weight is computed (on a CPU only the first of the tp − 1 transfers of a reduce-scatter is).
 Sources: Shoeybi et al. 2019, Megatron-LM, section 3; Korthikanti et al. 2022, section 4.2.
 Shapes: B batch, S sequence, H hidden, tp the tensor parallel degree; s is S, or S/tp under sequence parallelism.
 """
@@ -211,9 +211,7 @@ class ShardedParameter(nn.Parameter, metaclass=_WithShardSpec):
     def initialize(self, name: str, seed: int, index: int, of: int, experts: tuple[int, int] = (0, 1)) -> None:
         """Set the values to shard `index` of `of` of the whole parameter. The whole is drawn from a seed made of its full name.
 
-        `experts`: see `TensorParallel.experts`.
-
-        So every layout starts from the same model.
+        So every layout starts from the same model. `experts`: see `TensorParallel.experts`.
         """
         whole = torch.empty(self.shard_spec.shape)
         if self.shard_spec.init == "normal":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import Any, cast
+from typing import Any
 
 import pytest
 import torch
@@ -45,13 +45,6 @@ def test_a_collective_of_one_rank_does_nothing_and_counts_nothing() -> None:
 # ------------------------------------------------------------------------------------------------- three ranks together
 
 
-def scattered(comm: Comm, tensor: torch.Tensor, group: str) -> list[float]:
-    """Its part of the sum of all ranks' `tensor`."""
-    out = torch.empty_like(tensor[0])
-    comm.start_reduce_scatter(tensor, group, out).wait()
-    return cast(list[float], out.tolist())
-
-
 def every_call(rank: int, store: dist.Store) -> dict[str, Any]:
     """One call of each collective on three ranks along tp. Another test has transfers."""
     comm = connect(rank, store, Mesh({"tp": 3}))
@@ -62,7 +55,7 @@ def every_call(rank: int, store: dist.Store) -> dict[str, Any]:
         "sum": comm.all_reduce(mine.clone(), "tp").tolist(),
         "max": comm.all_reduce(mine.clone(), "tp", "max").tolist(),
         "gather": comm.all_gather(mine, "tp").tolist(),
-        "scatter": scattered(comm, parts, "tp"),
+        "scatter": comm.reduce_scatter(parts, "tp").tolist(),
         "added": (comm.start_reduce_scatter(parts, "tp", sums, accumulate=True).wait(), sums.tolist())[1],
         "in place": (comm.start_reduce_scatter(parts, "tp").wait(), parts.tolist())[1],
         "counts": dict(comm.recorder.traffic),
@@ -102,7 +95,7 @@ def sums_of_five(rank: int, store: dist.Store) -> list[list[float]]:
     """Of numbers whose sum depends on the order, in several calls."""
     comm = connect(rank, store, Mesh({"dp": 5}))
     parts = torch.randn(5, 1000, generator=torch.Generator().manual_seed(rank))
-    found = [scattered(comm, parts, "dp") for _ in range(3)]
+    found = [comm.reduce_scatter(parts, "dp").tolist() for _ in range(3)]
     comm.disconnect()
     return found
 
