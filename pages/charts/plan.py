@@ -178,7 +178,7 @@ def step_parts(parts: Mapping[str, Mapping[str, float]], style: Look) -> Drawing
     }
     tones = {
         "compute": style.lane[lane("F")],
-        **style.axis,
+        **{axis: style.axis[axis] for axis in AXES_BY_FREQUENCY},
         "update": style.lane[lane("step")],
         "idle": style.grey,
     }
