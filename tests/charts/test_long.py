@@ -107,4 +107,4 @@ def test_with_too_many_ranks_some_are_drawn_and_the_title_is_about_all() -> None
     drawing = traffic.by_rank(several, 3_000, "wire", LIGHT)
     assert max(len(rows) for _, rows in marks(drawing.spec, "bar")) <= MAX_BARS
     assert drawing.title.startswith("Rank 1 sends most")
-    assert "1,000 of 3,000 ranks are drawn." in drawing.reading
+    assert "750 of 3,000 ranks are drawn." in drawing.reading

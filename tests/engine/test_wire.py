@@ -23,7 +23,7 @@ from tests.runs import small
 
 ROWS: dict[str, list[dict[str, Any]]] = {
     "steps": [{"step": 1, "loss": 5.5, "grad_norm": float("inf"), "step_ns": 7, "tokens": 64}],
-    "memory_peak": [{"rank": 3, "pp": 0, "dp": 1, "tp": 1, "category": "parameters", "bytes": 2**40}],
+    "memory_peak": [{"rank": 3, "pp": 0, "dp": 1, "cp": 0, "tp": 1, "category": "parameters", "bytes": 2**40}],
     "traffic": [],
     "allocator": [{"rank": 3, "start_bytes": 1, "peak_bytes": 2, "workspace_bytes": 0, "unaccounted_bytes": -1}],
 }
@@ -107,6 +107,6 @@ def test_a_gradient_of_another_shape_or_type_is_refused() -> None:
     name = "embedding.token.weight"
     publish(store, name, 0, 0, torch.zeros(3))
     with pytest.raises(
-        WireError, match=r"the gradient of embedding\.token\.weight from dp 0, tp 0 is not float32 of \(256, 32\)"
+        WireError, match=r"the gradient of embedding\.token\.weight from replica 0, tp 0 is not float32 of \(256, 32\)"
     ):
         compare(spec, store)

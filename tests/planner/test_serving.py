@@ -93,7 +93,7 @@ def test_decoding_does_not_wait_for_stages_of_the_encoder() -> None:
 
 
 def test_a_model_that_does_not_predict_the_next_token_cannot_serve() -> None:
-    with pytest.raises(RequestError, match="bert does not predict the next token; gpt, transformer, llama do"):
+    with pytest.raises(RequestError, match="bert does not predict the next token; gpt, transformer, t5, llama do"):
         serving(catalog.model("bert-base"), 1, H100, 128)
     with pytest.raises(RequestError, match="length=0"):
         serving(GPT3, 8, H100, 0)
