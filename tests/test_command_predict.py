@@ -127,7 +127,7 @@ def test_a_prediction_is_saved_as_a_run_is(asked: str, tmp_path: Path, capsys: p
     assert said["folder"] == str(folder)
     found = load(folder)
     assert found.spec.model_dump(mode="json") == said["spec"]
-    assert set(found.tables) == set(TABLES) - {"parity"}
+    assert set(found.tables) == set(TABLES) - {"parity", "expert_load"}
     assert {source for rows in found.tables.values() for source in rows["source"]} == {"formula"}
     assert list(findings(folder)) == []
     curve = found.tables["memory_curve"]

@@ -126,7 +126,7 @@ def _layout(parts: Mapping[str, Fields], model: ModelSpec, remarks: list[Sentenc
 def _pipeline(fields: Fields, model: ModelSpec, pp: int) -> Values:
     named = fields.get("pipeline_parallel_schedule")
     modules = fields.get("module_fqns_per_model_part")
-    if pp == 1:
+    if pp <= 1:  # the layout refuses a pp below 1
         return {}
     schedule = next((name for name, facts in SCHEDULE_FACTS.items() if facts.elsewhere.get("torchtitan") == named), None)
     if schedule is None:

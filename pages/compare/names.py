@@ -17,7 +17,6 @@ def levers(say: Words) -> dict[str, str]:
         "layout.pp": say("Pipeline parallel (pp)"),
         "layout.schedule": say("Pipeline schedule"),
         "layout.chunks": say("Chunks a stage"),
-        "layout.context_parallel": say("Attention over cp ranks"),
         "layout.zero": say("ZeRO stage"),
         "layout.sequence_parallel": say("Sequence parallel"),
         "layout.recompute": say("Recompute in backward"),

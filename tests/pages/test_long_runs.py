@@ -31,7 +31,7 @@ def test_the_lab_shows_every_chart_of_a_long_run(served: Service) -> None:
 
 def test_a_report_of_a_long_run_has_every_chart(served: Service) -> None:
     made = report("long", long_run(), View("light", "en"))
-    assert made.count("<figure") == made.count("<svg") == 6
+    assert made.count("<figure") == made.count("<svg") == 7
 
 
 SIZES = {  # (choice in a link, texts of the Lab)
