@@ -176,7 +176,7 @@ def step_parts(parts: Mapping[str, Mapping[str, float]], style: Look) -> Drawing
         "update": say("optimizer step"),
         "idle": say("pipeline bubble"),
     }
-    tones = {
+    tones: dict[str, str] = {
         "compute": style.lane[lane("F")],
         **{axis: style.axis[axis] for axis in AXES_BY_FREQUENCY},
         "update": style.lane[lane("step")],
