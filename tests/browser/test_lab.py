@@ -19,6 +19,7 @@ from engine.topology import Mesh
 from pages.charts import timeline
 from pages.charts.look import LIGHT, lane
 from pages.charts.units import in_bytes
+from tests.browser.screenshots import settled
 from tests.browser.served import LONG_MS, Server, Watched, drawn, served
 from tests.patience import time_limits
 
@@ -199,9 +200,11 @@ def test_an_expander_stays_open_when_its_label_changes(server: Server, watched: 
     page.get_by_text("Memory optimizations").click()
     recompute = page.get_by_role("combobox", name="Recompute in backward")
     recompute.scroll_into_view_if_needed()  # scrolling would close an open list, as would a redraw
-    drawn(page)
+    settled(page)
     recompute.fill("full")
-    page.get_by_role("option", name="full", exact=True).click()  # Enter would take it only once it is marked
+    # A click may scroll to the option first, which closes the list. Enter does not, and takes it once it is marked.
+    expect(page.get_by_role("option", name="full", exact=True)).to_have_attribute("data-focused", "true")
+    recompute.press("Enter")
     expect(page.get_by_text("Memory optimizations: recompute full")).to_be_visible()
     expect(recompute).to_be_visible()
     expect(recompute).to_have_value("full")
