@@ -16,9 +16,8 @@ from engine.command.progress import Progress
 from engine.launch.following import follow, saved_folder
 from engine.launch.queue import RunQueue
 from engine.launch.recording import with_ledgers
-from engine.predict.errors import memory_errors, traffic_differences
 from engine.predict.run import predict
-from engine.tables import RunResult
+from engine.tables import RunResult, memory_errors, traffic_differences
 
 DONE, FAILED, WRONG = 0, 1, 2  # exit statuses; if a signal ended the run, 128 + its number: 130 after Ctrl-C
 

@@ -13,9 +13,9 @@ from engine import catalog, store
 from engine.devices import DEVICES
 from engine.planner.advice import advice
 from engine.planner.search import search
-from engine.predict.timeline import simulate, textbook
 from engine.predict.traffic import traffic
 from engine.schedule import SCHEDULES, in_flight, plan
+from engine.schedule.timeline import simulate, textbook
 from engine.spec import LayoutSpec, RunSpec, ScheduleName
 from engine.topology import Mesh
 from pages.charts.look import View, look
