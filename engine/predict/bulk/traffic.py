@@ -23,9 +23,9 @@ from engine.predict.bulk.pieces import pieces
 from engine.predict.grid import RECOMPUTES, Grid, Whole, chunked_loss, distinct, multiplied
 from engine.predict.traffic.calls import PredictedCall, wire_bytes
 from engine.predict.traffic.chunk import trained
-from engine.predict.traffic.reductions import reductions
 from engine.predict.traffic.rules import Setting, data_parallel, messages, norm_and_loss, tensor_parallel, tie
 from engine.schedule import SCHEDULES
+from engine.schedule.orders import reductions
 from engine.spec import BYTES_OF, ModelSpec, Recompute, WorkloadSpec
 from engine.spec.context import CONTEXTS, Context
 from engine.terms import Factor

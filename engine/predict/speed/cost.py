@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 
 from engine.devices import DeviceSpec
-from engine.families import predicted
 from engine.optimizer import optimizer_of
 from engine.predict.grid import Grid
 from engine.predict.speed.passes import COMPUTE, DP, FORWARD, INPUTS, WEIGHTS, ModelPasses, model_passes
@@ -163,19 +162,3 @@ class Cost:
 
     def _boundary(self) -> Real:
         return self.b * (self.model.rows / self.grid.cp) * self.model.hidden * self.bytes * (2 if self.model.parts.encoder else 1)
-
-
-def model_flops(model: ModelSpec) -> float:
-    """FLOPs of forward and backward for one sequence, without recompute: three times those of forward.
-
-    For a GPT, 72·L·s·h²·(1 + s/(6h) + V/(12·h·L)) (Narayanan et al. 2021, SC21, appendix). Masked scores are counted too.
-    """
-    queries, keys = model.heads * model.head_width, model.key_heads * model.head_width
-    matrices = 3 if model.parts.gated else 2
-    attention = model.hidden * (queries + 2 * keys) + queries * model.hidden
-    crossing = model.layers - model.encoder_layers if model.parts.encoder else 0
-    blocks = model.layers + crossing
-    scores = (4 if model.parts.position == "relative" else 2) * model.seq * queries
-    layers = blocks * (attention + scores) + model.layers * matrices * model.hidden * model.ffn_width
-    queries_asked = predicted("permuted", model.seq) if model.parts.objective == "permuted" else model.seq
-    return 6.0 * (model.rows * layers + queries_asked * model.hidden * model.vocab)

@@ -17,8 +17,8 @@ from engine.predict.grid import Grid, Whole, distinct
 from engine.predict.speed.cost import Cost, HeldParameters
 from engine.predict.speed.passes import COMPUTE, CP, DP, FORWARD, INPUTS, MODEL_PARTS, TP, WEIGHTS
 from engine.predict.speed.rates import Assumptions, Real
-from engine.predict.speed.simulation import SimulatedPipeline, pipeline_simulation, simulate_all
 from engine.schedule import Flow, Kind
+from engine.schedule.simulation import SimulatedPipeline, pipeline_simulation, simulate_all
 from engine.schedule.timeline import Durations
 from engine.spec import RunSpec
 from engine.spec.schedules import PipelineWork
