@@ -187,7 +187,7 @@ def _refined(cost: Cost, times: StepTime, memory: Whole, fits: Any, most: int) -
     due, done = _ranked(step, memory, fitting, most).tolist(), set[int]()
     while due and len(done) < 2 * most:
         specs = [cost.grid.spec(row, cost.model, cost.workload) for row in due]
-        step[due], bubble[due] = np.array(simulated_all(specs, cost.device, cost.assumed)).T
+        step[due], bubble[due] = np.array(simulated_all(specs, cost.device, cost.assumed, cost.passes.take(due))).T
         done.update(due)
         due = [row for row in _ranked(step, memory, fitting, most // 2).tolist() if row not in done]
     return replace(times, step=step, idle=times.idle + step - times.step, bubble=bubble)

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from engine.predict.grid import Grid, Whole
 from engine.predict.memory import memory
 from engine.predict.speed.cost import Cost
+from engine.predict.speed.passes import ModelPasses
 from engine.predict.speed.step_time import StepTime, estimate, simulated_all
 from engine.predict.traffic import wire_bytes
 from engine.predict.traffic.step import Training
@@ -116,7 +117,8 @@ def _as_fast(cost: Cost, times: StepTime, fits: Marks) -> Iterator[tuple[_Tried,
         return
     best = [tried[i] for i in np.argsort(_estimate(cost, tried).step, kind="stable")[:_TRIED]]
     even = [cost.grid.spec(one.row, cost.model, cost.workload) for one in best]
-    simulations = simulated_all([*even, *(one.spec for one in best)], cost.device, cost.assumed)
+    passes = _passes(cost, [*best, *best])
+    simulations = simulated_all([*even, *(one.spec for one in best)], cost.device, cost.assumed, passes)
     seconds = [step for step, _ in simulations]
     for one, even_s, own_s in zip(best, seconds[: len(best)], seconds[len(best) :], strict=True):
         if own_s < _GAINS * even_s:
@@ -263,8 +265,13 @@ def _grid(grid: Grid, tried: Sequence[_Tried]) -> Grid:
     return replace(few, chunks=np.array([one.spec.layout.chunks for one in tried]))
 
 
+def _passes(cost: Cost, tried: Sequence[_Tried]) -> ModelPasses:
+    """Of their layers and ends, which do not depend on the split."""
+    return cost.passes.take([one.row for one in tried])
+
+
 def _estimate(cost: Cost, tried: Sequence[_Tried]) -> StepTime:
-    few = Cost(cost.model, cost.workload, _grid(cost.grid, tried), cost.device, cost.assumed)
+    few = Cost(cost.model, cost.workload, _grid(cost.grid, tried), cost.device, cost.assumed, _passes(cost, tried))
     first, last, middle = np.array([one.stages for one in tried]).T
     return estimate(few, (first, last, middle))
 
@@ -272,5 +279,5 @@ def _estimate(cost: Cost, tried: Sequence[_Tried]) -> StepTime:
 def _times(cost: Cost, tried: Sequence[_Tried]) -> StepTime:
     """Simulated. The difference to the closed form is added to `idle`, as for other layouts."""
     closed = _estimate(cost, tried)
-    step, bubble = np.array(simulated_all([one.spec for one in tried], cost.device, cost.assumed)).T
+    step, bubble = np.array(simulated_all([one.spec for one in tried], cost.device, cost.assumed, _passes(cost, tried))).T
     return replace(closed, step=step, idle=closed.idle + step - closed.step, bubble=bubble)

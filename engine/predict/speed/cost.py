@@ -30,10 +30,21 @@ class HeldParameters:
 class Cost:
     """Seconds of the passes of one microbatch, for each layout of a grid."""
 
-    def __init__(self, model: ModelSpec, workload: WorkloadSpec, grid: Grid, device: DeviceSpec, assumed: Assumptions) -> None:
+    def __init__(
+        self,
+        model: ModelSpec,
+        workload: WorkloadSpec,
+        grid: Grid,
+        device: DeviceSpec,
+        assumed: Assumptions,
+        passes: ModelPasses | None = None,
+    ) -> None:
+        """`passes`: those of the grid's layouts, where they have been read from ledgers already."""
         self.model, self.workload, self.grid, self.device, self.assumed = model, workload, grid, device, assumed
         self.bytes = 2 if workload.precision == "bf16" else 4
         self.gradient_bytes = 2 if workload.precision == workload.accumulate == "bf16" else 4
+        if passes is not None:
+            self.passes = passes
         self.rates = rates(device, workload.precision, assumed)
         self.t = grid.tp.astype(np.float64)
         self.b = grid.microbatch_size.astype(np.float64)
@@ -53,9 +64,7 @@ class Cost:
 
     def take(self, which: Any) -> Cost:
         """The cost of the layouts that an index, a slice or a mask selects."""
-        taken = Cost(self.model, self.workload, self.grid.take(which), self.device, self.assumed)
-        taken.passes = self.passes.take(which)
-        return taken
+        return Cost(self.model, self.workload, self.grid.take(which), self.device, self.assumed, self.passes.take(which))
 
     @cached_property
     def passes(self) -> ModelPasses:
