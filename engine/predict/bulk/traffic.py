@@ -39,7 +39,7 @@ _SLICINGS: tuple[Slicing, ...] = ("none", "features", "sequence")
 # Kinds of recompute that repeat collectives. That of attention alone repeats those over cp.
 _REPEATING: tuple[Recompute, ...] = ("none", "full", "core_attn")
 _LATE = ("gather", "step")  # phases that no pass overlaps with
-_KEPT = 1024  # chunks whose calls are summed, the latest
+_KEPT = 1024  # shapes of pipelines, and chunks whose calls are summed, the latest
 
 
 class _Case(NamedTuple):
@@ -145,6 +145,7 @@ class _Shape(NamedTuple):
         return np.array(list(dict.fromkeys(map(tuple, self.counts.tolist()))))
 
     @classmethod
+    @lru_cache(maxsize=_KEPT)
     def of(cls, model: ModelSpec, pp: int, chunks: int, v_shaped: bool) -> _Shape:
         index = np.arange(pp * chunks)
         run, place = index // pp, index % pp
