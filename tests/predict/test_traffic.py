@@ -8,8 +8,8 @@ import pandas as pd
 import pytest
 
 from engine.predict.traffic import terms, traffic
-from engine.predict.traffic.reductions import reductions
 from engine.schedule import compute_order
+from engine.schedule.orders import reductions
 from engine.spec import SCHEDULE_FACTS, LayoutSpec, RunSpec, ScheduleName
 from engine.tables import SCHEMAS
 from engine.terms import total
