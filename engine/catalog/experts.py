@@ -42,13 +42,13 @@ def _gpt_oss(layers: int, experts: int) -> ModelSpec:
     )  # fmt: skip
 
 
-# OpenAI 2025, gpt-oss-120b & gpt-oss-20b model card, section 2. Left out are the sinks of attention, one number a head, the biases
-# of router and experts, and the bounds of their gate.
+# OpenAI 2025, gpt-oss-120b & gpt-oss-20b model card, section 2. Left out are the sinks of attention, one number a head, the
+# biases of router and experts, and the bounds of their gate.
 GPT_OSS: dict[str, ModelSpec] = {"gpt-oss-20b": _gpt_oss(24, 32), "gpt-oss-120b": _gpt_oss(36, 128)}
 
-# The text model of Llama 4 Scout (Meta 2025, its model card). All layers have rotary positions here: there, every fourth has none,
-# and the others see chunks of 8,192 tokens, as long as these sequences. Its norms of queries and keys learn nothing, and are left
-# out. The weight of a token's expert multiplies what comes out of it here, and there what goes into it.
+# The text model of Llama 4 Scout (Meta 2025, its model card). All layers have rotary positions here: there, every fourth has
+# none, and the others see chunks of 8,192 tokens, as long as these sequences. Its norms of queries and keys learn nothing, and
+# are left out. The weight of a token's expert multiplies what comes out of it here, and there what goes into it.
 LLAMA4: dict[str, ModelSpec] = {
     "llama4-scout": ModelSpec(
         family="llama", layers=48, hidden=5120, heads=40, kv_heads=8, vocab=202048, seq=8192, ffn=16384, experts=16,

@@ -48,6 +48,6 @@ def settings(spec: RunSpec, to: Framework) -> str:
         raise RequestError(
             sentence("there are no settings for {to}; there are for {known}", to=brief(to), known=listed(FRAMEWORKS))
         )
-    if to != "slurm":  # which starts this engine
+    if to in ("torchtitan", "deepspeed"):  # their settings say no experts
         refuse_experts(spec.model, sentence("an export to {framework}", framework=NAMES[to]))
     return _WRITERS[to](spec)

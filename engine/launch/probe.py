@@ -22,8 +22,8 @@ _CONTEXT, _CONTEXT_SHARING = (7, 11, 13, 17, 29, 37, 23, 59), (3, 41, 13, 17, 23
 _ULYSSES, _ULYSSES_SHARING = (7, 13, 47, 11, 17, 37, 23, 59), (3, 47, 17, 13, 23, 37, 29, 101)
 _GROUP = (5, 7)
 _WIDE, _TURNED = 67, 31  # width of a head, and half of what is turned, where rotary positions turn a part of it
-# Of latent attention: D′/2, Dn, Dv, Lkv and Lq. These, and their sums D, Dn + Dv, Lkv + D′ and Lq + Lkv + D′, have primes of their
-# own: 67, 17, 113, 89 and 109; 101, 181, 223 and 83.
+# Of latent attention: D′/2, Dn, Dv, Lkv and Lq. These, and their sums D, Dn + Dv, Lkv + D′ and Lq + Lkv + D′, have primes of
+# their own: 67, 17, 113, 89 and 109; 101, 181, 223 and 83.
 _LATENT = {"turned": 67, "unturned": 68, "values": 113, "latent": 89, "queries": 109}
 _MANY = 110  # more than any of these primes
 # When generating: tokens of the prompt, tokens in all, tokens that fit, and the vocabulary, which is not V/tp times tp.
@@ -109,8 +109,8 @@ def probe(structure: Structure, part: Part, primes: Sequence[int] = ()) -> Probe
     """The probe of a part of a structure. `primes`: in place of the usual ones; the ledger must not depend on them."""
     parts, sequence = structure.parts, structure.slicing == "sequence"
     streams, shares, partly = parts.objective == "permuted", "A/G" not in structure.ones, "rotary_width" in structure.sized_parts
-    latent = "kv_lora_rank" in structure.sized_parts
-    rotary, ulysses = parts.position == "rotary" and not partly and not latent, structure.context == "ulysses"
+    latent, ulysses = "kv_lora_rank" in structure.sized_parts, structure.context == "ulysses"
+    rotary = parts.position == "rotary" and not partly and not latent
     chosen, rows = _chosen(structure, primes)
     keys = "G/cp/tp" if ulysses else "G/tp"
     cuts = sequence and not streams  # with two streams the rows are sharded, which are more than the tokens
@@ -139,7 +139,7 @@ def probe(structure: Structure, part: Part, primes: Sequence[int] = ()) -> Probe
         heads=group, kv_heads=0 if latent else 1, head_dim=0 if latent else 2 * sizes["D/2"] if rotary else sizes["D"],
         ffn=tp * sizes["F/tp"], vocab=_vocabulary(structure, tp, sizes["V/tp"]), seq=seq,
         **dict(structure.chosen_parts), **_numbers(structure, seq), **experts,
-    ).model_copy(update={"heads": key_heads * group, "kv_heads": 0 if latent else key_heads})  # fmt: skip  # more than a model may have
+    ).model_copy(update={"heads": key_heads * group, "kv_heads": key_heads * (not latent)})  # fmt: skip  # more than may be
     ep = sizes.get("ep", 1)
     assert model.vocab >= BYTE_VOCABULARY, "every token of the text has a row"
     every = dimensions(model, structure.slicing, tp, sizes["B"], tokens, None, cp, structure.context, ep)

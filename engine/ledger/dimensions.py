@@ -16,8 +16,9 @@ of the tail. These are S/cp/tp and S/2cp/tp under sequence parallelism. With uly
 With experts there are also: E/ep experts of a rank, and ep ranks that share them; k experts of a token; X/tp inner width of an
 expert on a rank, Z/tp that of the shared ones; M rows of tokens that the experts of a rank get in a pass, if ep is more than 1.
 
-With latent attention D is the width of a query or a key, of which D′ are turned and Dn are not. There are also: Dv, the width of a
-value, if that is less than D; Lkv and Lq, the latents; Lq + Lkv + D′, all that is projected down to; Dn + Dv of a key and a value.
+With latent attention D is the width of a query or a key, of which D′ are turned and Dn are not. There are also: Dv, the width of
+a value, if that is less than D; Lkv and Lq, the latents; Lq + Lkv + D′, all that is projected down to; Dn + Dv, of a key and a
+value.
 
 With two-stream attention there are also: R rows of a sequence, or R/tp; T of these rows that are query rows, one for each
 predicted token; 2 S − 1 distances. When generating there are also: P tokens of the prompt; N tokens in the KV cache when the last

@@ -80,8 +80,8 @@ def weights(model: ModelSpec, layout: LayoutSpec, precision: Precision, stage: i
 def cache(model: ModelSpec, layout: LayoutSpec, precision: Precision, stage: int, batch: int, length: int) -> tuple[Term, ...]:
     """Bytes of the KV cache on a rank of `stage`, for `batch` sequences of `length` tokens.
 
-    2 · L · B · T · G/tp · D · e; of latent attention L · B · T · (Lkv + D′) · e. A decoder with an encoder also keeps the keys and values of the source's S tokens. Models that
-    do not generate text have no cache.
+    2 · L · B · T · G/tp · D · e; of latent attention L · B · T · (Lkv + D′) · e. A decoder with an encoder also keeps the keys
+    and values of the source's S tokens. Models that do not generate text have no cache.
     """
     split = ChunkSplit(model, layout)
     e = Factor("e", BYTES_OF[precision])

@@ -11,6 +11,7 @@ from engine import catalog, imports
 from engine.__main__ import main
 from engine.export import ENDINGS, Framework, settings
 from engine.spec import GenerateSpec, LayoutSpec, ModelSpec, RequestError, RunSpec, WorkloadSpec
+from tests.engine import megatron_rules
 from tests.engine.huggingface_configs import CONFIGS
 
 SHAPES = {
@@ -49,6 +50,18 @@ def again(spec: RunSpec, to: Framework) -> RunSpec:
     assert found.layout is not None
     assert found.workload is not None
     return RunSpec(model=found.model or spec.model, layout=found.layout, workload=found.workload)
+
+
+@pytest.mark.parametrize("name", ["mixtral-8x7b", "qwen3-30b-a3b", "deepseek-v2", "deepseek-v3", "deepseek-tiny", "llama4-scout"])
+def test_experts_and_latents_are_the_same_in_a_script_of_megatron(name: str) -> None:
+    layout = LayoutSpec(dp=8, tp=2, ep=4, zero=1, sequence_parallel=True)
+    model = catalog.model(name)
+    spec = RunSpec(model=model, layout=layout, workload=WorkloadSpec(precision="bf16", learning_rate=1e-4, seed=1))
+    text = settings(spec, "megatron")
+    assert not list(megatron_rules.broken(megatron_rules.read(text)))
+    assert again(spec, "megatron") == spec
+    with pytest.raises(megatron_rules.RefusedError, match="trains experts with tensor parallelism under sequence parallelism"):
+        megatron_rules.read(settings(spec.model_copy(update={"layout": LayoutSpec(tp=2)}), "megatron"))
 
 
 @pytest.mark.parametrize("workload", WORKLOADS)
@@ -244,7 +257,8 @@ def test_what_a_script_has_and_a_request_has_not_is_named(flags: str, told: str)
     [
         ("--seq-length 2048", "", "--seq-length is missing"),
         ("--num-layers 96", "--num-layers many", "--num-layers=many must be a whole number"),
-        ("--global-batch-size 1536", "--global-batch-size 1536 --num-experts 8", "--num-experts 8 has no part here"),
+        ("--fp16", "--num-experts 8 --expert-tensor-parallel-size 1", "--expert-tensor-parallel-size=1 is not supported here"),
+        ("--fp16", "--num-experts 8 --moe-layer-freq [0]*95+2", "--moe-layer-freq=[0]*95+2 is not supported here"),
         ("GPUS_PER_NODE=8", "GPUS_PER_NODE=7", "tp=8 × pp=16 does not divide the 112 ranks of torchrun"),
         ("--micro-batch-size 1", "--micro-batch-size 7", "--global-batch-size 1536 is not a multiple of 7 × dp=1"),
         ("--fp16", "--recompute-granularity selective --recompute-modules moe", "--recompute-modules ['moe'] has parts"),
@@ -252,7 +266,7 @@ def test_what_a_script_has_and_a_request_has_not_is_named(flags: str, told: str)
         ("--fp16", "--position-embedding-type yarn", "--position-embedding-type=yarn is not supported here; only "),
         ("--fp16", "--optimizer muon", "--optimizer=muon is not supported here; only adam, sgd and lion"),
         ("--fp16", "--quick-geglu", "--quick-geglu has no part here"),
-        ("--fp16", "--multi-latent-attention", "--multi-latent-attention has no part here"),
+        ("--fp16", "--moe-shared-expert-gate", "--moe-shared-expert-gate has no part here"),
         ("--fp16", "--mtp-num-layers 1", "--mtp-num-layers has no part here"),
         ("--fp16", "--attention-output-gate", "--attention-output-gate has no part here"),
         ('"$LOGS"', '"$LOGS', "train.sh is not a script: No closing quotation"),
