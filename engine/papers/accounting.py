@@ -75,6 +75,15 @@ def korthikanti2022(model: ModelSpec, workload: WorkloadSpec, grid: Grid) -> Ful
     does, the sharded part is divided by dp. Raises `RequestError` if layers differ or are not of the paper's kind.
     """
     _must_be_one_stack(model, "korthikanti2022")
+    if model.latent or model.experts:
+        what = "kv_lora_rank" if model.latent else "experts"
+        raise RequestError(
+            sentence(
+                "{account} does not count {what}; the memory model engine does",
+                account="korthikanti2022",
+                what=f"{what}={getattr(model, what)}",
+            )
+        )
     sharded = _shared(STATE_SIZES | {"gradients": 4}, grid.dp, grid.zero)
     parameters = model.layers * matrices_of_a_layer(model, key_copies(model, grid)) / (grid.pp * grid.tp)
     held = passes_held(grid) / grid.chunks / grid.pp * model.layers  # layers' worth of activations

@@ -339,7 +339,7 @@ def test_a_term_inside_another_word_is_not_marked(language: Language, markdown: 
 
 
 def test_a_plural_is_marked_whole_in_chinese_too():
-    assert '>logits<span' in unfolding("一条序列的 logits 占", words("zh"), set())
+    assert ">logits<span" in unfolding("一条序列的 logits 占", words("zh"), set())
 
 
 # -------------------------------------------------------------------------------------------------------------- scenes
