@@ -45,12 +45,12 @@ def by_expert(loads: pd.DataFrame, style: Look) -> Drawing:
             ],
         )
     )
-    chart: alt.LayerChart = alt.layer(cells)
+    drawn = [cells]
     if rows["expert"].nunique() <= _WRITTEN_UP_TO:
         dense = rows["share"] > 0.6 * _MOST_SHARE
         for ink, some in ((style.on_colour, rows[dense]), (style.text, rows[~dense])):
             words = alt.Chart(some).mark_text(tooltip=None, aria=False, color=ink)
-            chart += words.encode(x=x, y=y, text="text:N")
+            drawn.append(words.encode(x=x, y=y, text="text:N"))
     return Drawing(
         subject=say("Load of experts"),
         title=title,
@@ -59,7 +59,7 @@ def by_expert(loads: pd.DataFrame, style: Look) -> Drawing:
             "it sends them to; with more experts of a token than one, a token counts for each.",
             step=last,
         ),
-        spec=finish(chart.properties(height=max(80, 30 * len(layers))), style, title),
+        spec=finish(alt.layer(*drawn).properties(height=max(80, 30 * len(layers))), style, title),
         table=rows.drop(columns="text"),
     )
 
