@@ -79,11 +79,8 @@ class Cost:
         `first`, `last`: whether it has the embedding, the head. Arguments are numbers or (n,).
         """
         model, family = self.model, self.model.parts
-        queries, keys = model.heads * model.head_width, model.key_heads * model.head_width
-        plain, crossing = (
-            family.layer_parameters(model.hidden, model.ffn_width, queries, keys, model.head_width, kind)
-            for kind in (False, True)
-        )
+        keys = model.key_heads * model.head_width
+        plain, crossing = model.layer_parameters(False), model.layer_parameters(True)
         whole, table = model.vocab * model.hidden, model.padded_vocab(self.t) * model.hidden
         outer = family.outer_parameters(model.hidden, model.vocab, model.places, model.heads) - whole * (1 if family.tied else 2)
         tables = np.where(first & last & family.tied, 1, first * 1 + last * 1) * table
