@@ -124,16 +124,19 @@ class _Mixing:
     def _trace(self, name: str) -> MicrobatchTrace:
         """Inputs are freed by the first layer, and what is lent or shared by the last."""
         first, last = (self.ledgers[kind].traces[name] for kind in (self.again[0], self.again[-1]))
-        actions = {action: self._action(name, action) for action in first.actions}
+        handed, actions = Counter[int](), dict[str, tuple[Segment, ...]]()
+        for action in first.actions:  # one after the other: a message has the name under which a layer left it
+            actions[action], handed = self._action(name, action, handed)
         return MicrobatchTrace(actions, first.input_ends, last.shared, last.lent)
 
-    def _action(self, name: str, action: str) -> tuple[Segment, ...]:
-        found, handed = list[Segment](), Counter[int]()
+    def _action(self, name: str, action: str, handed: Counter[int]) -> tuple[tuple[Segment, ...], Counter[int]]:
+        """`handed`: what the actions before have left; with what this one leaves it is returned."""
+        found = list[Segment]()
         for step in self._steps(name, action):
             codes = self._codes(step)
             handed = self._hand_on(step, codes, handed)
             found.append(Segment(step.layer, tuple(code for event in codes for code in event)))
-        return tuple(found)
+        return tuple(found), handed
 
     def _steps(self, name: str, action: str) -> Iterator[_Step]:
         by_kind = {kind: ledger.traces[name].segments(action) for kind, ledger in self.ledgers.items()}
