@@ -88,7 +88,7 @@ def _differences(spec: RunSpec) -> Iterator[str]:
     if layout.pp > 1 and layout.zero > _WITH_PIPELINE:
         yield f"a pipeline goes with ZeRO up to {_WITH_PIPELINE}, so ZeRO {layout.zero} becomes {_WITH_PIPELINE}"
     if layout.recompute != "none":
-        what = "each layer" if layout.recompute == "full" else layout.recompute
+        what: str = "each layer" if layout.recompute == "full" else layout.recompute
         if layout.recompute_layers:
             what = f"each of the first {layout.recompute_layers} layers of a stage"
         elif layout.recompute_every > 1:
