@@ -51,7 +51,7 @@ CHOICES: dict[str, list[Any]] = {
     "microbatch_size": [1, 2],
     "loss_chunk": [0, 5, 16],  # automatic is whole; chunks with a smaller last one; equal chunks
     "odd_vocabulary": [False, True],  # which tp does not divide
-    "recompute": ["none", "core_attn", "mlp_act", "layernorm+mlp_act", "full"],
+    "recompute": ["none", "core_attn", "mlp_act", "layernorm+mlp_act", "full", "full, first layer", "full, every other"],
     "numbers": ["fp32", "bf16", "bf16 throughout", "bf16 optimizer", "bf16 optimizer, fp32 gradients"],
     "attention": ["fused", "written"],
     "optimizer": [*OPTIMIZERS, "momentum"],
@@ -72,7 +72,10 @@ def spec_of(choice: Mapping[str, Any]) -> RunSpec:
     sizes = {"layers": LAYERS[pp], "seq": 32, "vocab": tiny.vocab + choice["odd_vocabulary"]}
     model = ModelSpec.model_validate(tiny.model_dump() | sizes | PARTS[choice["parts"]])
     layout = LayoutSpec(
-        **{field: choice[field] for field in ("dp", "tp", "pp", "zero", "recompute", "sequence_parallel", "schedule")},
+        **{field: choice[field] for field in ("dp", "tp", "pp", "zero", "sequence_parallel", "schedule")},
+        recompute=choice["recompute"].split(",")[0],
+        recompute_layers=int("first" in choice["recompute"]),
+        recompute_every=1 + ("every" in choice["recompute"]),
         split=() if choice["split"] == "even" else SPLITS[pp][choice["split"]],
         chunks=SCHEDULE_FACTS[name].least_chunks,
     )
@@ -153,7 +156,8 @@ def title(spec: RunSpec) -> str:
     """The values that distinguish a spec from others, as the id of a test."""
     layout, workload = spec.layout, spec.workload
     numbers = workload.precision + "-acc" * (workload.accumulate == "bf16") + "-opt" * workload.bf16_optimizer
-    levers = f"zero{layout.zero}-{'sp-' if layout.sequence_parallel else ''}{layout.recompute}-{spec.attention}"
+    some = f"{layout.recompute_layers}of{layout.recompute_every}" if layout.recomputes_some else ""
+    levers = f"zero{layout.zero}-{'sp-' if layout.sequence_parallel else ''}{layout.recompute}{some}-{spec.attention}"
     split = "".join(f"-{n}" for n in layout.split)
     batch = f"{workload.microbatches}x{workload.microbatch_size}" + (f"-c{workload.loss_chunk}" if workload.loss_chunk else "")
     optimizer = f"{workload.optimizer}{workload.momentum:g}"

@@ -46,7 +46,7 @@ def partial_recompute(cost: Cost, fits: NDArray[np.bool_], judge: Callable[[Grid
     if not len(tried):
         return None
     some, most = grid.take(tried), -(-layers // (grid.pp[tried] * grid.chunks[tried]))
-    low, high = np.zeros_like(most), most  # none recomputed is too large, all recomputed fits
+    low, high = np.zeros_like(most), most.copy()  # none recomputed is too large, all recomputed fits
     memory, stage = np.zeros_like(most), np.zeros_like(most)
     while (open_ := np.flatnonzero(high - low > 1)).size:
         middle = (low[open_] + high[open_]) // 2

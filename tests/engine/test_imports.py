@@ -28,7 +28,7 @@ SHAPES = {
 LAYOUTS = [
     LayoutSpec(),
     LayoutSpec(dp=2, tp=2, zero=1, sequence_parallel=True, recompute="core_attn+layernorm"),
-    LayoutSpec(dp=4, zero=3, recompute="full"),
+    LayoutSpec(dp=4, zero=3, recompute="full", recompute_layers=1),
     LayoutSpec(pp=2, schedule="interleaved", chunks=2, dp=2),
     LayoutSpec(pp=2, dp=8),
 ]
@@ -86,7 +86,7 @@ def test_an_uneven_split_comes_back() -> None:
     "layout",
     [
         LayoutSpec(dp=8, zero=3),
-        LayoutSpec(dp=4, zero=2, recompute="full"),
+        LayoutSpec(dp=4, zero=2, recompute="full", recompute_every=2),
         LayoutSpec(dp=2, tp=2, pp=2, zero=2, sequence_parallel=True),
         LayoutSpec(dp=2, pp=2, zero=2, schedule="interleaved", chunks=2),
         LayoutSpec(dp=2, pp=2, zero=2, schedule="zb-v", chunks=2),
