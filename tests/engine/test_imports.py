@@ -226,8 +226,8 @@ def test_sequence_parallel_is_off_without_tp() -> None:
     ("flags", "told"),
     [
         (
-            "--recompute-granularity full --recompute-method block --recompute-num-layers 2",
-            "--recompute-method block of 2 layers",
+            "--recompute-granularity full --recompute-method uniform --recompute-num-layers 2",
+            "--recompute-method uniform of 2 layers",
         ),
         ("--recompute-granularity full --recompute-num-layers 4", "--recompute-method uniform of 4 layers is left out: every"),
         ("--fp8-format hybrid", "--fp8-format hybrid is left out: the precision is bf16"),
