@@ -51,9 +51,18 @@ def config(spec: RunSpec) -> str:
     if layout.recompute != "none":
         found["activation_checkpointing"] = {
             "partition_activations": layout.sequence_parallel,
-            "number_checkpoints": layout.stage_layers(spec.model.layers)[0],
+            "number_checkpoints": _checkpoints(spec),
         }
     return json.dumps(found, indent=2) + "\n"
+
+
+def _checkpoints(spec: RunSpec) -> int:
+    """On the first stage."""
+    layout, layers = spec.layout, spec.model.layers
+    if layout.recompute != "full":
+        return layout.stage_layers(layers)[0]
+    each = zip(layout.placement, layout.recomputed_whole(layers, spec.model.encoder_layers), strict=True)
+    return sum(sum(again) for stage, again in each if stage == 0)
 
 
 def _differences(spec: RunSpec) -> Iterator[str]:
@@ -79,7 +88,11 @@ def _differences(spec: RunSpec) -> Iterator[str]:
     if layout.pp > 1 and layout.zero > _WITH_PIPELINE:
         yield f"a pipeline goes with ZeRO up to {_WITH_PIPELINE}, so ZeRO {layout.zero} becomes {_WITH_PIPELINE}"
     if layout.recompute != "none":
-        what = "each layer" if layout.recompute == "full" else layout.recompute
+        what: str = "each layer" if layout.recompute == "full" else layout.recompute
+        if layout.recompute_layers:
+            what = f"each of the first {layout.recompute_layers} layers of a stage"
+        elif layout.recompute_every > 1:
+            what = f"every n-th layer of a stage, n = {layout.recompute_every}"
         yield f"recompute is called in the model: deepspeed.checkpointing.checkpoint around {what}"
     how = "scaled_dot_product_attention" if spec.attention == "fused" else "the scores written out"
     yield f"attention is the model's: {how}, here"

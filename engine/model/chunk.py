@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import partial
 
 import torch
@@ -49,15 +49,18 @@ class TransformerChunk(nn.Module):
         through: Through = run_in_order,
         attention: AttentionName = "fused",
         loss_chunk: int | None = None,
+        whole: Collection[int] | None = None,
     ) -> None:
         """`through` runs the uses of parameters one after the other, with their values gathered: `DataParallel.through`.
 
         `loss_chunk`: tokens of a chunk of the loss, fewer than a microbatch predicts. None: the loss is computed as a whole.
+        `whole`: with full recompute, the numbers of the layers that are recomputed. None: all of them.
         """
         super().__init__()
         self.loss_chunk, self.attention = loss_chunk, attention
         self.through = through
         self.spec, self.first, self.last, self.batch, self.tp, self.recompute = spec, first, last, batch, tp, recompute
+        self.whole = set(layers if whole is None else whole) if recompute == "full" else set[int]()
         self.embedding = Embedding(spec, tp, first) if first or (last and spec.parts.tied) else None
         self.layers = nn.ModuleDict({str(i): Layer(spec, tp, recompute, i, attention) for i in layers})
         # With a norm before the output matrix, the encoder ends with one as well.
@@ -157,18 +160,18 @@ class TransformerChunk(nn.Module):
     def _activations(self, number: int, layer: nn.Module, attention_inputs: AttentionInputs, streams: Streams) -> Streams:
         spec = self.spec
         if not spec.parts.encoder:
-            return (self._checkpointed(layer, streams[0], attention_inputs),)
+            return (self._checkpointed(number, layer, streams[0], attention_inputs),)
         if number < spec.encoder_layers:
             x, following = streams
-            x = self._checkpointed(layer, x, attention_inputs)
+            x = self._checkpointed(number, layer, x, attention_inputs)
             return (x, following) if number < spec.encoder_layers - 1 else (following, x)
         y, memory = streams
-        y = self._checkpointed(layer, y, attention_inputs, memory)
+        y = self._checkpointed(number, layer, y, attention_inputs, memory)
         return (y, memory) if number < spec.layers - 1 else (y,)
 
-    def _checkpointed(self, layer: nn.Module, *inputs: object) -> Tensor:
-        """The layer's output. With full recompute only its inputs are kept, and the rest is recomputed in backward."""
-        if self.recompute != "full":
+    def _checkpointed(self, number: int, layer: nn.Module, *inputs: object) -> Tensor:
+        """The layer's output. If it is recomputed whole, only its inputs are kept, and the rest is recomputed in backward."""
+        if number not in self.whole:
             return layer(*inputs)
         return checkpoint(layer, *inputs, use_reentrant=False, preserve_rng_state=False)
 
