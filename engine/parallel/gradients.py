@@ -37,6 +37,11 @@ class LinearGradients:
     def defers(self) -> bool:
         return self._waiting is not None
 
+    def add(self, weight: nn.Parameter, gradient: Tensor, x: Tensor) -> None:
+        """Add the gradient of `weight` (out, in) at once. `gradient` (N, out), `x` (…, in) of as many rows."""
+        _accumulate(weight, outer(gradient, x))
+        self.added(weight)
+
     def add_or_defer(self, weight: nn.Parameter, gradient: Tensor, x: Callable[[], Tensor]) -> None:
         """Add the gradient of `weight` (out, in), or store its computation. `gradient` (B, S, out), `x` (B, S, in)."""
         self.add_or_defer_product(weight, lambda: outer(gradient, x()))
@@ -54,9 +59,9 @@ class LinearGradients:
         self.added(weight)
 
     def add_bias(self, bias: nn.Parameter | None, gradient: Tensor) -> None:
-        """Add the gradient of `bias` (out), if there is one. `gradient` (B, S, out)."""
+        """Add the gradient of `bias` (out), if there is one. `gradient` (B, S, out), or (N, out)."""
         if bias is not None:
-            _accumulate(bias, gradient.flatten(0, -2).sum(0))
+            _accumulate(bias, (gradient if gradient.dim() == 2 else gradient.flatten(0, -2)).sum(0))
             self.added(bias)
 
 
