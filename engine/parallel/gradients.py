@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 
+import torch
 from torch import Tensor, nn
 
 from engine.parallel.product import outer
@@ -71,3 +72,21 @@ def _accumulate(parameter: nn.Parameter, gradient: Tensor) -> None:
         parameter.grad = gradient
     else:
         so_far.add_(gradient)
+
+
+class LayerInput:
+    """The input `y` of a row-parallel layer in backward: x, or what `between` makes of it, computed again with its graph."""
+
+    def __init__(self, x: Tensor, between: Callable[[Tensor], Tensor] | None) -> None:
+        self.x, self.y, self._result = x, x, None
+        if between is not None:
+            with torch.enable_grad():
+                self._result = between(x.requires_grad_())
+            self.y = self._result.detach()
+
+    def backward(self, gradient: Tensor) -> Tensor:
+        """The gradient of x from that of y. The graph is freed."""
+        if self._result is None:
+            return gradient
+        result, self._result = self._result, None
+        return torch.autograd.grad(result, self.x, gradient)[0]
