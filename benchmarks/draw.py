@@ -57,13 +57,15 @@ def _spec(draw: random.Random) -> RunSpec:
     model |= {number: value for number, value in numbers.items() if draw.random() < _CHOSEN}
     name = draw.choice(SCHEDULES)
     dp, tp, pp = (draw.choice((1, 1, 2, 2, 3, 4)) for _ in range(3))
+    zero = draw.choice((0, 1, 2, 3)) if dp > 1 else 0
     layout = LayoutSpec(
         dp=dp,
         tp=tp,
         pp=pp,
         schedule=name,
         chunks=SCHEDULE_FACTS[name].chunks or draw.choice((2, 3)),
-        zero=draw.choice((0, 1, 2, 3)) if dp > 1 else 0,
+        zero=zero,
+        zero_replicas=draw.choice((1, 2)) if zero and dp == 4 else 1,
         sequence_parallel=tp > 1 and draw.random() < 0.5,
         recompute=draw.choice(("none", "full", *RECOMPUTES)),
     )

@@ -17,7 +17,7 @@ from engine.schedule import Kind
 from engine.schedule.orders import KINDS, passes
 from engine.spec import RequestError, RunSpec, Sentence, sentence
 from engine.tables import COLLECTIVES, CUT, TABLES, RunResult, group_name, misfits_of
-from engine.topology import EP, Axis, Mesh
+from engine.topology import EP, Axis, Mesh, Subgroups
 
 _OPTIONAL = ("parity", "expert_load")
 _OF_EACH_RANK = ("memory_peak", "memory_curve", "process", "spans")

@@ -30,6 +30,7 @@ AXES_BY_FREQUENCY: tuple[Axis, ...] = ("tp", "cp", "pp", "dp")  # the one with m
 REPLICATED: tuple[Axis, ...] = ("dp", "cp")  # from slow to fast
 MOST_MEMBERS = 2**20  # ranks × members of a rank's group along one axis; no layout of 1,024 ranks has more
 
+
 class Subgroups(NamedTuple):
     """How ranks along an axis form groups of their own."""
 
@@ -37,6 +38,8 @@ class Subgroups(NamedTuple):
     ep: int = 1  # neighbours along dp that share the experts
     zero_replicas: int = 1  # groups of ranks over which ZeRO shards, see `LayoutSpec.zero_replicas`
 
+
+NO_SUBGROUPS = Subgroups()
 
 _Ranks = TypeVar("_Ranks", int, "NDArray[np.int64]")
 
@@ -181,7 +184,10 @@ class Mesh(_ByAxis):
         return tuple(first + far + near for far in slow for near in fast)
 
     def shard_group(self, rank: int, replicas: int) -> tuple[int, ...]:
-        """The ranks that shard ZeRO's states with `rank`, where there are `replicas` such groups: neighbours in `replica_group`."""
+        """The ranks that shard ZeRO's states with `rank`, itself included: neighbours in `replica_group`.
+
+        `replicas`: how many such groups there are.
+        """
         group = self.replica_group(rank)
         count = len(group) // replicas
         first = group.index(rank) // count * count

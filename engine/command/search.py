@@ -232,7 +232,15 @@ def _kept_free_text(plan: Plan) -> str:
     first = plan.layouts.iloc[0]
     degrees = int(first["dp"]) * int(first["cp"]), int(first["tp"]), int(first["pp"])
     copies = plan.model.key_copies(int(first["tp"]))
-    terms = reserve_terms(plan.device, *degrees, plan.model.parts.tied, int(first["memory_bytes"]), copies, int(first["cp"]))
+    terms = reserve_terms(
+        plan.device,
+        *degrees,
+        plan.model.parts.tied,
+        int(first["memory_bytes"]),
+        copies,
+        int(first["cp"]),
+        int(first["zero_replicas"]),
+    )
     parts = ", ".join(f"{term.bytes / 2**30:.2f} GiB {term.name}" for term in terms)
     return f"kept free on the first: {parts or 'nothing'}"
 

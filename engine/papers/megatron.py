@@ -118,7 +118,10 @@ class _Asked:
             "gradients": BYTES_OF[workload.gradient_precision],
             "optimizer": workload.master_bytes + optimizer_of(workload).bytes_of_a_parameter(workload),
         }
-        share = sum(np.where(grid.zero >= SHARED_FROM[name], size / grid.dp, float(size)) for name, size in sizes.items())
+        share = sum(
+            np.where(grid.zero >= SHARED_FROM[name], size * grid.zero_replicas / grid.dp, float(size))
+            for name, size in sizes.items()
+        )
         keys = m.key_heads * m.head_width
         matrices = m.hidden * (2 * self.queries + 2 * keys) + (3 if self.gated else 2) * m.hidden * m.ffn_width
         whole = m.parts.layer_parameters(m.hidden, m.ffn_width, self.queries, keys, m.head_width, False)

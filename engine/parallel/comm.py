@@ -31,7 +31,7 @@ from engine.parallel.pending import CommError, Pending, of_others, wait_for
 from engine.parallel.transport import Group, NoPeers, Parts, Reduction, Transport, Works
 from engine.parallel.unowned import unowned_view
 from engine.schedule import Flow
-from engine.topology import EP, CallAxis, Mesh, Subgroups
+from engine.topology import EP, NO_SUBGROUPS, CallAxis, Mesh, Subgroups
 
 # What is sent, and in which direction.
 _PIPELINE_GROUPS = "activation downstream", "activation upstream", "gradient downstream", "gradient upstream"
@@ -134,7 +134,7 @@ class Comm:
         recorder: Recorder,
         device: torch.device,
         transport: Transport,
-        subgroups: Subgroups = Subgroups(),
+        subgroups: Subgroups = NO_SUBGROUPS,
     ) -> None:
         self.mesh, self.rank, self.recorder, self.device, self._transport = mesh, rank, recorder, device, transport
         self.at = mesh.coordinate(rank)
@@ -155,7 +155,7 @@ class Comm:
 
     @classmethod
     def without_others(
-        cls, mesh: Mesh, rank: int, recorder: Recorder, device: torch.device, subgroups: Subgroups = Subgroups()
+        cls, mesh: Mesh, rank: int, recorder: Recorder, device: torch.device, subgroups: Subgroups = NO_SUBGROUPS
     ) -> Comm:
         """Calls are counted as if the peers were there."""
         comm = cls(mesh, rank, recorder, device, NoPeers(rank), subgroups)
@@ -173,7 +173,7 @@ class Comm:
         backend: Backend,
         seconds: float,
         recorder: Recorder,
-        subgroups: Subgroups = Subgroups(),
+        subgroups: Subgroups = NO_SUBGROUPS,
     ) -> Comm:
         """Connect with the other ranks over `store`. `seconds` is the time-out of every later call."""
         limit = timedelta(seconds=seconds)
@@ -350,7 +350,9 @@ class Comm:
         group = self.groups[f"{flow} {'downstream' if downstream else 'upstream'}"]
         return self._start(lambda: transfer(tensor, peer, group, tag), span, tensor)
 
-    def _count(self, axis: CallAxis, collective: str, ranks: tuple[int, ...], payload: int, wire: int, phase: str | None = None) -> Span:
+    def _count(
+        self, axis: CallAxis, collective: str, ranks: tuple[int, ...], payload: int, wire: int, phase: str | None = None
+    ) -> Span:
         return self.recorder.start_call(TrafficKey(axis, collective, phase or self.recorder.phase, ranks), payload, wire)
 
     def _start(self, call: Callable[[], Works], span: Span, *kept: torch.Tensor) -> Pending:

@@ -259,7 +259,7 @@ class DataParallel:
         self._copies = len(self.comm.groups[ZERO_REPLICAS].ranks)
         self.buckets: dict[nn.Module, Bucket] = {}
         self._chunk_of: dict[Bucket, int] = {}
-        self._reducing: dict[int, list[tuple[Bucket, Pending]]] = {}
+        self._reducing: dict[int, list[tuple[Pending, Bucket | None]]] = {}  # each with what is then summed over replicas
         self._summing: dict[int, list[Pending]] = {}  # over replicas of shards
         self._gathering: dict[nn.Module, Pending] = {}
         tp.gradients.added = self._take_gradient
@@ -361,11 +361,13 @@ class DataParallel:
             chunk = self._chunk_of[bucket]
             if self.zero:
                 self._wait_for_reductions(chunk)  # one reduction at a time, so that only one bucket has buffers
-            self._reducing[chunk].append((bucket, bucket.start_reduce()))
+            last = bucket.passes == self.microbatches  # no further reduction of this bucket comes in this step
+            summed = bucket if last and bucket.zero and self._copies > 1 else None
+            self._reducing[chunk].append((bucket.start_reduce(), summed))
 
     def _wait_for_reductions(self, chunk: int) -> None:
-        for bucket, pending in self._reducing[chunk]:
+        for pending, summed in self._reducing[chunk]:
             pending.wait()
-            if bucket.zero and self._copies > 1 and bucket.passes == self.microbatches:  # no further reduction comes
-                self._summing[chunk].append(bucket.start_sum_of_replicas())
+            if summed is not None:
+                self._summing[chunk].append(summed.start_sum_of_replicas())
         self._reducing[chunk].clear()

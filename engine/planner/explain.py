@@ -63,7 +63,7 @@ def label(plan: Plan, row: int) -> str:
     r = plan.layouts.iloc[row]
     levers = [f"{r['schedule']}" + (f" × {r['chunks']}" if r["chunks"] > 1 else ""), f"microbatch {r['microbatch_size']}"]
     levers += [f"{in_runs(LayoutSpec.split_of(r['split']))} layers"] if r["split"] else []
-    levers += [f"ZeRO {r['zero']}"] if r["zero"] else []
+    levers += [f"ZeRO {r['zero']}" + (f" in {r['zero_replicas']} groups" if r["zero_replicas"] > 1 else "")] if r["zero"] else []
     levers += ["sequence parallel"] if r["sequence_parallel"] else []
     levers += [f"{r['recompute']} recompute"] if r["recompute"] != "none" else []
     return f"{r['layout']} ({', '.join(levers)})"

@@ -94,7 +94,8 @@ def search(
 
     In the table `layouts`, those that fit come first, sorted by step time. The others follow, sorted by memory. Columns:
 
-        layout, dp, tp, pp, chunks, schedule, microbatch_size, microbatches, zero, sequence_parallel, recompute   as in a spec
+        layout, dp, tp, pp, chunks, schedule, microbatch_size, microbatches, zero, zero_replicas, sequence_parallel, recompute
+                                      as in a spec
         split                         layers of each chunk, such as 3,3,2; empty: as even as possible
         memory_bytes, fullest_stage   memory of the fullest rank by `account`, and its stage
         reserve_bytes                 kept free beside it
@@ -212,7 +213,7 @@ def _table(
         **dict[str, Any](grid.degrees.items()), "chunks": grid.chunks, "split": split,
         "schedule": pd.Categorical.from_codes(grid.schedule, pd.Index(SCHEDULES)),
         "microbatch_size": grid.microbatch_size, "microbatches": grid.microbatches,
-        "zero": grid.zero, "sequence_parallel": grid.sequence_parallel,
+        "zero": grid.zero, "zero_replicas": grid.zero_replicas, "sequence_parallel": grid.sequence_parallel,
         "recompute": pd.Categorical.from_codes(grid.recompute, pd.Index(RECOMPUTES)),
         "memory_bytes": memory, "fullest_stage": stage, "reserve_bytes": free,
         "step_s": times.step, "bubble": times.bubble, "tokens_per_second": batch * model.seq / times.step,

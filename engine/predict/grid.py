@@ -76,6 +76,7 @@ class Grid:
     schedule: Whole  # index in SCHEDULES
     cp: Whole
     context: Whole  # index in CONTEXTS
+    zero_replicas: Whole  # groups over which ZeRO shards, see `LayoutSpec`
 
     def __len__(self) -> int:
         return len(self.dp)
@@ -90,6 +91,11 @@ class Grid:
         """The ranks that hold the same parameters, see `engine.topology.REPLICATED`. (n,)"""
         found: Whole = np.multiply.reduce([self.degrees[axis] for axis in REPLICATED])
         return found
+
+    @property
+    def shards(self) -> Whole:
+        """The ranks over which ZeRO shards. (n,)"""
+        return self.replicas // self.zero_replicas
 
     def take(self, which: Any) -> Grid:
         """The layouts that an index array, a slice or a mask selects."""
@@ -134,6 +140,7 @@ class Grid:
             recompute=whole(RECOMPUTES.index(layout.recompute) for layout in layouts),
             schedule=whole(SCHEDULES.index(layout.schedule) for layout in layouts),
             context=whole(CONTEXTS.index(context_of(layout)) for layout in layouts),
+            zero_replicas=whole(layout.zero_replicas for layout in layouts),
         )
 
     def spec(self, index: int, model: ModelSpec, workload: WorkloadSpec, split: tuple[int, ...] = ()) -> RunSpec:
@@ -145,7 +152,7 @@ class Grid:
             split=split, **{axis: int(degree[index]) for axis, degree in self.degrees.items()}, chunks=int(self.chunks[index]),
             schedule=SCHEDULES[self.schedule[index]], zero=int(self.zero[index]),
             sequence_parallel=bool(self.sequence_parallel[index]), recompute=RECOMPUTES[self.recompute[index]],
-            context_parallel=kind_of(CONTEXTS[self.context[index]]),
+            context_parallel=kind_of(CONTEXTS[self.context[index]]), zero_replicas=int(self.zero_replicas[index]),
         )  # fmt: skip
         counts = {"microbatch_size": int(self.microbatch_size[index]), "microbatches": int(self.microbatches[index])}
         return RunSpec(model=model, layout=layout, workload=workload.model_copy(update=counts))

@@ -202,7 +202,9 @@ def _hybrid_misfits(layout: LayoutSpec) -> list[Misfit]:
     fits = [copies for copies in divisors(ranks) if copies < ranks] or [1]
     values = {"copies": copies, "ranks": ranks, "fits": listed(fits), "ep": layout.ep}
     if not layout.zero:
-        text = sentence("zero_replicas={copies} makes groups that shard, and zero=0 shards nothing; zero=1, 2 or 3 fits", **values)
+        text = sentence(
+            "zero_replicas={copies} makes groups that shard, and zero=0 shards nothing; zero=1, 2 or 3 fits", **values
+        )
         return [Misfit("layout.zero", text, (1, 2, 3))]
     if copies not in fits:
         text = sentence(
