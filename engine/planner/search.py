@@ -20,6 +20,7 @@ from engine.optimizer import Framework
 from engine.papers.accounting import AccountingName, accounting
 from engine.planner.candidates import candidates
 from engine.planner.frameworks import NAMES, SPLIT_BY, had_by
+from engine.planner.hybrid import hybrids
 from engine.planner.uneven import Split, uneven
 from engine.predict.bulk.traffic import bulk_traffic
 from engine.predict.grid import RECOMPUTES, Grid, Whole, distinct
@@ -121,14 +122,26 @@ def search(
         memory, stage = accounting(account)(model, workload, grid)
         free = reserve(device, grid, model, memory, kept_free)
         fits = memory + free <= device.memory_bytes
-        times = _refined(cost, estimate(cost), memory, fits, simulate_best)
+        times = estimate(cost)
+
+        def kept(some: Grid, held: Whole) -> Whole:
+            return reserve(device, some, model, held, kept_free)
+
+        rows, hybrid, faster = hybrids(cost, times, fits)
+        if len(rows) and only is not None:
+            allowed = had_by(only, model, workload, hybrid)
+            rows, hybrid, faster = rows[allowed], hybrid.take(allowed), faster.take(allowed)
+        if len(rows):
+            held, fullest = accounting(account)(model, workload, hybrid)
+            more_free = kept(hybrid, held)
+            cost = cost.like(np.append(np.arange(len(grid)), rows), grid.joined(hybrid))
+            grid, times = cost.grid, times.joined(faster)
+            memory, stage, free = np.append(memory, held), np.append(stage, fullest), np.append(free, more_free)
+            fits = memory + free <= device.memory_bytes
+        times = _refined(cost, times, memory, fits, simulate_best)
         wire = bulk_traffic(model, workload, grid, AXES_BY_FREQUENCY, calls=False)
         splits = np.zeros(len(grid), np.int64), pd.Index([""])
         if account == "engine" and simulate_best and only in (None, *SPLIT_BY):
-
-            def kept(some: Grid, held: Whole) -> Whole:
-                return reserve(device, some, model, held, kept_free)
-
             more = uneven(cost, times, memory, fits, kept)
             if more is not None:
                 grid, times, wire = grid.joined(more.grid), times.joined(more.times), _joined(wire, more.wire)

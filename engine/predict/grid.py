@@ -28,6 +28,7 @@ from engine.topology import AXES, AXES_AS_WRITTEN, REPLICATED, Axis
 RECOMPUTES: tuple[Recompute, ...] = get_args(Recompute)
 Whole = NDArray[np.int64]
 Real = NDArray[np.float64]
+Marks = NDArray[np.bool_]
 _SMALL = 200_000  # multiplications
 
 

@@ -59,7 +59,11 @@ class Cost:
 
     def take(self, which: Any) -> Cost:
         """The cost of the layouts that an index, a slice or a mask selects."""
-        taken = Cost(self.model, self.workload, self.grid.take(which), self.device, self.assumed)
+        return self.like(which, self.grid.take(which))
+
+    def like(self, which: Any, grid: Grid) -> Cost:
+        """The cost of layouts that differ from the selected ones of this grid only in what dp does."""
+        taken = Cost(self.model, self.workload, grid, self.device, self.assumed)
         taken.passes = self.passes.take(which)
         return taken
 
