@@ -136,7 +136,11 @@ def _cell(model: ModelSpec, layout: LayoutSpec, mesh: Mesh, at: Coordinate, say:
     if mesh.cp > 1:
         held.append(say("tokens: part {part} of {cp}", part=at.cp, cp=mesh.cp))
     if layout.zero:
-        held.append(say("ZeRO {zero} over {replicas} replicas", zero=layout.zero, replicas=mesh.replicas))
+        numbers = {"zero": layout.zero, "replicas": mesh.replicas, "shards": layout.shards}
+        if layout.zero_replicas > 1:
+            held.append(say("ZeRO {zero} over {shards} of {replicas} replicas", **numbers))
+        else:
+            held.append(say("ZeRO {zero} over {replicas} replicas", **numbers))
     role: Role = roles[rank] if roles else "none"
     title = escape(
         say(

@@ -162,6 +162,8 @@ def purpose(calls: Communication, spec: RunSpec, say: Words) -> str:
         return say("the loss, and with ZeRO the norm of all gradients, is summed over the replicas")
     if calls.phase == "gather":
         return say("each replica gathers the parameters that the others updated")
+    if calls.axis == "dp" and calls.phase == "reduce":
+        return say("with hybrid sharding, each share of the gradients is summed over the ranks that hold the same share")
     if calls.axis == "dp":
         return {
             "all_gather": say("the parameters, of which each replica keeps a shard, are gathered for this use"),
