@@ -122,7 +122,7 @@ def _stage(spec: RunSpec) -> int:
 
 
 def _is_mics(spec: RunSpec) -> bool:
-    """Whether it is DeepSpeed's MiCS: groups that shard parameters and all else. hpZ keeps a second copy of parameters instead."""
+    """Whether it is DeepSpeed's MiCS, whose groups shard all. Its hpZ is another: a second copy of parameters within a node."""
     return spec.layout.zero_replicas > 1 and _stage(spec) == _SHARDS_PARAMETERS
 
 

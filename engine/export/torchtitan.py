@@ -177,8 +177,9 @@ def _replicas(layout: LayoutSpec) -> int:
 
 
 def _parallelism(spec: RunSpec) -> dict[str, Any]:
-    """With a sharding degree it is ZeRO 2 if parameters are kept after forward, and ZeRO 3 if they are freed. A degree of replicas
-    beside it makes that hybrid sharding.
+    """With a sharding degree it is ZeRO 2 if parameters are kept after forward, and ZeRO 3 if they are freed.
+
+    A degree of replicas beside it makes that hybrid sharding.
     """
     layout = spec.layout
     sharded = _shards(spec)

@@ -196,6 +196,8 @@ def _changes(spec: RunSpec) -> Iterator[tuple[Reason, RunSpec]]:
         (Reason("ZeRO {zero} shards over dp={dp}"), {"zero": zero}, {})  # what it shards is in the docstring of `LayoutSpec.zero`
         for zero in range(layout.zero + 1, 4)
     ]
+    if layout.zero_replicas > 1:
+        offers.append((Reason("ZeRO over all of dp={dp}, not in groups of it"), {"zero_replicas": 1}, {}))
     if layout.recompute == "none":
         cheap = cheap_recompute(spec.model, workload)
         offers.append((_cheap(cheap), {"recompute": cheap}, {}))

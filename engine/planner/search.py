@@ -17,7 +17,7 @@ import pandas as pd
 
 from engine.devices import DeviceSpec
 from engine.optimizer import Framework
-from engine.papers.accounting import AccountingName, accounting
+from engine.papers.accounting import AccountingName, Fullest, accounting
 from engine.planner.candidates import candidates
 from engine.planner.frameworks import NAMES, SPLIT_BY, had_by
 from engine.planner.hybrid import hybrids
@@ -120,24 +120,14 @@ def search(
                 raise RequestError(sentence("{framework} supports none of the layouts", framework=NAMES[only]))
         cost = Cost(model, workload, grid, device, assumed)
         memory, stage = accounting(account)(model, workload, grid)
-        free = reserve(device, grid, model, memory, kept_free)
-        fits = memory + free <= device.memory_bytes
-        times = estimate(cost)
 
         def kept(some: Grid, held: Whole) -> Whole:
             return reserve(device, some, model, held, kept_free)
 
-        rows, hybrid, faster = hybrids(cost, times, fits)
-        if len(rows) and only is not None:
-            allowed = had_by(only, model, workload, hybrid)
-            rows, hybrid, faster = rows[allowed], hybrid.take(allowed), faster.take(allowed)
-        if len(rows):
-            held, fullest = accounting(account)(model, workload, hybrid)
-            more_free = kept(hybrid, held)
-            cost = cost.like(np.append(np.arange(len(grid)), rows), grid.joined(hybrid))
-            grid, times = cost.grid, times.joined(faster)
-            memory, stage, free = np.append(memory, held), np.append(stage, fullest), np.append(free, more_free)
-            fits = memory + free <= device.memory_bytes
+        fits = memory + kept(grid, memory) <= device.memory_bytes
+        cost, times, memory, stage = _with_hybrids(cost, fits, (memory, stage), account, only)
+        grid, free = cost.grid, kept(cost.grid, memory)
+        fits = memory + free <= device.memory_bytes
         times = _refined(cost, times, memory, fits, simulate_best)
         wire = bulk_traffic(model, workload, grid, AXES_BY_FREQUENCY, calls=False)
         splits = np.zeros(len(grid), np.int64), pd.Index([""])
@@ -173,6 +163,25 @@ def _without_garbage_collection() -> Iterator[None]:
             gc.freeze()
             gc.unfreeze()  # into the oldest generation
             gc.enable()
+
+
+def _with_hybrids(
+    cost: Cost, fits: Any, held: Fullest, account: AccountingName, only: Framework | None
+) -> tuple[Cost, StepTime, Whole, Whole]:
+    """All layouts with their times in closed form, memory and fullest stages, and behind them those with hybrid sharding.
+
+    `held`: memory and fullest stages of those of `cost`. `fits`: whether they fit.
+    """
+    (memory, stage), times, grid = held, estimate(cost), cost.grid
+    rows, hybrid, faster = hybrids(cost, times, fits)
+    if len(rows) and only is not None:
+        allowed = np.flatnonzero(had_by(only, cost.model, cost.workload, hybrid))
+        rows, hybrid, faster = rows[allowed], hybrid.take(allowed), faster.take(allowed)
+    if not len(rows):
+        return cost, times, memory, stage
+    more, fullest = accounting(account)(cost.model, cost.workload, hybrid)
+    joined = cost.like(np.append(np.arange(len(grid)), rows), grid.joined(hybrid))
+    return joined, times.joined(faster), np.append(memory, more), np.append(stage, fullest)
 
 
 def _ranked(step: Any, memory: Whole, rows: Any, most: int) -> Any:

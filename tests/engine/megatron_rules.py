@@ -25,7 +25,7 @@ _PLAIN: Mapping[Any, str] = {
         num-query-groups seq-length encoder-seq-length decoder-seq-length max-position-embeddings rotary-base vocab-size
         vocab-extra-ids make-vocab-size-divisible-by tensor-model-parallel-size context-parallel-size pipeline-model-parallel-size
         num-layers-per-virtual-pipeline-stage microbatch-group-size-per-virtual-pipeline-stage recompute-num-layers
-        micro-batch-size global-batch-size train-iters seed log-interval""",
+        micro-batch-size global-batch-size train-iters seed log-interval num-distributed-optimizer-instances""",
     float: """
         attention-dropout hidden-dropout lr weight-decay adam-beta1 adam-beta2 lion-beta1 lion-beta2 sgd-momentum clip-grad
         rotary-percent""",
