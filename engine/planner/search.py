@@ -21,10 +21,10 @@ from engine.papers.accounting import AccountingName, Fullest, accounting
 from engine.planner.candidates import candidates
 from engine.planner.frameworks import NAMES, SPLIT_BY, had_by
 from engine.planner.hybrid import hybrids
+from engine.planner.reserve import reserve
 from engine.planner.uneven import Split, uneven
 from engine.predict.bulk.traffic import bulk_traffic
 from engine.predict.grid import RECOMPUTES, Grid, Whole, distinct
-from engine.predict.reserve import reserve
 from engine.predict.speed.cost import Cost, model_flops
 from engine.predict.speed.rates import Assumptions
 from engine.predict.speed.step_time import StepTime, estimate, simulated_all
@@ -50,7 +50,7 @@ class Plan:
     layouts: pd.DataFrame
     grid: Grid
     step_time: StepTime
-    reserve: int | None = None  # bytes kept free on every device; None: what `engine.predict.reserve` says for each layout
+    reserve: int | None = None  # bytes kept free on every device; None: what `engine.planner.reserve` says for each layout
 
     @property
     def feasible(self) -> int:
@@ -91,7 +91,7 @@ def search(
 
     `workload`: precision, optimizer and other settings that a layout does not have. `account`: whose formulas for memory.
     `simulate_best`: how many of the best layouts are simulated. `only`: layouts that this framework runs as they are.
-    `kept_free`: bytes of a device that tensors must leave; None means what `engine.predict.reserve` says for each layout.
+    `kept_free`: bytes of a device that tensors must leave; None means what `engine.planner.reserve` says for each layout.
 
     In the table `layouts`, those that fit come first, sorted by step time. The others follow, sorted by memory. Columns:
 

@@ -8,6 +8,7 @@ The worker executes the list, the checks validate it, `replay` simulates it, and
     checks      the rules that every plan must keep
     waiting     which action waits for which: the rules of every simulator
     clock       the simulation of a plan, given the duration of each action
+    timeline    the simulated timeline: textbook durations, the bubble, the critical path
 """
 
 from engine.schedule.actions import SCHEDULES, Action, Flow, Kind, Schedule, ScheduleError

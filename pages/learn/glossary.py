@@ -7,6 +7,7 @@ from functools import cache
 from html import escape
 
 import streamlit as st
+from streamlit.components.v2.types import ComponentRenderer
 
 from pages.charts.words import Language, Words, words
 
@@ -72,8 +73,11 @@ def unfolding(markdown: str, say: Words, seen: set[str]) -> str:
         if term is None or term.lower() in seen:
             return found[0]
         seen.add(term.lower())
-        meaning = escape(meanings[term.lower()])
-        return f'<span class="ss-term" tabindex="0">{found[0]}<span class="ss-meaning">{meaning}</span></span>'
+        meaning, name = escape(meanings[term.lower()]), f"meaning-{len(seen)}"
+        return (
+            f'<span class="ss-term" tabindex="0" aria-describedby="{name}">{found[0]}'
+            f'<span class="ss-meaning" id="{name}" role="tooltip">{meaning}</span></span>'
+        )
 
     if say.language == "zh":  # without blanks around it, ** next to a tag is no bold text in Markdown
         markdown = re.sub(r"\*\*(.+?)\*\*", r"<b>\1</b>", markdown)
@@ -92,8 +96,38 @@ def _pattern(language: Language) -> tuple[re.Pattern[str], dict[str, str]]:
 
 
 def draw(say: Words) -> None:
-    """All terms, folded."""
+    """All terms, folded; and what closes an open meaning with Escape."""
+    _dismissal()(key="learn/glossary/dismissal")
     with st.expander(say("Glossary"), icon=":material/menu_book:", key="learn/glossary", on_change="rerun") as all_terms:
         if all_terms.open:
             entries = sorted(terms(say).items(), key=lambda entry: entry[0].lower())
             st.markdown("\n".join(f"- **{term}**: {meaning}" for term, meaning in entries), width=READABLE_PX)
+
+
+@st.cache_resource(show_spinner=False)
+def _dismissal() -> ComponentRenderer:
+    """Escape closes the meaning under the pointer or the focus until both have left its term."""
+    return st.components.v2.component(
+        "shardscope.meanings",
+        html="<span></span>",
+        isolate_styles=False,
+        js="""
+            export default function ({ parentElement }) {
+                const page = parentElement.ownerDocument;
+                const dismiss = (event) => {
+                    if (event.key !== "Escape") return;
+                    for (const term of page.querySelectorAll(".ss-term:is(:hover, :focus)")) term.classList.add("ss-dismissed");
+                };
+                const allow = ({ target }) => {
+                    const term = target.closest?.(".ss-term");
+                    if (term && !term.matches(":is(:hover, :focus)")) term.classList.remove("ss-dismissed");
+                };
+                page.addEventListener("keydown", dismiss);
+                for (const left of ["focusout", "mouseout"]) page.addEventListener(left, allow);
+                return () => {
+                    page.removeEventListener("keydown", dismiss);
+                    for (const left of ["focusout", "mouseout"]) page.removeEventListener(left, allow);
+                };
+            }
+        """,
+    )

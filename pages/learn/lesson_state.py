@@ -20,7 +20,9 @@ from pages.learn.question import Knob, Question
 from pages.shared.frame import view
 from pages.shared.service import Service
 
+LESSON, WITH = "lesson", "with"  # the link's parameters: the lesson's number, and its values
 BETWEEN, ANSWER, TURN = "~", "answer", "turn"
+_OPEN, _CODE = "learn/open", "learn/code"
 _MOVED = "learn/moved"
 _PART_PX = 400  # the least width of a part beside another
 
@@ -45,11 +47,24 @@ class Lesson:
     questions: tuple[Callable[[LessonState], Question], ...]
 
 
+def written() -> tuple[int | None, str | None]:
+    """The lesson that is open, and the code of its values that was written into the link last."""
+    return st.session_state.get(_OPEN), st.session_state.get(_CODE)
+
+
+def open_lesson(number: int) -> None:
+    st.session_state[_OPEN] = number
+    note_move()
+
+
 @dataclass(frozen=True)
 class LessonState:
+    """`task_knobs`: the settings of the lesson's task. The link has those that the reader moved."""
+
     number: int
     lesson: Lesson
     service: Service
+    task_knobs: tuple[Knob, ...] = ()
     view: View = field(default_factory=view)
     _seen: set[str] = field(default_factory=set, compare=False, init=False)  # terms that unfold earlier on the page
 
@@ -68,7 +83,7 @@ class LessonState:
         return f"learn/{self.number}/{name}"
 
     def knob(self, name: str) -> Knob:
-        return next(knob for knob in self.lesson.knobs if knob.name == name)
+        return next(knob for knob in (*self.lesson.knobs, *self.task_knobs) if knob.name == name)
 
     def __getitem__(self, name: str) -> Any:
         return st.session_state.setdefault(self.key(name), self.knob(name).default)
@@ -90,7 +105,8 @@ class LessonState:
         return self.lesson.questions[self.turn](self)
 
     def encode(self) -> str:
-        parts = [f"{knob.name}-{self[knob.name]}" for knob in self.lesson.knobs]
+        moved = [knob for knob in self.task_knobs if self[knob.name] != knob.default]
+        parts = [f"{knob.name}-{self[knob.name]}" for knob in (*self.lesson.knobs, *moved)]
         if self.turn:
             parts.append(f"{TURN}-{self.turn}")
         if self.answer is not None:
@@ -99,10 +115,16 @@ class LessonState:
         return BETWEEN.join(parts)
 
     def decode(self, code: str) -> bool:
-        """Set the values of a link. Returns whether all of it could be read. Other values do not change."""
+        """Set the values of a link. Returns whether all of it could be read.
+
+        A setting of the task that the link does not have gets its first value. Other values do not change.
+        """
         parts = dict(part.partition("-")[::2] for part in code.split(BETWEEN))
         turn, answer = parts.pop(TURN, "0"), parts.pop(ANSWER, None)
-        known = {knob.name: knob.read(parts.pop(knob.name)) for knob in self.lesson.knobs if knob.name in parts}
+        for knob in self.task_knobs:
+            self.put(knob.name, knob.default)
+        knobs = (*self.lesson.knobs, *self.task_knobs)
+        known = {knob.name: knob.read(parts.pop(knob.name)) for knob in knobs if knob.name in parts}
         for name, value in known.items():
             if value is not None:
                 self.put(name, value)
@@ -111,6 +133,12 @@ class LessonState:
         read = None if answer is None else self.question().read(answer)
         self.put(ANSWER, read)
         return good and (answer is None or read is not None)
+
+    def write_link(self) -> None:
+        """Write the lesson and its values into the page's link. All controls must have been drawn."""
+        code = self.encode()
+        st.session_state[_OPEN], st.session_state[_CODE] = self.number, code
+        st.query_params[LESSON], st.query_params[WITH] = str(self.number), code
 
     # --------------------------------------------------------------------------------------------------------- controls
 
@@ -138,7 +166,7 @@ class LessonState:
         return lambda: st.select_slider(
             label,
             options,
-            key=self._key_with_value(name),
+            key=self.key_with_value(name),
             format_func=written,
             on_change=note_move,
             persist_state="session",
@@ -149,7 +177,7 @@ class LessonState:
         return lambda: st.selectbox(
             label,
             self.knob(name).options,
-            key=self._key_with_value(name),
+            key=self.key_with_value(name),
             format_func=written,
             on_change=note_move,
             persist_state="session",
@@ -158,11 +186,11 @@ class LessonState:
     def switch(self, name: str, label: str, written: Callable[[Any], str] = str) -> Callable[[], Any]:
         """Buttons side by side, for few options."""
         return lambda: st.segmented_control(
-            label, self.knob(name).options, key=self._key_with_value(name), format_func=written, on_change=note_move,
+            label, self.knob(name).options, key=self.key_with_value(name), format_func=written, on_change=note_move,
             required=True, persist_state="session",
         )  # fmt: skip
 
-    def _key_with_value(self, name: str) -> str:
+    def key_with_value(self, name: str) -> str:
         """The knob's key. Sets its default if the session has no value."""
         _ = self[name]
         return self.key(name)

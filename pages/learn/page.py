@@ -7,13 +7,12 @@ from pathlib import Path
 import streamlit as st
 
 from pages.learn import glossary, predict, task
-from pages.learn.lesson_state import LessonState, moved, note_move
+from pages.learn.lesson_state import LESSON, WITH, LessonState, moved, open_lesson, written
 from pages.learn.lessons import LESSONS, TASKS
 from pages.shared import frame
 from pages.shared.service import Service
 
-LESSON, WITH = "lesson", "with"  # the link's parameters: the lesson's number, and its values
-_OPEN, _CODE, _UNREAD = "learn/open", "learn/code", "learn/unread"
+_UNREAD = "learn/unread"
 _STYLE = Path(__file__).parent / "style.css"
 
 
@@ -27,15 +26,13 @@ def show(service: Service) -> None:
         _contents(state.number)
     with lesson, st.container(key="lesson", gap="small"):
         _lesson(state)
-    # After the controls are drawn, their values are known.
-    st.session_state[_OPEN], st.session_state[_CODE] = state.number, state.encode()
-    st.query_params[LESSON], st.query_params[WITH] = str(state.number), state.encode()
+    state.write_link()
 
 
 def _follow_link(service: Service) -> LessonState:
     """The lesson to show. The link wins, unless a control was moved just now: the link sent with it can be old."""
     number, code = st.query_params.get(LESSON, ""), st.query_params.get(WITH, "")
-    held = st.session_state.get(_OPEN)
+    held, held_code = written()
     if moved() and held:
         st.session_state.pop(_UNREAD, None)
         return _lesson_state(service, held)
@@ -43,7 +40,7 @@ def _follow_link(service: Service) -> LessonState:
         return _lesson_state(service, held)
     wanted = int(number) if number.isdecimal() and 1 <= int(number) <= len(LESSONS) else 1
     state = _lesson_state(service, wanted)
-    if held and wanted == held and code == st.session_state.get(_CODE):
+    if held and wanted == held and code == held_code:
         return state
     good = (not number or number == str(wanted)) and (not code or state.decode(code))
     st.session_state[_UNREAD] = not good
@@ -51,12 +48,7 @@ def _follow_link(service: Service) -> LessonState:
 
 
 def _lesson_state(service: Service, number: int) -> LessonState:
-    return LessonState(number, LESSONS[number - 1], service)
-
-
-def _open(number: int) -> None:
-    st.session_state[_OPEN] = number
-    note_move()
+    return LessonState(number, LESSONS[number - 1], service, TASKS[number].knobs if number in TASKS else ())
 
 
 def _contents(current: int) -> None:
@@ -73,7 +65,7 @@ def _contents(current: int) -> None:
                     type="tertiary",
                     icon=f":material/{mark}:",
                     width="stretch",
-                    on_click=_open,
+                    on_click=open_lesson,
                     args=(number,),
                 )
         st.caption(
@@ -104,7 +96,7 @@ def _lesson(state: LessonState) -> None:
                     key=f"learn/step/{step}",
                     icon=icon,
                     icon_position="left" if step < 0 else "right",
-                    on_click=_open,
+                    on_click=open_lesson,
                     args=(number + step,),
                 )
     glossary.draw(say)

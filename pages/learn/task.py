@@ -19,6 +19,8 @@ from pages.charts.words import Words
 from pages.learn.glossary import READABLE_PX
 from pages.learn.lesson_state import LessonState
 from pages.learn.outcome import Outcome, outcome, outcomes
+from pages.learn.planned import overlap_caveat
+from pages.learn.question import Knob
 
 _SOLVED = "learn/solved"
 Values = Mapping[str, Any]
@@ -34,6 +36,11 @@ class Setting:
     first: Any  # its value before the reader moves it
     written: Callable[[Words, Any], str] = lambda say, value: f"{value:,}"
 
+    @property
+    def knob(self) -> Knob:
+        """Its value in the session and in links, apart from the knobs of the lesson."""
+        return Knob(f"task.{self.name}", self.options, self.first)
+
 
 @dataclass(frozen=True)
 class Goal:
@@ -46,7 +53,7 @@ class Goal:
 @dataclass(frozen=True)
 class Task:
     """`spec`: the layout of the reader's values; it raises `RequestError` if they do not go together. `goals`: what is asked of
-    it. `hints`: opened one by one. With its first values a task is not solved.
+    it. `hints`: opened one by one. `zero`: the stage of ZeRO if no setting chooses it. The first values do not solve a task.
     """
 
     device: str
@@ -55,10 +62,15 @@ class Task:
     spec: Callable[[Values], RunSpec]
     goals: Callable[[Task, Outcome, Words], list[Goal]]
     hints: tuple[Callable[[Words], str], ...]
+    zero: int = 0
 
     @property
     def first(self) -> dict[str, Any]:
         return {setting.name: setting.first for setting in self.settings}
+
+    @property
+    def knobs(self) -> tuple[Knob, ...]:
+        return tuple(setting.knob for setting in self.settings)
 
     def choices(self) -> list[dict[str, Any]]:
         """Every combination of values that makes a layout."""
@@ -163,10 +175,13 @@ def draw(state: LessonState, task: Task) -> None:
         st.markdown(f"#### :material/target: {say('Task')}", anchors=False)
         st.markdown(task.asked(say), width=READABLE_PX)
         state.controls(*(_control(state, setting) for setting in task.settings))
-        values = {setting.name: st.session_state[_key(state, setting)] for setting in task.settings}
+        values = {setting.name: state[setting.knob.name] for setting in task.settings}
+        state.write_link()  # a fragment's rerun does not reach the end of the page
         with st.spinner(say("Comparing all choices of the task")):  # for a while when the task is first shown
             goals = judged(task, values, say)
         _goals()(key=state.key("goals"), data={"html": _listed(goals, state.style)})
+        if values.get("zero", task.zero) == 3:
+            st.caption(overlap_caveat(say), width=READABLE_PX)
         if all(goal.met for goal in goals):
             st.success(say("Solved. Other choices may do it too: try one."), icon=":material/check_circle:")
             if state.number not in solved():
@@ -184,13 +199,8 @@ def judged(task: Task, values: Values, say: Words) -> list[Goal]:
     return task.goals(task, outcome(made, task.device), say)
 
 
-def _key(state: LessonState, setting: Setting) -> str:
-    return state.key(f"task-{setting.name}")
-
-
 def _control(state: LessonState, setting: Setting) -> Callable[[], Any]:
-    say, key = state.say, _key(state, setting)
-    st.session_state.setdefault(key, setting.first)
+    say, key = state.say, state.key_with_value(setting.knob.name)
     return lambda: st.select_slider(
         setting.label(say),
         setting.options,

@@ -298,6 +298,7 @@ RECOMPUTE = Task(
     settings=(_recompute(("none", _SELECTIVE, "full"), "none"), _size((1, 2, 3, 4, 6), _LEAST)),
     spec=_again,
     goals=_cheap,
+    zero=3,
     hints=(
         lambda say: say("Which parts keep much and are computed fast? Those are the ones to drop."),
         lambda say: say("Fused attention keeps no scores. So recomputing the attention’s core frees nearly nothing here."),
@@ -341,6 +342,7 @@ FUSED = Task(
     ),
     spec=_long,
     goals=lambda task, found, say: [fits(found, say), not_in_full(found, say), is_fast(task, found, 0.1, say)],
+    zero=3,
     hints=(
         lambda say: say("a · s² · 2 bytes of scores in each of 32 layers: how much is that at 24,576 tokens?"),
         lambda say: say("The logits of one sequence are s · v · 4 bytes. See how much the loss in chunks takes off."),

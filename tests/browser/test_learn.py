@@ -120,6 +120,22 @@ def test_pointing_at_a_product_marks_its_row_and_column_and_a_term_unfolds(serve
     expect(term.locator(".ss-meaning")).to_be_hidden()
     term.focus()
     expect(term.locator(".ss-meaning")).to_be_visible()
+    expect(term).to_have_accessible_description(term.locator(".ss-meaning").inner_text())
+    page.keyboard.press("Escape")
+    expect(term.locator(".ss-meaning")).to_be_hidden()
+    term.blur()
+    term.focus()
+    expect(term.locator(".ss-meaning")).to_be_visible()
+
+
+def test_a_link_opens_a_task_with_the_settings_of_who_sent_it(server: Server, watched: Watched):
+    page = lesson(watched, server, "lesson=5&with=schedule-1f1b~p-4~m-8~task.schedule-interleaved×2~task.microbatches-32")
+    task = page.locator(".st-key-task")
+    expect(task.get_by_text("Solved.")).to_be_visible()
+    task.get_by_role("slider", name="Microbatches m").press("ArrowLeft")
+    expect(task.get_by_text("Solved.")).to_be_hidden()
+    page.wait_for_url("**task.schedule-interleaved*")  # the setting that is the first one again is left out
+    assert "task.microbatches-16" not in page.url
 
 
 def test_on_a_narrow_page_every_lesson_fits(server: Server, watched: Watched):

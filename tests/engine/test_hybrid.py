@@ -15,8 +15,8 @@ from engine.imports import read
 from engine.launch.recording import with_ledgers
 from engine.measure.parity import PARITY_LIMIT
 from engine.planner.search import search
-from engine.predict.errors import memory_errors, traffic_differences
 from engine.spec import LayoutSpec, RequestError, RunSpec, WorkloadSpec
+from engine.tables import memory_errors, traffic_differences
 from engine.topology import Mesh
 from tests.runs import Runs
 

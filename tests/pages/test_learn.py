@@ -13,9 +13,9 @@ from engine import catalog, store
 from engine.devices import DEVICES
 from engine.planner.advice import advice
 from engine.planner.search import search
-from engine.predict.timeline import simulate, textbook
 from engine.predict.traffic import traffic
 from engine.schedule import SCHEDULES, in_flight, plan
+from engine.schedule.timeline import simulate, textbook
 from engine.spec import LayoutSpec, RunSpec, ScheduleName
 from engine.topology import Mesh
 from pages.charts.look import View, look
@@ -317,7 +317,7 @@ def test_all_layouts_are_searched_on_request(parts: tuple[Service, Queue]):
 def test_a_term_in_bold_chinese_stays_bold():
     """There are no blanks around it, which Markdown would need."""
     shown = unfolding("切成**微批次**后", words("zh"), set())
-    assert shown.startswith('切成<b><span class="ss-term" tabindex="0">微批次<span')
+    assert shown.startswith('切成<b><span class="ss-term" tabindex="0" aria-describedby="meaning-1">微批次<span')
     assert shown.endswith("</span></span></b>后")
 
 
@@ -326,7 +326,7 @@ def test_terms_unfold_where_they_occur_first(language: Language):
     say = words(language)
     term, meaning = next(iter(terms(say).items()))
     shown = unfolding(f"{term}, {term}, `{term}`", say, set())
-    assert shown.count(f'<span class="ss-meaning">{meaning}</span>') == 1
+    assert shown.count(f'<span class="ss-meaning" id="meaning-1" role="tooltip">{meaning}</span>') == 1
     assert shown.endswith(f", {term}, `{term}`")
     assert unfolding(term, say, {term.lower()}) == term
 
@@ -339,7 +339,7 @@ def test_a_term_inside_another_word_is_not_marked(language: Language, markdown: 
 
 
 def test_a_plural_is_marked_whole_in_chinese_too():
-    assert 'tabindex="0">logits<span' in unfolding("一条序列的 logits 占", words("zh"), set())
+    assert ">logits<span" in unfolding("一条序列的 logits 占", words("zh"), set())
 
 
 # -------------------------------------------------------------------------------------------------------------- scenes

@@ -7,10 +7,9 @@ import pytest
 
 from engine.launch.dry_tables import first_of_each_stage, result
 from engine.launch.textbook import textbook
-from engine.predict.errors import memory_errors, traffic_differences
 from engine.predict.run import predict
 from engine.spec import RunSpec
-from engine.tables import RunResult
+from engine.tables import RunResult, memory_errors, traffic_differences
 from tests.covering import covering, title
 from tests.launch.dry_runs import DryRunRequest, dry_run_all
 from tests.runs import Runs

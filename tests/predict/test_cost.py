@@ -18,8 +18,8 @@ from engine.predict.speed.cost import Cost, model_flops
 from engine.predict.speed.passes import COMPUTE, FORWARD, INPUTS, MODEL_PARTS, TP, WEIGHTS
 from engine.predict.speed.rates import Assumptions, link
 from engine.predict.speed.step_time import StepTime, durations, estimate, layers_of_stages, simulated
-from engine.predict.timeline import simulate
 from engine.schedule import SCHEDULES, plan
+from engine.schedule.timeline import simulate
 from engine.spec import SCHEDULE_FACTS, WHOLE_LOSS, LayoutSpec, ModelSpec, RunSpec, WorkloadSpec
 
 A100, H100 = DEVICES["a100-80gb"], DEVICES["h100-80gb"]

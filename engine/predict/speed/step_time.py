@@ -18,8 +18,8 @@ from engine.predict.speed.cost import Cost, HeldParameters
 from engine.predict.speed.passes import COMPUTE, CP, DP, FORWARD, INPUTS, MODEL_PARTS, TP, WEIGHTS
 from engine.predict.speed.rates import Assumptions, Real
 from engine.predict.speed.simulation import SimulatedPipeline, pipeline_simulation, simulate_all
-from engine.predict.timeline import Durations
 from engine.schedule import Flow, Kind
+from engine.schedule.timeline import Durations
 from engine.spec import RunSpec
 from engine.spec.schedules import PipelineWork
 from engine.topology import AXES_BY_FREQUENCY
