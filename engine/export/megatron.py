@@ -18,6 +18,7 @@ from engine.export.common import (
     optimizer_settings,
     weights_note,
 )
+from engine.export.megatron_experts import experts, experts_differences, experts_layout, experts_refusal, latents
 from engine.families import ModelParts
 from engine.planner.frameworks import parts_lacked
 from engine.spec import AttentionName, LayoutSpec, ModelSpec, RunSpec, recomputes
@@ -89,6 +90,7 @@ def _refusal(spec: RunSpec) -> Iterator[str]:
     """Why Megatron-LM cannot start the layout; nothing if it can."""
     if spec.model.parts.encoder and spec.layout.pp > 1:
         yield f"Megatron-LM {VERSION} has no pipeline for T5, and this layout has {spec.layout.pp} stages"
+    yield from experts_refusal(spec)
 
 
 def _differences(spec: RunSpec) -> Iterator[str]:
@@ -116,6 +118,7 @@ def _model_differences(model: ModelSpec) -> Iterator[str]:
         yield _OTHERWISE[model.family]
     if "rotary_local_base" in model.sized_parts:
         yield "it has one base of rotary positions for layers with and without a window"
+    yield from experts_differences(model)
     if model.family in _SCRIPTS and (lacked := parts_lacked("megatron", model)):
         yield f"it has no {', '.join(lacked)}; the nearest that it has stands there"
 
@@ -187,6 +190,8 @@ def _model(spec: RunSpec) -> Iterator[Argument]:
         yield "--num-query-groups", model.key_heads
     yield from _positions(model)
     yield from _layer_parts(model.parts)
+    yield from latents(model)
+    yield from experts(model)
     yield "--attention-dropout", 0
     yield "--hidden-dropout", 0
     yield from _vocabulary(spec)
@@ -200,7 +205,7 @@ def _positions(model: ModelSpec) -> Iterator[Argument]:
     yield "--position-embedding-type", "relative" if relative else _POSITIONS.get(parts.position, "learned_absolute")
     if parts.position == "rotary":
         yield "--rotary-base", model.angle_base
-        if model.rotated < model.head_width:
+        if "rotary_width" in model.sized_parts:
             yield "--rotary-percent", model.rotated / model.head_width
     if "window" in model.sized_parts:
         yield "--window-size", f"{model.window - 1},0"  # the tokens before this one, and behind it
@@ -258,6 +263,7 @@ def _layout(spec: RunSpec) -> Iterator[Argument]:
     if layout.cp > 1:
         yield "--context-parallel-size", layout.cp
         yield "--cp-comm-type", {"ring": "p2p", "all_gather": "all_gather", "ulysses": "a2a"}[layout.context_parallel]
+    yield from experts_layout(spec)
     yield "--pipeline-model-parallel-size", layout.pp
     if layout.pp == 1 or spec.model.parts.encoder:
         return

@@ -53,6 +53,7 @@ def accounting(name: str) -> Callable[[ModelSpec, WorkloadSpec, Grid], Fullest]:
 def megatron_core(model: ModelSpec, workload: WorkloadSpec, grid: Grid) -> Fullest:
     """The fuller of the first and the last stage. Raises `RequestError` if layers differ or are not of a kind that it counts."""
     _must_be_one_stack(model, "megatron-core")
+    _refuse(model, "megatron-core", "experts")  # how many ranks share them a grid does not say: `MegatronRun.ep` does
     first, last = megatron_stages(model, workload, grid)
     return np.ceil(np.maximum(first, last)).astype(np.int64), np.where(first >= last, 0, grid.pp - 1)
 
@@ -75,6 +76,7 @@ def korthikanti2022(model: ModelSpec, workload: WorkloadSpec, grid: Grid) -> Ful
     does, the sharded part is divided by dp. Raises `RequestError` if layers differ or are not of the paper's kind.
     """
     _must_be_one_stack(model, "korthikanti2022")
+    _refuse(model, "korthikanti2022", "kv_lora_rank", "experts")
     sharded = _shared(STATE_SIZES | {"gradients": 4}, grid.dp / grid.zero_replicas, grid.zero)
     parameters = model.layers * matrices_of_a_layer(model, key_copies(model, grid)) / (grid.pp * grid.tp)
     held = passes_held(grid) / grid.chunks / grid.pp * model.layers  # layers' worth of activations
@@ -146,6 +148,18 @@ def _must_be_one_stack(model: ModelSpec, account: str) -> None:
     if lacked:
         raise RequestError(
             sentence("{account} does not count {what}; the memory model engine does", account=account, what=", ".join(lacked))
+        )
+
+
+def _refuse(model: ModelSpec, account: str, *names: str) -> None:
+    """Raises `RequestError` if one of these numbers of the model, which the account does not count, is not 0."""
+    if what := next((name for name in names if getattr(model, name)), None):
+        raise RequestError(
+            sentence(
+                "{account} does not count {what}; the memory model engine does",
+                account=account,
+                what=f"{what}={getattr(model, what)}",
+            )
         )
 
 

@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 from engine.devices import device
 from engine.papers.reference import Reference
 from engine.predict.speed.rates import Assumptions
-from engine.predict.speed.simulation import pipeline_simulation, simulate_all
 from engine.predict.speed.step_time import durations
 from engine.schedule import Flow, Kind
+from engine.schedule.simulation import pipeline_simulation, simulate_all
 from engine.schedule.timeline import Durations
 from engine.spec import WHOLE_LOSS, LayoutSpec, ModelSpec, RunSpec, WorkloadSpec
 

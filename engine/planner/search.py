@@ -18,6 +18,7 @@ import pandas as pd
 from engine.devices import DeviceSpec
 from engine.optimizer import Framework
 from engine.papers.accounting import AccountingName, Fullest, accounting
+from engine.papers.closed_forms import model_flops
 from engine.planner.candidates import candidates
 from engine.planner.frameworks import NAMES, SPLIT_BY, had_by
 from engine.planner.hybrid import hybrids
@@ -25,7 +26,7 @@ from engine.planner.reserve import reserve
 from engine.planner.uneven import Split, uneven
 from engine.predict.bulk.traffic import bulk_traffic
 from engine.predict.grid import RECOMPUTES, Grid, Whole, distinct
-from engine.predict.speed.cost import Cost, model_flops
+from engine.predict.speed.cost import Cost
 from engine.predict.speed.rates import Assumptions
 from engine.predict.speed.step_time import StepTime, estimate, simulated_all
 from engine.schedule import SCHEDULES
@@ -209,7 +210,7 @@ def _refined(cost: Cost, times: StepTime, memory: Whole, fits: Any, most: int) -
     due, done = _ranked(step, memory, fitting, most).tolist(), set[int]()
     while due and len(done) < 2 * most:
         specs = [cost.grid.spec(row, cost.model, cost.workload) for row in due]
-        step[due], bubble[due] = np.array(simulated_all(specs, cost.device, cost.assumed)).T
+        step[due], bubble[due] = np.array(simulated_all(specs, cost.device, cost.assumed, cost.passes.take(due))).T
         done.update(due)
         due = [row for row in _ranked(step, memory, fitting, most // 2).tolist() if row not in done]
     return replace(times, step=step, idle=times.idle + step - times.step, bubble=bubble)

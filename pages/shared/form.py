@@ -310,6 +310,9 @@ def _described(choice: Choice, say: Words) -> str:
         seq=f"{model.seq:,}",
         parameters=short(model.parameters(), say),
     )
+    if model.experts:
+        active = short(model.active_parameters(), say)
+        described = say("{model}, of which a token goes through {active}", model=described, active=active)
     if model.vocab_multiple > 1:
         return say("{model}; padding of the vocabulary is not counted", model=described)
     return described

@@ -244,7 +244,8 @@ def test_what_a_script_has_and_a_request_has_not_is_named(flags: str, told: str)
     [
         ("--seq-length 2048", "", "--seq-length is missing"),
         ("--num-layers 96", "--num-layers many", "--num-layers=many must be a whole number"),
-        ("--global-batch-size 1536", "--global-batch-size 1536 --num-experts 8", "--num-experts 8 has no part here"),
+        ("--fp16", "--num-experts 8 --expert-tensor-parallel-size 1", "--expert-tensor-parallel-size=1 is not supported here"),
+        ("--fp16", "--num-experts 8 --moe-layer-freq [0]*95+2", "--moe-layer-freq=[0]*95+2 is not supported here"),
         ("GPUS_PER_NODE=8", "GPUS_PER_NODE=7", "tp=8 × pp=16 does not divide the 112 ranks of torchrun"),
         ("--micro-batch-size 1", "--micro-batch-size 7", "--global-batch-size 1536 is not a multiple of 7 × dp=1"),
         ("--fp16", "--recompute-granularity selective --recompute-modules moe", "--recompute-modules ['moe'] has parts"),
@@ -252,7 +253,7 @@ def test_what_a_script_has_and_a_request_has_not_is_named(flags: str, told: str)
         ("--fp16", "--position-embedding-type yarn", "--position-embedding-type=yarn is not supported here; only "),
         ("--fp16", "--optimizer muon", "--optimizer=muon is not supported here; only adam, sgd and lion"),
         ("--fp16", "--quick-geglu", "--quick-geglu has no part here"),
-        ("--fp16", "--multi-latent-attention", "--multi-latent-attention has no part here"),
+        ("--fp16", "--moe-shared-expert-gate", "--moe-shared-expert-gate has no part here"),
         ("--fp16", "--mtp-num-layers 1", "--mtp-num-layers has no part here"),
         ("--fp16", "--attention-output-gate", "--attention-output-gate has no part here"),
         ('"$LOGS"', '"$LOGS', "train.sh is not a script: No closing quotation"),
@@ -277,7 +278,7 @@ TOML = settings(
 @pytest.mark.parametrize(
     ("old", "new", "told"),
     [
-        ('"llama3"', '"deepseek_v3"', "torchtitan's model deepseek_v3 is not known here"),
+        ('"llama3"', '"qwen3"', "torchtitan's model qwen3 is not known here"),
         ('"8B"', '"9B"', "the flavor 9B is in torchtitan's code; 8B, 70B, 405B are known"),
         ("tensor_parallel_degree = 1", "tensor_parallel_degree = true", "tensor_parallel_degree=true must be a whole number"),
         ("[debug]", "[debug", "file.toml is not TOML"),

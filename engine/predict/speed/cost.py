@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 
 from engine.devices import DeviceSpec
-from engine.families import predicted
 from engine.optimizer import optimizer_of
 from engine.predict.grid import Grid
 from engine.predict.speed.passes import COMPUTE, DP, FORWARD, INPUTS, WEIGHTS, ModelPasses, model_passes
@@ -31,10 +30,21 @@ class HeldParameters:
 class Cost:
     """Seconds of the passes of one microbatch, for each layout of a grid."""
 
-    def __init__(self, model: ModelSpec, workload: WorkloadSpec, grid: Grid, device: DeviceSpec, assumed: Assumptions) -> None:
+    def __init__(
+        self,
+        model: ModelSpec,
+        workload: WorkloadSpec,
+        grid: Grid,
+        device: DeviceSpec,
+        assumed: Assumptions,
+        passes: ModelPasses | None = None,
+    ) -> None:
+        """`passes`: those of the grid's layouts, where they have been read from ledgers already."""
         self.model, self.workload, self.grid, self.device, self.assumed = model, workload, grid, device, assumed
         self.bytes = 2 if workload.precision == "bf16" else 4
         self.gradient_bytes = 2 if workload.precision == workload.accumulate == "bf16" else 4
+        if passes is not None:
+            self.passes = passes
         self.rates = rates(device, workload.precision, assumed)
         self.t = grid.tp.astype(np.float64)
         self.b = grid.microbatch_size.astype(np.float64)
@@ -63,9 +73,7 @@ class Cost:
 
     def like(self, which: Any, grid: Grid) -> Cost:
         """The cost of layouts that differ from the selected ones of this grid only in what dp does."""
-        taken = Cost(self.model, self.workload, grid, self.device, self.assumed)
-        taken.passes = self.passes.take(which)
-        return taken
+        return Cost(self.model, self.workload, grid, self.device, self.assumed, self.passes.take(which))
 
     @cached_property
     def passes(self) -> ModelPasses:
@@ -80,11 +88,8 @@ class Cost:
         `first`, `last`: whether it has the embedding, the head. Arguments are numbers or (n,).
         """
         model, family = self.model, self.model.parts
-        queries, keys = model.heads * model.head_width, model.key_heads * model.head_width
-        plain, crossing = (
-            family.layer_parameters(model.hidden, model.ffn_width, queries, keys, model.head_width, kind)
-            for kind in (False, True)
-        )
+        keys = model.key_heads * model.head_width
+        plain, crossing = model.layer_parameters(False), model.layer_parameters(True)
         whole, table = model.vocab * model.hidden, model.padded_vocab(self.t) * model.hidden
         outer = family.outer_parameters(model.hidden, model.vocab, model.places, model.heads) - whole * (1 if family.tied else 2)
         tables = np.where(first & last & family.tied, 1, first * 1 + last * 1) * table
@@ -178,19 +183,3 @@ class Cost:
 
     def _boundary(self) -> Real:
         return self.b * (self.model.rows / self.grid.cp) * self.model.hidden * self.bytes * (2 if self.model.parts.encoder else 1)
-
-
-def model_flops(model: ModelSpec) -> float:
-    """FLOPs of forward and backward for one sequence, without recompute: three times those of forward.
-
-    For a GPT, 72·L·s·h²·(1 + s/(6h) + V/(12·h·L)) (Narayanan et al. 2021, SC21, appendix). Masked scores are counted too.
-    """
-    queries, keys = model.heads * model.head_width, model.key_heads * model.head_width
-    matrices = 3 if model.parts.gated else 2
-    attention = model.hidden * (queries + 2 * keys) + queries * model.hidden
-    crossing = model.layers - model.encoder_layers if model.parts.encoder else 0
-    blocks = model.layers + crossing
-    scores = (4 if model.parts.position == "relative" else 2) * model.seq * queries
-    layers = blocks * (attention + scores) + model.layers * matrices * model.hidden * model.ffn_width
-    queries_asked = predicted("permuted", model.seq) if model.parts.objective == "permuted" else model.seq
-    return 6.0 * (model.rows * layers + queries_asked * model.hidden * model.vocab)
