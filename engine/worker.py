@@ -113,6 +113,7 @@ class Trainer:
         layout, workload = spec.layout, spec.workload
         schedule = plan(layout, workload.microbatches, spec.model.parts.tied)
         ranges = layout.layer_ranges(spec.model.layers)
+        recomputed = layout.recomputed_whole(spec.model.layers, spec.model.encoder_layers)
         last = len(schedule.placement) - 1
         routing = Routing(workload.balanced_router, layout.dp * workload.microbatches)
         precision = DTYPES[workload.precision]
@@ -131,6 +132,7 @@ class Trainer:
                 self.data.through,
                 spec.attention,
                 workload.loss_tokens(spec.model, layout.tp, layout.cp),
+                [layer for layer, again in zip(ranges[c], recomputed[c], strict=True) if again],
             )
             for c, stage in enumerate(schedule.placement)
             if stage == comm.at.pp

@@ -266,7 +266,7 @@ def _row(plan: Plan, row: int, uneven: bool) -> dict[str, Any]:
         "microbatches": f"{r['microbatches']:,} × {r['microbatch_size']}",
         "zero": f"{r['zero']}" + (f" in {r['zero_replicas']} groups" if r["zero_replicas"] > 1 else ""),
         "sp": "yes" if r["sequence_parallel"] else "no",
-        "recompute": r["recompute"],
+        "recompute": r["recompute"] + (f", {r['recompute_layers']} of a chunk" if r["recompute_layers"] else ""),
         "memory": f"{r['memory_bytes'] / 2**30:7.1f} GiB",
         "reserve": f"{r['reserve_bytes'] / 2**30:5.1f} GiB",
         "step": f"{r['step_s']:8.3f} s",

@@ -52,9 +52,18 @@ def config(spec: RunSpec) -> str:
     if layout.recompute != "none":
         found["activation_checkpointing"] = {
             "partition_activations": layout.sequence_parallel,
-            "number_checkpoints": layout.stage_layers(spec.model.layers)[0],
+            "number_checkpoints": _checkpoints(spec),
         }
     return json.dumps(found, indent=2) + "\n"
+
+
+def _checkpoints(spec: RunSpec) -> int:
+    """On the first stage."""
+    layout, layers = spec.layout, spec.model.layers
+    if layout.recompute != "full":
+        return layout.stage_layers(layers)[0]
+    each = zip(layout.placement, layout.recomputed_whole(layers, spec.model.encoder_layers), strict=True)
+    return sum(sum(again) for stage, again in each if stage == 0)
 
 
 def _differences(spec: RunSpec) -> Iterator[str]:
@@ -79,12 +88,13 @@ def _differences(spec: RunSpec) -> Iterator[str]:
         yield "its sequence parallelism is another (Ulysses); this one, of tensor parallelism, it has not"
     if layout.pp > 1 and layout.zero > _WITH_PIPELINE:
         yield f"a pipeline goes with ZeRO up to {_WITH_PIPELINE}, so ZeRO {layout.zero} becomes {_WITH_PIPELINE}"
-    if layout.zero_replicas > 1 and not _is_mics(spec):
-        yield f"its hybrid sharding, MiCS, is of ZeRO 3 alone, so all ranks shard, and not {layout.zero_replicas} groups of them"
-    elif layout.zero_replicas > 1:
-        yield "for mics_shard_size the model is made inside deepspeed.zero.MiCS_Init"
+    yield from _hybrid_differences(spec)
     if layout.recompute != "none":
-        what = "each layer" if layout.recompute == "full" else layout.recompute
+        what: str = "each layer" if layout.recompute == "full" else layout.recompute
+        if layout.recompute_layers:
+            what = f"each of the first {layout.recompute_layers} layers of a stage"
+        elif layout.recompute_every > 1:
+            what = f"every n-th layer of a stage, n = {layout.recompute_every}"
         yield f"recompute is called in the model: deepspeed.checkpointing.checkpoint around {what}"
     how = "scaled_dot_product_attention" if spec.attention == "fused" else "the scores written out"
     yield f"attention is the model's: {how}, here"
@@ -93,6 +103,14 @@ def _differences(spec: RunSpec) -> Iterator[str]:
     yield from weights_note(spec)
     yield from loss_note(spec, "in your model a fused linear cross-entropy does the same, such as Liger Kernel's")
     yield "steps, sequence length and data are the training script's"
+
+
+def _hybrid_differences(spec: RunSpec) -> Iterator[str]:
+    layout = spec.layout
+    if layout.zero_replicas > 1 and not _is_mics(spec):
+        yield f"its hybrid sharding, MiCS, is of ZeRO 3 alone, so all ranks shard, and not {layout.zero_replicas} groups of them"
+    elif layout.zero_replicas > 1:
+        yield "for mics_shard_size the model is made inside deepspeed.zero.MiCS_Init"
 
 
 def _precision_differences(spec: RunSpec) -> Iterator[str]:

@@ -133,6 +133,8 @@ def _workload_differences(spec: RunSpec) -> Iterator[str]:
         yield "its optimizer has an fp32 copy and fp32 states; states in bf16 need AdamW and its distributed optimizer (ZeRO)"
     if workload.precision == "bf16" and workload.accumulate == "bf16":
         yield "gradients are reduced in bf16 as well as added up in it"
+    if layout.recompute_every > 1:
+        yield f"it recomputes the first layers of a chunk, and not every n-th; n={layout.recompute_every} becomes as many of them"
     if recomputes(layout.recompute, "mlp_act"):
         yield "it computes an activation again for experts alone (moe_act), or the whole MLP (mlp); mlp_act is left out"
     if workload.optimizer == "lion":
@@ -280,6 +282,12 @@ def _layout(spec: RunSpec) -> Iterator[Argument]:
             yield "--microbatch-group-size-per-virtual-pipeline-stage", each
 
 
+def _recomputed_layers(spec: RunSpec) -> int:
+    """How many layers it recomputes in each chunk, the first ones."""
+    each = spec.layout.recomputed_whole(spec.model.layers, spec.model.encoder_layers)
+    return spec.layout.recompute_layers or max(1, *map(sum, each))
+
+
 def _recomputed_modules(layout: LayoutSpec) -> list[str]:
     """The parts of layers that backward computes again, which have the same names there. It has no mlp_act."""
     return [part for part in layout.recompute.split("+") if part in ("core_attn", "layernorm")]
@@ -309,8 +317,8 @@ def _levers(spec: RunSpec) -> Iterator[Argument]:
         yield "--recompute-modules", " ".join(modules)
     elif layout.recompute == "full":
         yield "--recompute-granularity", "full"
-        yield "--recompute-method", "uniform"
-        yield "--recompute-num-layers", 1
+        yield "--recompute-method", "block" if layout.recomputes_some else "uniform"
+        yield "--recompute-num-layers", _recomputed_layers(spec) if layout.recomputes_some else 1
     if workload.precision == "bf16":
         yield "--bf16", True
         yield ("--accumulate-allreduce-grads-in-fp32" if workload.accumulate == "fp32" else "--grad-reduce-in-bf16"), True

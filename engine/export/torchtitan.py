@@ -86,14 +86,20 @@ def _differences(spec: RunSpec) -> Iterator[str]:
         yield "its tensor parallelism is sequence parallel too"
     if spec.attention == "written":
         yield "its attention is always fused (scaled_dot_product_attention or FlexAttention); here the scores are written"
-    if layout.recompute not in ("none", "full"):
-        yield f"its selective recompute chooses among all operators; here {layout.recompute} is computed again"
+    yield from _recompute_differences(layout)
     yield from _precision_differences(spec)
     yield from optimizer_note(spec, "torchtitan", "torchtitan")
     yield from weights_note(spec)
     yield from loss_note(spec, "torchtitan keeps whole logits")
     if spec.generate.prompt:
         yield "nothing is generated after training"
+
+
+def _recompute_differences(layout: LayoutSpec) -> Iterator[str]:
+    if layout.recompute not in ("none", "full"):
+        yield f"its selective recompute chooses among all operators; here {layout.recompute} is computed again"
+    if layout.recompute_layers:
+        yield f"it recomputes all layers or every n-th, and not the first {layout.recompute_layers} of a chunk; all are, there"
 
 
 def _position_differences(model: ModelSpec) -> Iterator[str]:
@@ -245,7 +251,11 @@ def _precision_differences(spec: RunSpec) -> Iterator[str]:
 
 
 def _checkpoint(layout: LayoutSpec) -> dict[str, Any]:
-    """Its selective mode by operator keeps most matrix products and attention, and computes all else again."""
+    """Its selective mode with a number recomputes every n-th layer. By operator it keeps most matrix products and attention, and
+    computes all else again.
+    """
+    if layout.recompute_every > 1:
+        return {"mode": "selective", "selective_ac_option": str(layout.recompute_every)}
     if layout.recompute in ("none", "full"):
         return {"mode": layout.recompute}
     return {"mode": "selective", "selective_ac_option": "op"}

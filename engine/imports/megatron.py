@@ -191,7 +191,7 @@ def _layout(fields: Fields, model: ModelSpec) -> tuple[LayoutSpec, list[Sentence
     dp = ranks // (tp * cp * pp) if ranks else 1
     values: Values = {"dp": dp, "tp": tp, "pp": pp, **of_context, **expert_layout(fields, tp, dp)}
     parallel = _is_set(fields, "sequence_parallel") and tp > 1  # Megatron-LM turns it off without tp
-    values |= {"sequence_parallel": parallel, "recompute": _recompute(fields, remarks)}
+    values |= {"sequence_parallel": parallel, **_recompute(fields, remarks)}
     sharded = fields.one_of("data_parallel_sharding_strategy", _ZERO)
     states = _is_set(fields, "use_distributed_optimizer")
     values["zero"] = (sharded if _is_set(fields, "use_megatron_fsdp") else int(states)) if values["dp"] * cp > 1 else 0
@@ -235,11 +235,18 @@ def _chunks(fields: Fields, layers: int, pp: int) -> tuple[int, ...]:
     return (1,) * max(chunks, pp, 1)
 
 
-def _recompute(fields: Fields, remarks: list[Sentence]) -> str:
+def _recompute(fields: Fields, remarks: list[Sentence]) -> Values:
+    kind = _kind_of_recompute(fields, remarks)
+    if kind == "full" and fields.get("recompute_method") == "block" and "recompute_num_layers" in fields:
+        return {"recompute": kind, "recompute_layers": fields.whole("recompute_num_layers")}
+    return {"recompute": kind}
+
+
+def _kind_of_recompute(fields: Fields, remarks: list[Sentence]) -> str:
     granularity, modules = fields.get("recompute_granularity"), fields.get("recompute_modules") or ["core_attn"]
     method, count = fields.get("recompute_method"), fields.get("recompute_num_layers")
     if granularity == "full":
-        if method != "uniform" or count not in (None, 1):
+        if method not in ("uniform", "block") or (method == "uniform" and count not in (None, 1)):
             text = sentence(
                 "--recompute-method {method} of {count} layers is left out: every layer is recomputed here, each on its own",
                 method=brief(method),

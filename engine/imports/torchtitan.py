@@ -35,14 +35,14 @@ _USUAL: Mapping[str, Mapping[str, Any]] = {
         "pipeline_parallel_degree": 1, "pipeline_parallel_schedule": "1F1B", "pipeline_parallel_microbatch_size": 1,
         "pipeline_parallel_first_stage_less_layers": 1, "pipeline_parallel_last_stage_less_layers": 1,
     },
-    "activation_checkpoint": {"mode": "selective"},
+    "activation_checkpoint": {"mode": "selective", "selective_ac_option": "2"},
 }  # fmt: skip
 _SECTIONS = ("model", "training", "optimizer", "lr_scheduler", "parallelism", "activation_checkpoint", "debug")
 _HARMLESS = ("job", "profiling", "metrics", "checkpoint", "comm", "validation", "compile", "experimental", "memory_estimation")
 _ALSO_HARMLESS = (
     "tokenizer_path", "hf_assets_path", "converters", "dataset", "dataset_path", "max_norm", "gc_freq", "beta1", "beta2",
     "weight_decay", "eps", "implementation", "early_step_in_backward", "warmup_steps", "decay_ratio", "decay_type",
-    "min_lr_factor", "deterministic", "selective_ac_option", "mixed_precision_reduce", "enable_async_tensor_parallel",
+    "min_lr_factor", "deterministic", "mixed_precision_reduce", "enable_async_tensor_parallel",
     "pipeline_parallel_first_stage_less_layers", "pipeline_parallel_last_stage_less_layers", "pipeline_parallel_microbatch_size",
 )  # fmt: skip
 
@@ -129,15 +129,24 @@ def _layout(parts: Mapping[str, Fields], model: ModelSpec, remarks: list[Sentenc
         fields.demand("expert_tensor_parallel_degree", tp)
     always = fields.get("fsdp_reshard_after_forward")
     zero = 0 if shard == 1 else 2 if always == "never" or (always in (None, "default") and pp > 1) else 3
-    mode = parts["activation_checkpoint"].get("mode")
+    mode, every = _recompute(parts["activation_checkpoint"])
     if mode not in ("none", "full"):
         remarks.append(sentence("activation_checkpoint.mode={mode} is left out: nothing is computed again", mode=brief(mode)))
         mode = "none"
     values: Values = {"dp": shard * replicas, "tp": tp, "pp": pp, "zero": zero, "sequence_parallel": tp > 1, "recompute": mode}
     values |= {"zero_replicas": replicas} if zero else {}
+    values |= {"recompute_every": every} if every > 1 else {}
     values |= {"cp": cp, "context_parallel": kind} if cp != 1 else {}
     values |= {"ep": ep} if ep != 1 else {}
     return LayoutSpec.model_validate(values | _pipeline(fields, model, pp))
+
+
+def _recompute(fields: Fields) -> tuple[Any, int]:
+    """Its mode, and every how many layers are recomputed: its selective mode with a number n recomputes every n-th whole."""
+    mode, option = fields.get("mode"), str(fields.get("selective_ac_option"))
+    if mode != "selective" or not re.fullmatch(r"\d{1,4}", option):
+        return mode, 1
+    return "full", max(1, int(option))
 
 
 def _pipeline(fields: Fields, model: ModelSpec, pp: int) -> Values:

@@ -8,7 +8,6 @@ the other references to it. Under a dispatch mode, which fake tensors need, it d
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -96,7 +95,7 @@ class _Data(DataParallel):
 
     def through(self, uses: Sequence[ParameterUse], streams: Streams) -> Streams:
         self.before.setdefault(_get_sequence_nr(), -1)  # nodes after the last layer belong to none
-        return super().through([replace(use, run=partial(self._run, use)) for use in uses], streams)
+        return super().through([use._replace(run=partial(self._run, use)) for use in uses], streams)
 
     def _run(self, use: ParameterUse, streams: Streams) -> Streams:
         self._mark_layer(use)

@@ -14,13 +14,13 @@ from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
-from torch.autograd import Function
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from engine.model.norm import make_qk_norm
 from engine.model.position import AttentionInputs, Distances, unseen
 from engine.parallel.context import ContextParallel
+from engine.parallel.function import Function
 from engine.parallel.tensor import (
     Again,
     ColumnParallelLinear,

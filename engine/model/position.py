@@ -11,12 +11,12 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import Function
 from torch.nn import functional as F
 
 from engine.families import BUCKETS, FARTHEST, ROTARY_BASE
 from engine.objective import Feed
 from engine.parallel.context import own_tokens, places_of
+from engine.parallel.function import Function
 from engine.parallel.tensor import ShardedParameter, ShardSpec, TensorParallel
 from engine.spec import AttentionName, ModelSpec
 

@@ -26,7 +26,7 @@ from engine.families import FAMILIES, FamilyName, ModelParts
 from engine.papers.closed_forms import SCORES, SHARED_FROM, STATE_SIZES
 from engine.papers.megatron import key_copies, megatron_stages
 from engine.predict.bulk import memory as bulk
-from engine.predict.grid import RECOMPUTES, Grid, Whole
+from engine.predict.grid import Grid, Whole
 from engine.spec import ModelSpec, RequestError, WorkloadSpec, sentence
 
 AccountingName = Literal["engine", "megatron-core", "korthikanti2022", "zero2020"]
@@ -34,7 +34,6 @@ ACCOUNTINGS: tuple[AccountingName, ...] = get_args(AccountingName)
 Real = NDArray[np.float64]
 Fullest = tuple[Whole, Whole]  # bytes of the fullest rank of each layout, and its stage: (n,) each
 _WITHOUT_DROPOUT: tuple[FamilyName, ...] = ("llama",)
-_FULL = RECOMPUTES.index("full")
 
 
 def accounting(name: str) -> Callable[[ModelSpec, WorkloadSpec, Grid], Fullest]:
@@ -116,7 +115,8 @@ def activations_of_a_layer(model: ModelSpec, grid: Grid) -> Real:
     whole = (8 + 2 * drops) * h / np.where(grid.sequence_parallel, t, 1.0)
     divided = 4 * (queries + keys * key_copies(model, grid)) + 2 * (3 if _gated(model) else 2) * model.ffn_width
     scores = np.where(grid.recomputes("core_attn"), 0.0, (SCORES if drops else 2) * model.heads * s / t)
-    return np.where(grid.recompute == _FULL, 2.0 * h, whole + divided / t + scores) * (s * grid.microbatch_size)
+    again = grid.recomputed_share(model.layers)  # of some layers alone, the paper has no figure: this is the mean
+    return (again * 2.0 * h + (1 - again) * (whole + divided / t + scores)) * (s * grid.microbatch_size)
 
 
 def _must_be_one_stack(model: ModelSpec, account: str) -> None:
@@ -195,7 +195,8 @@ def zero2020(model: ModelSpec, workload: WorkloadSpec, grid: Grid) -> Fullest:
     and decoder layers.
     """
     states = zero_states(model.parameters() / (grid.tp * grid.pp), grid.dp / grid.zero_replicas, grid.zero)
-    numbers = np.where(grid.recompute == _FULL, model.hidden, numbers_of_a_token(model))
+    again = grid.recomputed_share(model.layers)
+    numbers = again * model.hidden + (1 - again) * numbers_of_a_token(model)
     held = passes_held(grid) / grid.chunks / grid.pp * model.layers
     activations = 2 * numbers * grid.microbatch_size * model.rows * held
     return np.ceil(states + activations).astype(np.int64), np.zeros(len(grid), np.int64)

@@ -186,4 +186,5 @@ class _Asked:
         if self.workload.attention_of(m) == "written":
             divided = divided + np.where(grid.recomputes("core_attn"), 0, m.heads * m.seq)
         bytes_: Real = u * (whole + divided / grid.tp)
-        return np.where(grid.recompute == _FULL, u * m.hidden / self.cut, bytes_) if full else bytes_
+        again = grid.recomputed_share(m.layers)
+        return again * u * m.hidden / self.cut + (1 - again) * bytes_ if full else bytes_

@@ -23,10 +23,10 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd import Function
 
 from engine.parallel.attention_blocks import Blocks, Mixture, blocks_of
 from engine.parallel.comm import Comm
+from engine.parallel.function import Function
 from engine.parallel.passage import passed
 from engine.parallel.pending import Pending
 from engine.spec import ContextParallelName

@@ -28,15 +28,14 @@ being sent. With zero 1 the sum is made in this rank's share of the gradients, a
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import Function
 
 from engine.parallel.comm import EXPERT_REPLICAS, KEY_COPIES, ZERO_REPLICAS, ZERO_SHARDS, Comm
+from engine.parallel.function import Function
 from engine.parallel.pending import Pending
 from engine.parallel.tensor import ShardedParameter, TensorParallel
 from engine.topology import EP
@@ -44,8 +43,7 @@ from engine.topology import EP
 Streams = tuple[Tensor, ...]  # the activations between two uses
 
 
-@dataclass(frozen=True)
-class ParameterUse:
+class ParameterUse(NamedTuple):
     """One use of some layers' parameters in a chunk. `run` maps activations to activations."""
 
     layers: tuple[nn.Module, ...]

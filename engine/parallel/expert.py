@@ -16,9 +16,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import Function
 
 from engine.parallel.comm import Comm
+from engine.parallel.function import Function
 from engine.parallel.passage import passed
 from engine.parallel.tensor import Again, TensorParallel
 from engine.topology import EP

@@ -60,7 +60,7 @@ def candidates(model: ModelSpec, ranks: int, global_batch: int, workload: Worklo
         raise RequestError(_nothing(model, ranks, global_batch))
     dp, tp, pp, schedule, chunks, size, count = np.array([row for mesh in meshes for row in mesh]).T.copy()
     none, never = np.zeros_like(dp), np.zeros(len(dp), np.bool_)
-    bare = Grid(dp, tp, pp, chunks, size, count, none, never, none, schedule, np.ones_like(dp), none, np.ones_like(dp))
+    bare = Grid(dp, tp, pp, chunks, size, count, none, never, none, schedule, np.ones_like(dp), none, none, np.ones_like(dp))
     return _with_levers(model, bare.take(fits(model, bare)), planned_recomputes(model, workload or WorkloadSpec()))
 
 

@@ -65,7 +65,8 @@ def label(plan: Plan, row: int) -> str:
     levers += [f"{in_runs(LayoutSpec.split_of(r['split']))} layers"] if r["split"] else []
     levers += [f"ZeRO {r['zero']}" + (f" in {r['zero_replicas']} groups" if r["zero_replicas"] > 1 else "")] if r["zero"] else []
     levers += ["sequence parallel"] if r["sequence_parallel"] else []
-    levers += [f"{r['recompute']} recompute"] if r["recompute"] != "none" else []
+    some = f" of {r['recompute_layers']} layers a chunk" if r["recompute_layers"] else ""
+    levers += [f"{r['recompute']} recompute{some}"] if r["recompute"] != "none" else []
     return f"{r['layout']} ({', '.join(levers)})"
 
 
@@ -201,6 +202,9 @@ def _changes(spec: RunSpec) -> Iterator[tuple[Reason, RunSpec]]:
     if layout.recompute == "none":
         cheap = cheap_recompute(spec.model, workload)
         offers.append((_cheap(cheap), {"recompute": cheap}, {}))
+    if layout.recomputes_some:
+        all_layers = {"recompute_layers": 0, "recompute_every": 1}
+        offers.append((Reason("Full recompute keeps each layer's input alone"), all_layers, {}))
     if layout.recompute != "full":
         offers.append((Reason("Full recompute keeps each layer's input alone"), {"recompute": "full"}, {}))
     if workload.microbatch_size % 2 == 0:

@@ -83,7 +83,7 @@ def cache(model: ModelSpec, layout: LayoutSpec, precision: Precision, stage: int
     2 · L · B · T · G/tp · D · e; of latent attention L · B · T · (Lkv + D′) · e. A decoder with an encoder also keeps the keys
     and values of the source's S tokens. Models that do not generate text have no cache.
     """
-    split = ChunkSplit(model, layout)
+    split = ChunkSplit(model, layout, trains=False)
     e = Factor("e", BYTES_OF[precision])
     width = (Factor("G/tp", model.keys_on_rank(layout.tp)), Factor("D", model.head_width), e)
     b, two = Factor("B", batch), Factor("2", 2)

@@ -22,6 +22,7 @@ from engine.papers.closed_forms import model_flops
 from engine.planner.candidates import candidates
 from engine.planner.frameworks import NAMES, SPLIT_BY, had_by
 from engine.planner.hybrid import hybrids
+from engine.planner.partial import partial_recompute
 from engine.planner.reserve import reserve
 from engine.planner.uneven import Split, uneven
 from engine.predict.bulk.traffic import bulk_traffic
@@ -99,6 +100,7 @@ def search(
         layout, dp, tp, pp, chunks, schedule, microbatch_size, microbatches, zero, zero_replicas, sequence_parallel, recompute
                                       as in a spec
         split                         layers of each chunk, such as 3,3,2; empty: as even as possible
+        recompute_layers              with full recompute, the first so many layers of each chunk; 0: all
         memory_bytes, fullest_stage   memory of the fullest rank by `account`, and its stage
         reserve_bytes                 kept free beside it
         step_s, bubble                seconds of a step; idle share of the pipeline's total time
@@ -108,7 +110,8 @@ def search(
         fits, reason                  whether both fit the device's memory; if not, by how much they are too large
         pareto                        it fits, and no layout with at most as much memory is faster
 
-    Columns of text are categories, since there are few different texts. A few layouts stand there again with an uneven split, see
+    Columns of text are categories, since there are few different texts. Where full recompute fits and less does not, some layouts
+    stand there again with as few recomputed layers as fit, see `engine.planner.partial`; and a few with an uneven split, see
     `engine.planner.uneven`, if memory is counted by `engine`, some layouts are simulated, and the framework splits so.
     """
     refuse_experts(model, sentence("a search of layouts"))
@@ -121,6 +124,9 @@ def search(
                 raise RequestError(sentence("{framework} supports none of the layouts", framework=NAMES[only]))
         cost = Cost(model, workload, grid, device, assumed)
         memory, stage = accounting(account)(model, workload, grid)
+        if account == "engine" and simulate_best:
+            grid, memory, stage = _with_partial(cost, memory, stage, device, only, kept_free)
+            cost = Cost(model, workload, grid, device, assumed)
 
         def kept(some: Grid, held: Whole) -> Whole:
             return reserve(device, some, model, held, kept_free)
@@ -145,6 +151,22 @@ def search(
         split = pd.Categorical.from_codes(splits[0][order], splits[1])
         layouts = _table(model, grid, times, held, wire, split, device, workload, global_batch)
     return Plan(model, workload, ranks, global_batch, device, assumed, account, layouts, grid, times, kept_free)
+
+
+def _with_partial(
+    cost: Cost, memory: Whole, stage: Whole, device: DeviceSpec, only: Framework | None, kept_free: int | None
+) -> tuple[Grid, Whole, Whole]:
+    """The layouts, and those with full recompute of some layers behind them; bytes of tensors and fullest stage of each."""
+
+    def fits(some: Grid, held: Whole) -> Any:
+        return held + reserve(device, some, cost.model, held, kept_free) <= device.memory_bytes
+
+    more = partial_recompute(cost, fits(cost.grid, memory), fits)
+    if more is not None and only is not None:
+        more = more.take(had_by(only, cost.model, cost.workload, more.grid))
+    if more is None:
+        return cost.grid, memory, stage
+    return cost.grid.joined(more.grid), np.append(memory, more.memory), np.append(stage, more.stage)
 
 
 @contextmanager
@@ -237,7 +259,7 @@ def _table(
         "schedule": pd.Categorical.from_codes(grid.schedule, pd.Index(SCHEDULES)),
         "microbatch_size": grid.microbatch_size, "microbatches": grid.microbatches,
         "zero": grid.zero, "zero_replicas": grid.zero_replicas, "sequence_parallel": grid.sequence_parallel,
-        "recompute": pd.Categorical.from_codes(grid.recompute, pd.Index(RECOMPUTES)),
+        "recompute": pd.Categorical.from_codes(grid.recompute, pd.Index(RECOMPUTES)), "recompute_layers": grid.recomputed // 2,
         "memory_bytes": memory, "fullest_stage": stage, "reserve_bytes": free,
         "step_s": times.step, "bubble": times.bubble, "tokens_per_second": batch * model.seq / times.step,
         "tflops_per_device": flops / 1e12, "mfu": flops / device.peak(workload.precision),

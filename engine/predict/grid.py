@@ -61,6 +61,32 @@ def chunked_loss(model: ModelSpec, workload: WorkloadSpec, grid: Grid) -> NDArra
     return workload.most_loss_tokens(model, grid.tp) < grid.microbatch_size * (model.output_rows // grid.cp)
 
 
+def which_layers(layout: LayoutSpec) -> int:
+    """Which layers full recompute recomputes, as one number ≥ 0: 0 all, 2 n the first n of each chunk, 2 n + 1 every n-th."""
+    if not layout.recomputes_some:
+        return 0
+    return 2 * layout.recompute_layers if layout.recompute_layers else 2 * layout.recompute_every + 1
+
+
+def recomputed_of(recomputed: Whole, layers: Any, stages: Any, chunks: Any) -> Whole:
+    """How many of `layers` on so many stages with so many chunks each are recomputed whole, where `recomputed` > 0. (n,)"""
+    count, every = recomputed // 2, recomputed % 2 == 1
+
+    def spread(parts: Any, of_part: Callable[[Any], Any]) -> Any:
+        each, more = np.divmod(layers, parts)
+        return (parts - more) * of_part(each) + more * of_part(each + 1)
+
+    first, by_turn = spread(stages * chunks, lambda n: np.minimum(n, count)), spread(stages, lambda n: n // np.maximum(1, count))
+    found: Whole = np.where(every, by_turn, first)
+    return found
+
+
+def chosen_layers(number: int) -> dict[str, int]:
+    """The fields of a layout that `which_layers` says in one number."""
+    count, every = divmod(number, 2)
+    return {"recompute_every": count} if every else {"recompute_layers": count}
+
+
 @dataclass(frozen=True)
 class Grid:
     """Entry i of every array, (n,), is one layout with its microbatches. Layers are split as evenly as possible."""
@@ -77,6 +103,7 @@ class Grid:
     schedule: Whole  # index in SCHEDULES
     cp: Whole
     context: Whole  # index in CONTEXTS
+    recomputed: Whole  # with full recompute, which layers: see `which_layers`
     zero_replicas: Whole  # groups over which ZeRO shards, see `LayoutSpec`
 
     def __len__(self) -> int:
@@ -110,6 +137,11 @@ class Grid:
         """Whether each layout computes that part of layers again in backward, and not whole layers. (n,)"""
         return np.array([recomputes(kind, part) for kind in RECOMPUTES])[self.recompute]
 
+    def recomputed_share(self, layers: int) -> Real:
+        """The share of so many layers that backward computes again whole. (n,)"""
+        some = recomputed_of(self.recomputed, layers, self.pp, self.chunks) / layers
+        return np.where(self.recompute == RECOMPUTES.index("full"), np.where(self.recomputed > 0, some, 1.0), 0.0)
+
     def by_schedule(self, fact: Callable[[ScheduleFacts], Any]) -> Any:
         """`fact` of each layout's schedule. (n,)"""
         return np.array([fact(SCHEDULE_FACTS[name]) for name in SCHEDULES])[self.schedule]
@@ -141,6 +173,7 @@ class Grid:
             recompute=whole(RECOMPUTES.index(layout.recompute) for layout in layouts),
             schedule=whole(SCHEDULES.index(layout.schedule) for layout in layouts),
             context=whole(CONTEXTS.index(context_of(layout)) for layout in layouts),
+            recomputed=whole(map(which_layers, layouts)),
             zero_replicas=whole(layout.zero_replicas for layout in layouts),
         )
 
@@ -153,7 +186,8 @@ class Grid:
             split=split, **{axis: int(degree[index]) for axis, degree in self.degrees.items()}, chunks=int(self.chunks[index]),
             schedule=SCHEDULES[self.schedule[index]], zero=int(self.zero[index]),
             sequence_parallel=bool(self.sequence_parallel[index]), recompute=RECOMPUTES[self.recompute[index]],
-            context_parallel=kind_of(CONTEXTS[self.context[index]]), zero_replicas=int(self.zero_replicas[index]),
+            context_parallel=kind_of(CONTEXTS[self.context[index]]), **chosen_layers(int(self.recomputed[index])),
+            zero_replicas=int(self.zero_replicas[index]),
         )  # fmt: skip
         counts = {"microbatch_size": int(self.microbatch_size[index]), "microbatches": int(self.microbatches[index])}
         return RunSpec(model=model, layout=layout, workload=workload.model_copy(update=counts))

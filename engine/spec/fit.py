@@ -178,6 +178,7 @@ def _lever_misfits(model: ModelSpec, layout: LayoutSpec, workload: WorkloadSpec)
             placement=model.parts.placement,
         )
         found.append(Misfit("layout.recompute", text))
+    found += _partial_misfits(layout)
     if workload.precision == "fp32" and workload.accumulate == "bf16":
         text = sentence("accumulate=bf16 needs precision=bf16: fp32 gradients are added up in fp32")
         found.append(Misfit("workload.accumulate", text))
@@ -219,6 +220,32 @@ def _hybrid_misfits(layout: LayoutSpec) -> list[Misfit]:
         )
         return [Misfit("layout.zero_replicas", text, (1,))]
     return []
+
+
+def _partial_misfits(layout: LayoutSpec) -> list[Misfit]:
+    """The rules of recompute of some layers."""
+    found = []
+    for name, unset in (("recompute_layers", 0), ("recompute_every", 1)):
+        value = getattr(layout, name)
+        if value != unset and layout.recompute != "full":
+            text = sentence(
+                "{name}={value} says which whole layers are recomputed, which recompute={recompute} does not do; "
+                "{name}={unset} fits, or recompute=full",
+                name=name,
+                value=value,
+                recompute=layout.recompute,
+                unset=unset,
+            )
+            found.append(Misfit(f"layout.{name}", text, (unset,)))
+    if layout.recompute_layers and layout.recompute_every > 1:
+        text = sentence(
+            "recompute_layers={layers} and recompute_every={every} are two ways to choose layers; recompute_every=1 fits, or "
+            "recompute_layers=0",
+            layers=layout.recompute_layers,
+            every=layout.recompute_every,
+        )
+        found.append(Misfit("layout.recompute_every", text, (1,)))
+    return found
 
 
 def _schedule_misfits(model: ModelSpec, layout: LayoutSpec, workload: WorkloadSpec) -> list[Misfit]:

@@ -148,6 +148,15 @@ def recomputes(say: Words) -> dict[str, str]:
     return {kind: " + ".join(names[part] for part in kind.split("+")) for kind in get_args(Recompute)}
 
 
+def recompute(kind: str, layers: int, every: int, say: Words) -> str:
+    """What backward computes again, and of whole layers which: "full, first 4 layers of a chunk"."""
+    named = recomputes(say)[kind]
+    if layers:
+        said = say.plural("{what}, first {count} layer of a chunk", "{what}, first {count} layers of a chunk", layers, what=named)
+        return str(said)
+    return say("{what}, one layer in {count}", what=named, count=every) if every > 1 else named
+
+
 def microbatches(count: int, size: int, say: Words) -> str:
     """ "1 microbatch of 2", "8 microbatches of 2"."""
     return say.plural("{count} microbatch of {size}", "{count} microbatches of {size}", count, size=size)
@@ -235,6 +244,7 @@ def columns(say: Words) -> dict[str, str]:
         "zero_replicas": say("ZeRO groups"),
         "sequence_parallel": say("sequence parallel"),
         "recompute": say("recompute"),
+        "recompute_layers": say("recomputed layers of a chunk (0: all)"),
         "memory_bytes": say("memory (bytes)"),
         "fullest_stage": say("fullest stage"),
         "step_s": say("step time (s)"),

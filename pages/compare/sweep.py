@@ -24,6 +24,8 @@ LEVERS: Mapping[str, tuple[Any, ...]] = {
     "layout.zero_replicas": (1, 2, 4, 8),
     "layout.sequence_parallel": (False, True),
     "layout.recompute": ("none", "core_attn", "layernorm", "mlp_act", "layernorm+mlp_act", "full"),
+    "layout.recompute_layers": (0, 1, 2, 3, 4, 6, 8, 12, 16),
+    "layout.recompute_every": (1, 2, 3, 4),
     "workload.microbatches": (1, 2, 4, 8, 16, 32),
     "workload.microbatch_size": (1, 2, 4, 8, 16),
     "workload.precision": ("fp32", "bf16"),

@@ -361,6 +361,7 @@ def _assumed(assumed: Assumptions, words: Words) -> None:
         "intra_efficiency": words("Links inside a node, share of bandwidth"),
         "inter_efficiency": words("Links between nodes, share of bandwidth"),
         "dp_overlap": words("dp collectives hidden behind backward"),
+        "backward_overlap": words("tp collectives beside backward's products"),
         "tp_overlap": words("tp collectives hidden"),
         "launch_us": words("Kernel launch overhead (µs)"),
         "fused_accumulation": words("Fused gradient accumulation"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from engine.spec import LayoutSpec
 from engine.spec.numbers import in_runs
-from pages.charts.names import microbatches, recomputes, schedule, zero_stage
+from pages.charts.names import microbatches, recompute, schedule, zero_stage
 from pages.charts.words import Words
 from pages.plan.found import Found
 from pages.plan.request import Request
@@ -24,7 +24,8 @@ def levers(found: Found, row: int, words: Words) -> str:
     said += [zero_stage(int(r["zero"]), int(r["zero_replicas"]), words)] if r["zero"] else []
     said += [words("sequence parallel")] if r["sequence_parallel"] else []
     if r["recompute"] != "none":
-        said.append(words("recompute {what}", what=recomputes(words)[str(r["recompute"])]))
+        what = recompute(str(r["recompute"]), int(r["recompute_layers"]), 1, words)
+        said.append(words("recompute {what}", what=what))
     return " · ".join(said)
 
 

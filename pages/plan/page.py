@@ -13,7 +13,7 @@ from engine.topology import AXES
 from pages.charts import plan as charts
 from pages.charts.drawing import Drawing
 from pages.charts.look import View, look
-from pages.charts.names import recomputes
+from pages.charts.names import recompute
 from pages.charts.units import in_bytes, percent, short, significant
 from pages.charts.words import Words
 from pages.plan import detail, dry_run, form, heatmap, misfit, names, page_links, presets, published, serving
@@ -299,7 +299,10 @@ def _readable(layouts: pd.DataFrame, rows: list[int], words: Words) -> pd.DataFr
                 for zero, groups in zip(layouts["zero"], layouts["zero_replicas"], strict=True)
             ],
             "sequence": ["✓" if parallel else "–" for parallel in layouts["sequence_parallel"]],
-            "recompute": layouts["recompute"].map(recomputes(words)).tolist(),
+            "recompute": [
+                recompute(str(kind), count, 1, words)
+                for kind, count in zip(layouts["recompute"], layouts["recompute_layers"].tolist(), strict=True)
+            ],
         }
     )
     if layouts["fits"].nunique() > 1:  # otherwise it is in the headline

@@ -179,8 +179,11 @@ def _recompute(choice: Choice, say: Words) -> None:
         key=shown(field, choice[field], named=True),
         help=say.described(description(field)),
         on_change=moved,
-        args=(field,),
+        args=(field, {other: DEFAULTS[other] for other in ("layout.recompute_layers", "layout.recompute_every")}),
     )
+    if choice[field] == "full":
+        labels = {"layout.recompute_layers": say("First layers of a chunk"), "layout.recompute_every": say("One layer in")}
+        _row(choice, labels, say)
 
 
 def _the_rest(choice: Choice, texts: Texts, say: Words) -> None:

@@ -45,6 +45,8 @@ LETTERS = {
     "z": "layout.zero",
     "q": "layout.sequence_parallel",
     "a": "layout.recompute",
+    "R": "layout.recompute_layers",
+    "N": "layout.recompute_every",
     "o": "workload.optimizer",
     "u": "workload.momentum",
     "f": "workload.precision",

@@ -28,7 +28,7 @@ SHAPES = {
 LAYOUTS = [
     LayoutSpec(),
     LayoutSpec(dp=2, tp=2, zero=1, sequence_parallel=True, recompute="core_attn+layernorm"),
-    LayoutSpec(dp=4, zero=3, recompute="full"),
+    LayoutSpec(dp=4, zero=3, recompute="full", recompute_layers=1),
     LayoutSpec(pp=2, schedule="interleaved", chunks=2, dp=2),
     LayoutSpec(pp=2, dp=8),
 ]
@@ -86,7 +86,7 @@ def test_an_uneven_split_comes_back() -> None:
     "layout",
     [
         LayoutSpec(dp=8, zero=3),
-        LayoutSpec(dp=4, zero=2, recompute="full"),
+        LayoutSpec(dp=4, zero=2, recompute="full", recompute_every=2),
         LayoutSpec(dp=2, tp=2, pp=2, zero=2, sequence_parallel=True),
         LayoutSpec(dp=2, pp=2, zero=2, schedule="interleaved", chunks=2),
         LayoutSpec(dp=2, pp=2, zero=2, schedule="zb-v", chunks=2),
@@ -226,8 +226,8 @@ def test_sequence_parallel_is_off_without_tp() -> None:
     ("flags", "told"),
     [
         (
-            "--recompute-granularity full --recompute-method block --recompute-num-layers 2",
-            "--recompute-method block of 2 layers",
+            "--recompute-granularity full --recompute-method uniform --recompute-num-layers 2",
+            "--recompute-method uniform of 2 layers",
         ),
         ("--recompute-granularity full --recompute-num-layers 4", "--recompute-method uniform of 4 layers is left out: every"),
         ("--fp8-format hybrid", "--fp8-format hybrid is left out: the precision is bf16"),
@@ -291,7 +291,9 @@ def test_a_job_file_that_is_not_understood_is_refused_in_one_sentence(old: str, 
 
 
 def test_what_a_job_file_leaves_to_the_machine_is_named() -> None:
-    changed = TOML.replace("shard_degree = 8", "shard_degree = -1").replace('mode = "none"', 'mode = "selective"')
+    changed = TOML.replace("shard_degree = 8", "shard_degree = -1").replace(
+        'mode = "none"', 'mode = "selective"\nselective_ac_option = "op"'
+    )
     changed = changed.replace("global_batch_size", "#")
     found = read(changed, "torchtitan")
     assert found.layout == LayoutSpec()
@@ -307,12 +309,11 @@ def test_what_a_job_file_lacks_has_torchtitans_usual_values() -> None:
     found = read('[model]\nname = "llama3"\nflavor = "8B"\n[parallelism]\npipeline_parallel_degree = 4\n', "torchtitan")
     assert found.model is not None
     assert found.model.seq == 2048
-    assert found.layout == LayoutSpec(pp=4, split=(8, 9, 8, 7)), "embedding and head count as a layer each"
+    assert found.layout == LayoutSpec(pp=4, split=(8, 9, 8, 7), recompute="full", recompute_every=2), (
+        "embedding and head count as a layer each"
+    )
     assert found.workload == WorkloadSpec(microbatch_size=1, microbatches=8, learning_rate=8e-4, precision="bf16")
-    assert [str(remark)[:40] for remark in found.remarks] == [
-        "data_parallel_shard_degree=-1 depends on",
-        "activation_checkpoint.mode=selective is ",
-    ]
+    assert [str(remark)[:40] for remark in found.remarks] == ["data_parallel_shard_degree=-1 depends on"]
 
 
 def test_a_split_that_torchtitan_has_not_is_refused() -> None:

@@ -38,6 +38,7 @@ SHAPES = st.fixed_dictionaries(
 NAMED = st.sampled_from([{f"model.{k}": v for k, v in model} for model in catalog.MODELS.values()])
 OTHERS = st.fixed_dictionaries(
     {f"layout.{name}": whole(f"layout.{name}") for name in (*AXES, "chunks", "zero", "ep")}
+    | {f"layout.{name}": whole(f"layout.{name}") for name in ("recompute_layers", "recompute_every")}
     | {f"workload.{name}": whole(f"workload.{name}") for name in ("microbatches", "microbatch_size", "steps", "seed")}
     | {
         f: one_of(f)

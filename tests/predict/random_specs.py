@@ -55,6 +55,8 @@ def _any(random: np.random.Generator, most: int) -> RunSpec:
     replicas = one_of([count for count in range(1, dp) if dp % count == 0]) if zero else 1
     heads = tp * int(random.integers(1, 3))
     precision, family = one_of(get_args(Precision)), one_of(sorted({*FAMILIES} - {"t5"}))  # whose ledgers are not shipped
+    recompute = one_of(RECOMPUTES)
+    some = one_of(({}, {"recompute_layers": int(random.integers(1, 6))}, {"recompute_every": int(random.integers(2, 5))}))
     return RunSpec(
         model=ModelSpec(
             family=family, layers=int(random.integers(2, 25)), hidden=8 * heads, heads=heads, ffn=6 * heads,
@@ -62,7 +64,8 @@ def _any(random: np.random.Generator, most: int) -> RunSpec:
         ),
         layout=LayoutSpec(
             dp=dp, tp=tp, pp=pp, schedule=schedule, chunks=chunks, zero=zero, zero_replicas=replicas,
-            sequence_parallel=bool(random.integers(2)) and tp > 1, recompute=one_of(RECOMPUTES),
+            sequence_parallel=bool(random.integers(2)) and tp > 1, recompute=recompute,
+            **(some if recompute == "full" else {}),
         ),
         workload=WorkloadSpec(
             microbatches=int(random.integers(1, 25)), microbatch_size=int(random.integers(1, 4)), precision=precision,

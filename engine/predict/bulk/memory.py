@@ -48,12 +48,13 @@ def fullest(
     tables, rows = sizes.tables(pieces_of(model, grid))
     microbatches = _enough(grid)
     early = grid.zero >= 2
-    first, which = distinct(grid.schedule, grid.pp, grid.chunks)
+    first, which = distinct(grid.schedule, grid.pp, grid.chunks, grid.recomputed)
     for one, of_shape in zip(first.tolist(), _groups(which), strict=True):
         name, pp, chunks = SCHEDULES[grid.schedule[one]], int(grid.pp[one]), int(grid.chunks[one])
-        found, _ = pieces(model.layers, encoders, pp * chunks, SCHEDULE_FACTS[name].v_shaped)
+        recomputed = int(grid.recomputed[one])
+        found, _ = pieces(model.layers, encoders, pp, chunks, SCHEDULE_FACTS[name].v_shaped, recomputed)
         numbers = np.unique(microbatches[of_shape])
-        candidates = peak_candidates(name, pp, chunks, tuple(numbers.tolist()), model.layers, encoders, all_stages)
+        candidates = peak_candidates(name, pp, chunks, tuple(numbers.tolist()), model.layers, encoders, all_stages, recomputed)
         each, kind = distinct(microbatches[of_shape], early[of_shape])
         here = of_shape[np.argsort(kind, kind="stable")]
         have = _had(tables, rows, found, candidates.columns, sizes.which[here])

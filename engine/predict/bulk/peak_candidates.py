@@ -49,10 +49,21 @@ class CandidatesOfSchedule(NamedTuple):
 
 @lru_cache(maxsize=_KEPT)
 def peak_candidates(
-    name: ScheduleName, pp: int, chunks: int, microbatches: tuple[int, ...], layers: int, encoders: int, all_stages: bool = False
+    name: ScheduleName,
+    pp: int,
+    chunks: int,
+    microbatches: tuple[int, ...],
+    layers: int,
+    encoders: int,
+    all_stages: bool = False,
+    recomputed: int = 0,
 ) -> CandidatesOfSchedule:
-    """For some numbers of microbatches, of all stages that can be the fullest. `all_stages`: of the others too."""
-    _, which = pieces(layers, encoders, pp * chunks, SCHEDULE_FACTS[name].v_shaped)
+    """For some numbers of microbatches, of all stages that can be the fullest. `all_stages`: of the others too.
+
+    `recomputed`: as of a grid. Of chunks that recompute every n-th layer, one with fewer layers may keep as many.
+    """
+    _, which = pieces(layers, encoders, pp, chunks, SCHEDULE_FACTS[name].v_shaped, recomputed)
+    all_stages = all_stages or bool(recomputed % 2)
     stages = {m: list(range(pp)) if all_stages else _stages(name, pp, which, bool(encoders), m) for m in microbatches}
     return _Stages(name, pp, np.array(which), stages, bool(encoders)).highest()
 

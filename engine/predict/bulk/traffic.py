@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from engine.ledger.dimensions import dimensions, structure
 from engine.ledger.form import LOSS_CHUNK, Part, Slicing, Structure
 from engine.ledger.keep import Ledgers
+from engine.ledger.mixed import ledger_of, recorded_keys
 from engine.ledger.store import LedgerStore, ledger_store
 from engine.ledger.symbolic import letter
 from engine.predict.bulk.pieces import pieces
@@ -91,12 +92,13 @@ def bulk_traffic(
         grid.dp, grid.cp, grid.context, grid.tp, grid.pp, grid.microbatch_size, grid.microbatches, grid.zero,
         grid.sequence_parallel, _repeats(grid), deferred, grid.zero_replicas,
     )  # fmt: skip
-    groups = grid.pp, grid.chunks, grid.v_shaped, np.where(deferred, 1 + grid.schedule, 0)
+    groups = grid.pp, grid.chunks, grid.v_shaped, np.where(deferred, 1 + grid.schedule, 0), grid.recomputed
     some, which = distinct(*groups, cost)  # one of the layouts whose stages have equal traffic
     starts, _ = distinct(*(group[some] for group in groups))
     bounds = [*starts.tolist(), len(some)]
     shapes = [
-        _Shape.of(model, int(grid.pp[some[i]]), int(grid.chunks[some[i]]), bool(grid.v_shaped[some[i]])) for i in bounds[:-1]
+        _Shape.of(model, *(int(group[i]) for group in (grid.pp, grid.chunks, grid.v_shaped, grid.recomputed)))
+        for i in some[bounds[:-1]]
     ]
     held = list(dict.fromkeys(one for shape in shapes for one in shape.held))
     costs = _Costs(model, workload, grid.take(first), deferred[first], held, classes, 1 + calls, ledgers)
@@ -146,11 +148,11 @@ class _Shape(NamedTuple):
 
     @classmethod
     @lru_cache(maxsize=_KEPT)
-    def of(cls, model: ModelSpec, pp: int, chunks: int, v_shaped: bool) -> _Shape:
+    def of(cls, model: ModelSpec, pp: int, chunks: int, v_shaped: int, recomputed: int) -> _Shape:
         index = np.arange(pp * chunks)
         run, place = index // pp, index % pp
-        stage = np.where(v_shaped & (run % 2 == 1), pp - 1 - place, place)
-        found, which = pieces(model.layers, model.encoder_layers, pp * chunks)
+        stage = np.where((v_shaped > 0) & (run % 2 == 1), pp - 1 - place, place)
+        found, which = pieces(model.layers, model.encoder_layers, pp, chunks, bool(v_shaped and recomputed), recomputed)
         held: dict[StageItem, int] = {}
         entries: list[tuple[int, int, float]] = []  # chunk, item, count
         cuts: list[tuple[int, int]] = []  # stage, item
@@ -228,7 +230,7 @@ class _Costs:
                 for i in first.tolist()
             ]
             kinds = [self._structure(case) for case in cases]
-            self._ledgers.check({(made.of(part), part) for made in kinds for part in self._parts})
+            self._ledgers.check({key for made in kinds for part in self._parts for key in recorded_keys(made, part)})
 
     def _structure(self, case: _Case) -> Structure:
         """Calls do not depend on which dimensions are 1, so all are taken as more than 1."""
@@ -252,7 +254,7 @@ class _Costs:
     def _of_layers(self, made: Structure, setting: Setting) -> Iterator[tuple[StageItem, PredictedCall]]:
         """Calls over tp and cp, and messages over pp."""
         for part in self._parts:
-            traffic = _summed(trained(self._ledgers(made.of(part), part)), part)
+            traffic = _summed(trained(ledger_of(self._ledgers, made, part)), part)
             for call in tensor_parallel(traffic, setting):
                 yield _item_of(part, call.layer), call
             for call in messages(traffic, setting, (0, 1), receives=True):
@@ -261,7 +263,7 @@ class _Costs:
     def _of_data_parallelism(self, made: Structure, setting: Setting) -> Iterator[tuple[StageItem, PredictedCall]]:
         """Calls over dp, and those at the end of a step."""
         for part in self._parts:
-            traffic = trained(self._ledgers(made.of(part), part))
+            traffic = trained(ledger_of(self._ledgers, made, part))
             for item, use, count in _alike(traffic, part):
                 for call in data_parallel(replace(traffic, buckets=(use,)), part, setting):
                     yield item, call.often(Factor("n", count))
@@ -288,7 +290,7 @@ class _Costs:
 
 def _item_of(part: Part, layer: int) -> StageItem:
     """The item of a chunk's recorded layer, or of what is outside of layers."""
-    layers, decoders = part.recorded
+    layers, decoders = (0, 0) if part.kinds else part.recorded
     if layers == 3 and layer == 1:
         return StageItem(part, "t0")
     return StageItem(part, "t1" if decoders == 3 and layer == layers + 1 else "own")

@@ -61,8 +61,13 @@ class Assumptions(Spec):
         le=1,
         description="share of the last microbatch's backward pass that can overlap with the reduction of gradients",
     )
+    backward_overlap: bool = Field(
+        True,
+        description="backward runs tp collectives beside the products of the input's and the weight's gradient, as this engine "
+        "does where a schedule does not split backward",
+    )
     tp_overlap: float = Field(
-        0.0, ge=0, le=1, description="share of a layer's tp collectives that is hidden; this engine waits for each"
+        0.0, ge=0, le=1, description="share of a layer's tp collectives that is hidden, if that is more than is hidden so"
     )
     launch_us: float = Field(
         60.0,

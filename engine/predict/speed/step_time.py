@@ -6,21 +6,21 @@ is in its record (`engine.spec.schedules`).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from engine.devices import DeviceSpec
-from engine.predict.grid import Grid, Whole, distinct
+from engine.predict.grid import Grid, Whole, distinct, recomputed_of
 from engine.predict.speed.cost import Cost, HeldParameters
-from engine.predict.speed.passes import COMPUTE, CP, DP, FORWARD, INPUTS, MODEL_PARTS, TP, WEIGHTS, ModelPasses
+from engine.predict.speed.passes import COMPUTE, CP, DP, FORWARD, INPUTS, TP, WEIGHTS, ModelPasses, PartName
 from engine.predict.speed.rates import Assumptions, Real
 from engine.schedule import Flow, Kind
 from engine.schedule.simulation import SimulatedPipeline, pipeline_simulation, simulate_all
 from engine.schedule.timeline import Durations
-from engine.spec import RunSpec
+from engine.spec import LayoutSpec, ModelSpec, RunSpec
 from engine.spec.schedules import PipelineWork
 from engine.topology import AXES_BY_FREQUENCY
 
@@ -106,7 +106,7 @@ def estimate(cost: Cost, layers: StageLayers | None = None) -> StepTime:
     if layers is None:
         first, group = distinct(
             grid.dp, grid.cp, grid.context, grid.tp, grid.pp, grid.microbatch_size, grid.zero, grid.sequence_parallel,
-            grid.recompute, grid.zero_replicas, _stage_shape(cost),
+            grid.recompute, grid.recomputed, grid.zero_replicas, _stage_shape(cost), grid.by_schedule(lambda facts: facts.splits),
         )  # fmt: skip
         blocks = [_work(cost.take(first[start : start + _AT_ONCE])) for start in range(0, max(1, len(first)), _AT_ONCE)]
     else:
@@ -141,7 +141,10 @@ def _stage_shape(cost: Cost) -> Whole:
     few = cost.take(first)
     crossing = model.parts.encoder & (few.grid.chunks > 1)  # see `_stages`
     _, shape = distinct(*layers_of_stages(few.grid, model.layers), few.v_shaped, crossing)
-    return shape[group]
+    if not grid.recomputed.any():
+        return shape[group]
+    _, found = distinct(shape[group], np.where(grid.recomputed > 0, grid.chunks, 0))
+    return found
 
 
 def _work(cost: Cost, layers: StageLayers | None = None) -> _Work:
@@ -175,9 +178,8 @@ def _stages(cost: Cost, layers: StageLayers) -> tuple[list[Real], list[HeldParam
     """
     grid, model = cost.grid, cost.model
     counts = [np.asarray(count) for count in layers]
-    plain, embedding, head = (cost.passes.of(part) for part in ("layer", "embedding", "head"))
+    embedding, head = (cost.passes.of(part) for part in ("embedding", "head"))
     decoder = model.layers - model.encoder_layers if model.parts.encoder else 0
-    crossing = cost.passes.of("decoder")
     alone = (grid.pp == 1) | cost.v_shaped  # both ends on the first stage
     ends = [(np.ones_like(alone), alone), (alone & False, ~alone), (alone & False, alone & False)]
     # Decoder layers of each stage. With one chunk a stage they follow from its place in the stack. With several chunks each stage
@@ -187,14 +189,14 @@ def _stages(cost: Cost, layers: StageLayers) -> tuple[list[Real], list[HeldParam
     stages, held = [], []
     for count, single, (first, last) in zip(counts, few, ends, strict=True):
         cross = np.where(grid.chunks > 1, even * count, single) if decoder else np.zeros_like(count)
-        passes = (count - cross) * plain + first * embedding + last * head
+        passes = _layers(cost, "layer", count - cross) + first * embedding + last * head
         if decoder:
-            passes = passes + cross * crossing
+            passes = passes + _layers(cost, "decoder", cross)
         held.append(cost.held_parameters(count, first, last, cross))
         stages.append(cost.with_accumulation(passes, held[-1]))
-    total = (model.layers - decoder) * plain + embedding + head
+    total = _layers(cost, "layer", model.layers - decoder, grid.pp) + embedding + head
     if decoder:
-        total = total + decoder * crossing
+        total = total + _layers(cost, "decoder", decoder, grid.pp)
     everything = cost.held_parameters(model.layers, np.ones_like(alone), alone, decoder)
     second = np.where(alone, 0, model.vocab * model.hidden) / cost.t  # the last stage's own table, tied or not
     both_tables = HeldParameters(everything.parameters + second, everything.buckets)
@@ -204,6 +206,11 @@ def _stages(cost: Cost, layers: StageLayers) -> tuple[list[Real], list[HeldParam
     for place, missing in ((1, grid.pp < 2), (2, grid.pp < 3)):
         stages[place] *= np.where(missing, 0.0, 1.0)
     return stages, held, total
+
+
+def _layers(cost: Cost, part: PartName, count: Any, stages: Any = 1) -> Real:
+    """Seconds of that many layers of a kind, on so many stages. (3, 4, n)"""
+    return cost.layers(part, count, recomputed_of(cost.grid.recomputed, count, stages, cost.grid.chunks))
 
 
 def layers_of_stages(grid: Grid, layers: int) -> StageLayers:
@@ -251,9 +258,12 @@ def _durations(
     end = count.cumsum() - of_chunk * model.layers
     cross = np.clip(end - model.encoder_layers, 0, count) if model.parts.encoder else np.zeros_like(count)
     some = cost.take(of_chunk)
-    embedding, plain, crossing, head = (some.passes.of(part) for part in MODEL_PARTS)
+    embedding, head = (some.passes.of(part) for part in ("embedding", "head"))
+    again = np.array([number for layout in layouts for number in _recomputed(layout, model)]).T
+    plain = some.layers("layer", count - cross, again[0])
+    crossing = some.layers("decoder", cross, again[1]) if model.parts.encoder else np.zeros_like(plain)
     held = some.held_parameters(count, first, last, cross)
-    passes = some.with_accumulation((count - cross) * plain + cross * crossing + first * embedding + last * head, held)
+    passes = some.with_accumulation(plain + crossing + first * embedding + last * head, held)
     times = passes.sum(1)
     by_chunk: dict[Kind, Real] = {
         "F": times[FORWARD], "B": times[INPUTS:].sum(0), "I": times[INPUTS], "W": times[WEIGHTS],
@@ -281,6 +291,15 @@ def _durations(
         )
         for i in range(len(specs))
     ]
+
+
+def _recomputed(layout: LayoutSpec, model: ModelSpec) -> Iterator[tuple[int, int]]:
+    """Of each chunk, how many layers without and with cross-attention are recomputed whole."""
+    encoders = model.encoder_layers or model.layers
+    chunks = zip(layout.layer_ranges(model.layers), layout.recomputed_whole(model.layers, model.encoder_layers), strict=True)
+    for layers, again in chunks:
+        behind = sum(one for layer, one in zip(layers, again, strict=True) if layer >= encoders)
+        yield sum(again) - behind, behind
 
 
 def simulated(spec: RunSpec, device: DeviceSpec, assumed: Assumptions) -> tuple[float, float]:
