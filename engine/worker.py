@@ -80,8 +80,7 @@ def work(
         torch.cuda.set_device(backend.device)
     recorder = Recorder()
     mesh = spec.layout.mesh
-    copies = spec.model.key_copies(mesh.tp)
-    comm = Comm.connect(store, mesh, rank, backend, spec.workload.time_limit, recorder, copies, spec.layout.ep)
+    comm = Comm.connect(store, mesh, rank, backend, spec.workload.time_limit, recorder, spec.subgroups)
     link.set_status("building the model")
     task: Task = Inference(spec, comm, link) if spec.generate.skip_training else Trainer(spec, comm, link)
     comm.common_instant()

@@ -304,6 +304,8 @@ def _levers(spec: RunSpec) -> Iterator[Argument]:
         yield "--sequence-parallel", True
     if _zero(spec):
         yield "--use-distributed-optimizer", True
+        if layout.zero_replicas > 1:
+            yield "--num-distributed-optimizer-instances", layout.zero_replicas
     if _shards_more_than_states(spec):
         yield "--use-megatron-fsdp", True
         yield "--data-parallel-sharding-strategy", _SHARDING[layout.zero]

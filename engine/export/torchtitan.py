@@ -81,10 +81,7 @@ def _differences(spec: RunSpec) -> Iterator[str]:
     if model.family == "llama" and not model.experts:
         yield from _position_differences(model)
     yield from _schedule_differences(spec)
-    if layout.zero == 0 and layout.dp > 1 and _shards(spec):
-        yield "it has no replicas beside tp or pp, so they shard optimizer and gradients, as with ZeRO 2"
-    if layout.zero == 1:
-        yield "torchtitan shards optimizer and gradients together, so ZeRO 1 becomes ZeRO 2"
+    yield from _sharding_differences(spec)
     if layout.tp > 1 and not layout.sequence_parallel:
         yield "its tensor parallelism is sequence parallel too"
     if spec.attention == "written":
@@ -194,13 +191,21 @@ def _shards(spec: RunSpec) -> bool:
     return layout.zero > 0 or (layout.dp > 1 and layout.tp * layout.pp > 1)
 
 
+def _replicas(layout: LayoutSpec) -> int:
+    """Its replicas are of dp alone, and cp is among the ranks that shard."""
+    return layout.zero_replicas if layout.dp % layout.zero_replicas == 0 else 1
+
+
 def _parallelism(spec: RunSpec) -> dict[str, Any]:
-    """With a sharding degree of dp it is ZeRO 2 if parameters are kept after forward, and ZeRO 3 if they are freed."""
+    """With a sharding degree it is ZeRO 2 if parameters are kept after forward, and ZeRO 3 if they are freed.
+
+    A degree of replicas beside it makes that hybrid sharding.
+    """
     layout = spec.layout
     sharded = _shards(spec)
     found: dict[str, Any] = {
-        "data_parallel_replicate_degree": 1 if sharded else layout.dp,
-        "data_parallel_shard_degree": layout.dp if sharded else 1,
+        "data_parallel_replicate_degree": _replicas(layout) if sharded else layout.dp,
+        "data_parallel_shard_degree": layout.dp // _replicas(layout) if sharded else 1,
     }
     if sharded:
         found["fsdp_reshard_after_forward"] = "always" if layout.zero == 3 else "never"
@@ -221,6 +226,16 @@ def _parallelism(spec: RunSpec) -> dict[str, Any]:
         if layout.chunks > 2 or counts != evenly(spec.model.layers, len(counts)):
             found["module_fqns_per_model_part"] = _modules(spec)
     return found
+
+
+def _sharding_differences(spec: RunSpec) -> Iterator[str]:
+    layout = spec.layout
+    if layout.zero == 0 and layout.dp > 1 and _shards(spec):
+        yield "it has no replicas beside tp or pp, so they shard optimizer and gradients, as with ZeRO 2"
+    if layout.zero == 1:
+        yield "torchtitan shards optimizer and gradients together, so ZeRO 1 becomes ZeRO 2"
+    if layout.zero_replicas != _replicas(layout):
+        yield f"its replicas are of dp alone, and dp={layout.dp} has no {layout.zero_replicas} of them; dp × cp shards as a whole"
 
 
 def _precision_differences(spec: RunSpec) -> Iterator[str]:

@@ -195,6 +195,8 @@ def _layout(fields: Fields, model: ModelSpec) -> tuple[LayoutSpec, list[Sentence
     sharded = fields.one_of("data_parallel_sharding_strategy", _ZERO)
     states = _is_set(fields, "use_distributed_optimizer")
     values["zero"] = (sharded if _is_set(fields, "use_megatron_fsdp") else int(states)) if values["dp"] * cp > 1 else 0
+    if values["zero"] and "num_distributed_optimizer_instances" in fields:
+        values["zero_replicas"] = fields.whole("num_distributed_optimizer_instances")
     counts = _chunks(fields, model.layers, pp)
     if len(counts) > pp:
         values |= {"chunks": len(counts) // pp, "schedule": "interleaved"}

@@ -118,8 +118,6 @@ def _layout(parts: Mapping[str, Fields], model: ModelSpec, remarks: list[Sentenc
         remarks.append(
             sentence("data_parallel_shard_degree=-1 depends on the number of ranks, so dp is 1 and nothing is sharded")
         )
-    if shard > 1 and replicas > 1:
-        raise RequestError(sentence("replicas of shards are not supported here: data_parallel_replicate_degree must be 1"))
     cp = fields.whole("context_parallel_degree") if "context_parallel_degree" in fields else 1
     methods = {"allgather": "all_gather", "alltoall": "ring"}  # it rotates keys and values by either
     kind = (
@@ -136,6 +134,7 @@ def _layout(parts: Mapping[str, Fields], model: ModelSpec, remarks: list[Sentenc
         remarks.append(sentence("activation_checkpoint.mode={mode} is left out: nothing is computed again", mode=brief(mode)))
         mode = "none"
     values: Values = {"dp": shard * replicas, "tp": tp, "pp": pp, "zero": zero, "sequence_parallel": tp > 1, "recompute": mode}
+    values |= {"zero_replicas": replicas} if zero else {}
     values |= {"recompute_every": every} if every > 1 else {}
     values |= {"cp": cp, "context_parallel": kind} if cp != 1 else {}
     values |= {"ep": ep} if ep != 1 else {}

@@ -151,11 +151,14 @@ def _cached(spec: RunSpec) -> int:
 
 def _state_of_a_parameter(spec: RunSpec) -> int:
     """Bytes that all replicas together keep for one parameter."""
-    workload, replicas, zero = spec.workload, spec.layout.mesh.replicas, spec.layout.zero
+    workload, layout = spec.workload, spec.layout
     weight = BYTES_OF[workload.precision]
     gradient = BYTES_OF[workload.gradient_precision]
     optimizer = optimizer_of(workload).bytes_of_a_parameter(workload) + workload.master_bytes
-    return sum(size * (1 if zero >= stage else replicas) for stage, size in ((1, optimizer), (2, gradient), (3, weight)))
+    copies, replicas = layout.zero_replicas, layout.mesh.replicas
+    return sum(
+        size * (copies if layout.zero >= stage else replicas) for stage, size in ((1, optimizer), (2, gradient), (3, weight))
+    )
 
 
 def _stage_activations(spec: RunSpec, stage: int) -> int:
@@ -221,6 +224,8 @@ def _smaller(spec: RunSpec) -> Iterator[tuple[str, RunSpec]]:
     model, layout, workload = spec.model, spec.layout, spec.workload
     one = 2 if layout.zero and layout.cp == 1 else 1  # ZeRO needs two replicas
     for dp in range(layout.dp - 1, one - 1, -1):
+        if dp * layout.cp % layout.zero_replicas or dp * layout.cp == layout.zero_replicas > 1:
+            continue
         yield f"dp={dp}", _changed(spec, "layout", dp=dp)
     for size in range(workload.microbatch_size - 1, 0, -1):
         yield f"microbatch_size={size}", _changed(spec, "workload", microbatch_size=size)

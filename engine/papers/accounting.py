@@ -76,7 +76,7 @@ def korthikanti2022(model: ModelSpec, workload: WorkloadSpec, grid: Grid) -> Ful
     """
     _must_be_one_stack(model, "korthikanti2022")
     _refuse(model, "korthikanti2022", "kv_lora_rank", "experts")
-    sharded = _shared(STATE_SIZES | {"gradients": 4}, grid.dp, grid.zero)
+    sharded = _shared(STATE_SIZES | {"gradients": 4}, grid.dp / grid.zero_replicas, grid.zero)
     parameters = model.layers * matrices_of_a_layer(model, key_copies(model, grid)) / (grid.pp * grid.tp)
     held = passes_held(grid) / grid.chunks / grid.pp * model.layers  # layers' worth of activations
     total = sharded * parameters + held * activations_of_a_layer(model, grid)
@@ -194,7 +194,7 @@ def zero2020(model: ModelSpec, workload: WorkloadSpec, grid: Grid) -> Fullest:
     With full recompute it is the layer's input only, h. The paper divides a model evenly, so a stage has the average of encoder
     and decoder layers.
     """
-    states = zero_states(model.parameters() / (grid.tp * grid.pp), grid.dp, grid.zero)
+    states = zero_states(model.parameters() / (grid.tp * grid.pp), grid.dp / grid.zero_replicas, grid.zero)
     again = grid.recomputed_share(model.layers)
     numbers = again * model.hidden + (1 - again) * numbers_of_a_token(model)
     held = passes_held(grid) / grid.chunks / grid.pp * model.layers

@@ -132,7 +132,7 @@ class _Asked:
         }
         share, of_experts = (
             sum(np.where(grid.zero >= SHARED_FROM[name], size / replicas, float(size)) for name, size in sizes.items())
-            for replicas in (grid.dp, grid.dp / self.run.ep)
+            for replicas in (grid.dp / grid.zero_replicas, grid.dp / self.run.ep)
         )
         experts = self.with_experts(stage)
         dense, has = self.layers - experts, experts > 0

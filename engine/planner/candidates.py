@@ -60,7 +60,7 @@ def candidates(model: ModelSpec, ranks: int, global_batch: int, workload: Worklo
         raise RequestError(_nothing(model, ranks, global_batch))
     dp, tp, pp, schedule, chunks, size, count = np.array([row for mesh in meshes for row in mesh]).T.copy()
     none, never = np.zeros_like(dp), np.zeros(len(dp), np.bool_)
-    bare = Grid(dp, tp, pp, chunks, size, count, none, never, none, schedule, np.ones_like(dp), none, none)
+    bare = Grid(dp, tp, pp, chunks, size, count, none, never, none, schedule, np.ones_like(dp), none, none, np.ones_like(dp))
     return _with_levers(model, bare.take(fits(model, bare)), planned_recomputes(model, workload or WorkloadSpec()))
 
 
@@ -129,6 +129,7 @@ def fits(model: ModelSpec, grid: Grid) -> NDArray[np.bool_]:
     for facts, rows in g.schedules():
         fine[rows] &= facts.fits_chunks(g.chunks[rows]) & facts.fits_microbatches(g.pp[rows], m[rows])
     fine &= (g.zero == 0) | (g.dp > 1)
+    fine &= (g.zero_replicas == 1) | ((g.zero > 0) & (g.shards > 1) & (g.replicas % g.zero_replicas == 0))
     fine &= ~g.sequence_parallel | ((g.tp > 1) & (model.rows % g.tp == 0))
     for (_, name), most in _LARGEST.items():
         fine &= getattr(g, name) <= most

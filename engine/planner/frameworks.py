@@ -101,6 +101,8 @@ def _torchtitan(model: ModelSpec, workload: WorkloadSpec, grid: Grid) -> Any:
 
 
 def _deepspeed(model: ModelSpec, workload: WorkloadSpec, grid: Grid) -> Any:
-    """With a pipeline it shards the optimizer's states alone. bf16 keeps an fp32 copy with ZeRO. tp does not cut the sequence."""
-    fine = ((grid.zero < 2) | (grid.pp == 1)) & ~grid.sequence_parallel
+    """With a pipeline it shards the optimizer's states alone. bf16 keeps an fp32 copy with ZeRO. tp does not cut the sequence.
+    Hybrid sharding is of ZeRO 3 alone.
+    """
+    fine = ((grid.zero < 2) | (grid.pp == 1)) & ~grid.sequence_parallel & ((grid.zero_replicas == 1) | (grid.zero == 3))
     return fine & ((grid.zero > 0) | (grid.dp == 1)) if workload.precision == "bf16" else fine

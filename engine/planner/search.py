@@ -17,10 +17,11 @@ import pandas as pd
 
 from engine.devices import DeviceSpec
 from engine.optimizer import Framework
-from engine.papers.accounting import AccountingName, accounting
+from engine.papers.accounting import AccountingName, Fullest, accounting
 from engine.papers.closed_forms import model_flops
 from engine.planner.candidates import candidates
 from engine.planner.frameworks import NAMES, SPLIT_BY, had_by
+from engine.planner.hybrid import hybrids
 from engine.planner.partial import partial_recompute
 from engine.planner.reserve import reserve
 from engine.planner.uneven import Split, uneven
@@ -96,7 +97,8 @@ def search(
 
     In the table `layouts`, those that fit come first, sorted by step time. The others follow, sorted by memory. Columns:
 
-        layout, dp, tp, pp, chunks, schedule, microbatch_size, microbatches, zero, sequence_parallel, recompute   as in a spec
+        layout, dp, tp, pp, chunks, schedule, microbatch_size, microbatches, zero, zero_replicas, sequence_parallel, recompute
+                                      as in a spec
         split                         layers of each chunk, such as 3,3,2; empty: as even as possible
         recompute_layers              with full recompute, the first so many layers of each chunk; 0: all
         memory_bytes, fullest_stage   memory of the fullest rank by `account`, and its stage
@@ -125,16 +127,18 @@ def search(
         if account == "engine" and simulate_best:
             grid, memory, stage = _with_partial(cost, memory, stage, device, only, kept_free)
             cost = Cost(model, workload, grid, device, assumed)
-        free = reserve(device, grid, model, memory, kept_free)
+
+        def kept(some: Grid, held: Whole) -> Whole:
+            return reserve(device, some, model, held, kept_free)
+
+        fits = memory + kept(grid, memory) <= device.memory_bytes
+        cost, times, memory, stage = _with_hybrids(cost, fits, (memory, stage), account, only)
+        grid, free = cost.grid, kept(cost.grid, memory)
         fits = memory + free <= device.memory_bytes
-        times = _refined(cost, estimate(cost), memory, fits, simulate_best)
+        times = _refined(cost, times, memory, fits, simulate_best)
         wire = bulk_traffic(model, workload, grid, AXES_BY_FREQUENCY, calls=False)
         splits = np.zeros(len(grid), np.int64), pd.Index([""])
         if account == "engine" and simulate_best and only in (None, *SPLIT_BY):
-
-            def kept(some: Grid, held: Whole) -> Whole:
-                return reserve(device, some, model, held, kept_free)
-
             more = uneven(cost, times, memory, fits, kept)
             if more is not None:
                 grid, times, wire = grid.joined(more.grid), times.joined(more.times), _joined(wire, more.wire)
@@ -182,6 +186,25 @@ def _without_garbage_collection() -> Iterator[None]:
             gc.freeze()
             gc.unfreeze()  # into the oldest generation
             gc.enable()
+
+
+def _with_hybrids(
+    cost: Cost, fits: Any, held: Fullest, account: AccountingName, only: Framework | None
+) -> tuple[Cost, StepTime, Whole, Whole]:
+    """All layouts with their times in closed form, memory and fullest stages, and behind them those with hybrid sharding.
+
+    `held`: memory and fullest stages of those of `cost`. `fits`: whether they fit.
+    """
+    (memory, stage), times, grid = held, estimate(cost), cost.grid
+    rows, hybrid, faster = hybrids(cost, times, fits)
+    if len(rows) and only is not None:
+        allowed = np.flatnonzero(had_by(only, cost.model, cost.workload, hybrid))
+        rows, hybrid, faster = rows[allowed], hybrid.take(allowed), faster.take(allowed)
+    if not len(rows):
+        return cost, times, memory, stage
+    more, fullest = accounting(account)(cost.model, cost.workload, hybrid)
+    joined = cost.like(np.append(np.arange(len(grid)), rows), grid.joined(hybrid))
+    return joined, times.joined(faster), np.append(memory, more), np.append(stage, fullest)
 
 
 def _ranked(step: Any, memory: Whole, rows: Any, most: int) -> Any:
@@ -235,7 +258,7 @@ def _table(
         **dict[str, Any](grid.degrees.items()), "chunks": grid.chunks, "split": split,
         "schedule": pd.Categorical.from_codes(grid.schedule, pd.Index(SCHEDULES)),
         "microbatch_size": grid.microbatch_size, "microbatches": grid.microbatches,
-        "zero": grid.zero, "sequence_parallel": grid.sequence_parallel,
+        "zero": grid.zero, "zero_replicas": grid.zero_replicas, "sequence_parallel": grid.sequence_parallel,
         "recompute": pd.Categorical.from_codes(grid.recompute, pd.Index(RECOMPUTES)), "recompute_layers": grid.recomputed // 2,
         "memory_bytes": memory, "fullest_stage": stage, "reserve_bytes": free,
         "step_s": times.step, "bubble": times.bubble, "tokens_per_second": batch * model.seq / times.step,

@@ -28,6 +28,7 @@ from engine.topology import AXES, AXES_AS_WRITTEN, REPLICATED, Axis
 RECOMPUTES: tuple[Recompute, ...] = get_args(Recompute)
 Whole = NDArray[np.int64]
 Real = NDArray[np.float64]
+Marks = NDArray[np.bool_]
 _SMALL = 200_000  # multiplications
 
 
@@ -103,6 +104,7 @@ class Grid:
     cp: Whole
     context: Whole  # index in CONTEXTS
     recomputed: Whole  # with full recompute, which layers: see `which_layers`
+    zero_replicas: Whole  # groups over which ZeRO shards, see `LayoutSpec`
 
     def __len__(self) -> int:
         return len(self.dp)
@@ -117,6 +119,11 @@ class Grid:
         """The ranks that hold the same parameters, see `engine.topology.REPLICATED`. (n,)"""
         found: Whole = np.multiply.reduce([self.degrees[axis] for axis in REPLICATED])
         return found
+
+    @property
+    def shards(self) -> Whole:
+        """The ranks over which ZeRO shards. (n,)"""
+        return self.replicas // self.zero_replicas
 
     def take(self, which: Any) -> Grid:
         """The layouts that an index array, a slice or a mask selects."""
@@ -167,6 +174,7 @@ class Grid:
             schedule=whole(SCHEDULES.index(layout.schedule) for layout in layouts),
             context=whole(CONTEXTS.index(context_of(layout)) for layout in layouts),
             recomputed=whole(map(which_layers, layouts)),
+            zero_replicas=whole(layout.zero_replicas for layout in layouts),
         )
 
     def spec(self, index: int, model: ModelSpec, workload: WorkloadSpec, split: tuple[int, ...] = ()) -> RunSpec:
@@ -179,6 +187,7 @@ class Grid:
             schedule=SCHEDULES[self.schedule[index]], zero=int(self.zero[index]),
             sequence_parallel=bool(self.sequence_parallel[index]), recompute=RECOMPUTES[self.recompute[index]],
             context_parallel=kind_of(CONTEXTS[self.context[index]]), **chosen_layers(int(self.recomputed[index])),
+            zero_replicas=int(self.zero_replicas[index]),
         )  # fmt: skip
         counts = {"microbatch_size": int(self.microbatch_size[index]), "microbatches": int(self.microbatches[index])}
         return RunSpec(model=model, layout=layout, workload=workload.model_copy(update=counts))

@@ -155,6 +155,7 @@ def _lever_misfits(model: ModelSpec, layout: LayoutSpec, workload: WorkloadSpec)
             zero=layout.zero,
         )
         found.append(Misfit("layout.zero", text, (0,)))
+    found += _hybrid_misfits(layout)
     if layout.sequence_parallel and layout.tp == 1:
         text = sentence(
             "sequence_parallel shards the sequence over tp, which needs tp of at least 2, not tp=1; turn it off, or increase tp"
@@ -192,6 +193,33 @@ def _lever_misfits(model: ModelSpec, layout: LayoutSpec, workload: WorkloadSpec)
         )
         found.append(Misfit("workload.momentum", text))
     return found
+
+
+def _hybrid_misfits(layout: LayoutSpec) -> list[Misfit]:
+    """zero_replicas cuts the ranks over which ZeRO would shard into equal groups, of two ranks at least."""
+    copies, ranks = layout.zero_replicas, layout.mesh.replicas
+    if copies == 1:
+        return []
+    fits = [copies for copies in divisors(ranks) if copies < ranks] or [1]
+    values = {"copies": copies, "ranks": ranks, "fits": listed(fits), "ep": layout.ep}
+    if not layout.zero:
+        text = sentence(
+            "zero_replicas={copies} makes groups that shard, and zero=0 shards nothing; zero=1, 2 or 3 fits", **values
+        )
+        return [Misfit("layout.zero", text, (1, 2, 3))]
+    if copies not in fits:
+        text = sentence(
+            "zero_replicas={copies} must cut dp × cp = {ranks} into equal groups of at least 2 ranks; {fits} fits", **values
+        )
+        return [Misfit("layout.zero_replicas", text, nearest(fits, copies))]
+    if layout.ep > 1:
+        text = sentence(
+            "zero_replicas={copies} is not built with expert parallelism, whose experts have replicas of their own; "
+            "zero_replicas=1 fits, or ep=1 instead of ep={ep}",
+            **values,
+        )
+        return [Misfit("layout.zero_replicas", text, (1,))]
+    return []
 
 
 def _partial_misfits(layout: LayoutSpec) -> list[Misfit]:

@@ -52,6 +52,13 @@ class LayoutSpec(Spec):
     split: tuple[int, ...] = Field((), description="layers of each chunk, such as 3,3,2; empty means as even as possible")
 
     zero: int = Field(0, ge=0, le=3, description="ZeRO stage: what dp shards; 1 optimizer, 2 gradients too, 3 parameters too")
+    zero_replicas: int = Field(
+        1,
+        ge=1,
+        le=65536,
+        description="hybrid sharding: ZeRO shards over neighbours along dp (and cp), and there are that many such groups, which "
+        "hold the same; their gradients are summed over the groups once a step; 1 means all of dp shards together",
+    )
     ep: int = Field(
         1, ge=1, le=1024, description="expert-parallel ranks, which are neighbours along dp: each has some of the experts"
     )
@@ -88,6 +95,11 @@ class LayoutSpec(Spec):
     @property
     def ranks(self) -> int:
         return self.mesh.size
+
+    @property
+    def shards(self) -> int:
+        """The ranks over which ZeRO shards: those of `Mesh.shard_group`."""
+        return self.mesh.replicas // self.zero_replicas
 
     @property
     def code(self) -> str:

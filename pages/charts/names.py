@@ -241,6 +241,7 @@ def columns(say: Words) -> dict[str, str]:
         "microbatches": say("microbatches"),
         "microbatch_size": say("microbatch size"),
         "zero": "ZeRO",
+        "zero_replicas": say("ZeRO groups"),
         "sequence_parallel": say("sequence parallel"),
         "recompute": say("recompute"),
         "recompute_layers": say("recomputed layers of a chunk (0: all)"),
@@ -255,3 +256,8 @@ def columns(say: Words) -> dict[str, str]:
         "reason": say("why"),
         "why": say("why"),
     } | categories(say)
+
+
+def zero_stage(zero: int, replicas: int, say: Words) -> str:
+    """A ZeRO stage, and with hybrid sharding how many groups of ranks shard."""
+    return say("ZeRO {zero} in {count} groups", zero=zero, count=replicas) if replicas > 1 else f"ZeRO {zero}"

@@ -9,7 +9,7 @@ from typing import Any
 from engine import catalog
 from engine.spec import RequestError, RunSpec, sentence
 from engine.tables import RunResult
-from pages.charts.names import attentions, loss_in_chunks, microbatches, recompute, schedule
+from pages.charts.names import attentions, loss_in_chunks, microbatches, recompute, schedule, zero_stage
 from pages.charts.words import Words
 from pages.shared import links
 from pages.shared.beside import RUN
@@ -135,6 +135,9 @@ def _fields(say: Words) -> dict[str, Callable[[RunSpec], str]]:
         name = schedule(spec.layout.schedule, say)
         return f"{name} × {spec.layout.chunks}" if spec.layout.chunks > 1 else name
 
+    def zero(spec: RunSpec) -> str:
+        return zero_stage(spec.layout.zero, spec.layout.zero_replicas, say)
+
     def again(spec: RunSpec) -> str:
         layout = spec.layout
         what = recompute(layout.recompute, layout.recompute_layers, layout.recompute_every, say)
@@ -146,7 +149,8 @@ def _fields(say: Words) -> dict[str, Callable[[RunSpec], str]]:
     return {
         "layout.schedule": order,
         "layout.chunks": order,
-        "layout.zero": lambda spec: f"ZeRO {spec.layout.zero}",
+        "layout.zero": zero,
+        "layout.zero_replicas": zero,
         "layout.sequence_parallel": off_or_on(
             "layout.sequence_parallel", say("sequence parallel"), say("without sequence parallel")
         ),

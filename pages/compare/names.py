@@ -18,6 +18,7 @@ def levers(say: Words) -> dict[str, str]:
         "layout.schedule": say("Pipeline schedule"),
         "layout.chunks": say("Chunks a stage"),
         "layout.zero": say("ZeRO stage"),
+        "layout.zero_replicas": say("ZeRO groups"),
         "layout.sequence_parallel": say("Sequence parallel"),
         "layout.recompute": say("Recompute in backward"),
         "layout.recompute_layers": say("Recomputed layers of each chunk"),

@@ -21,6 +21,7 @@ LEVERS: Mapping[str, tuple[Any, ...]] = {
     **{f"layout.{axis}": (1, 2, 4, 8, 16) for axis in AXES_AS_WRITTEN},
     "layout.chunks": (1, 2, 3, 4, 6, 8),
     "layout.zero": (0, 1, 2, 3),
+    "layout.zero_replicas": (1, 2, 4, 8),
     "layout.sequence_parallel": (False, True),
     "layout.recompute": ("none", "core_attn", "layernorm", "mlp_act", "layernorm+mlp_act", "full"),
     "layout.recompute_layers": (0, 1, 2, 3, 4, 6, 8, 12, 16),

@@ -141,6 +141,8 @@ def _levers(choice: Choice, say: Words) -> None:
         _choose(choice, field, say("Attention over cp ranks"), options(field), say, context_kinds(say))
     _choose(choice, "layout.zero", say("ZeRO stage"), (0, 1, 2, 3), say)
     st.caption(_what_is_shared(choice["layout.zero"], say))
+    if choice["layout.zero"] or choice["layout.zero_replicas"] != DEFAULTS["layout.zero_replicas"]:
+        _number(choice, "layout.zero_replicas", say("Groups that shard (hybrid)"), say)
     _toggle(choice, "layout.sequence_parallel", say("Sequence parallel"), say)
     precision, optimizer = "workload.precision", "workload.optimizer"
     _recompute(choice, say)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from engine.spec import RunSpec
-from pages.charts.names import attentions, context_kinds, loss_in_chunks, recompute
+from pages.charts.names import attentions, context_kinds, loss_in_chunks, recompute, zero_stage
 from pages.charts.words import Words
 from pages.shared.choice import DEFAULTS
 
@@ -17,7 +17,7 @@ def set_levers(value_of: Callable[[str], Any], say: Words) -> list[str]:
     if (cp := value_of("layout.cp")) != DEFAULTS["layout.cp"]:
         said.append(say("{kind} over cp={cp}", kind=context_kinds(say)[value_of("layout.context_parallel")], cp=cp))
     if zero := value_of("layout.zero"):
-        said.append(f"ZeRO {zero}")
+        said.append(zero_stage(zero, value_of("layout.zero_replicas"), say))
     if (kind := value_of("layout.recompute")) != DEFAULTS["layout.recompute"]:
         which = value_of("layout.recompute_layers"), value_of("layout.recompute_every")
         said.append(say("recompute {what}", what=recompute(kind, *which, say)))

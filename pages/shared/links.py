@@ -64,6 +64,7 @@ LETTERS = {
     "p": "parity",
     "E": "layout.ep",
     "B": "workload.balanced_router",
+    "Z": "layout.zero_replicas",
 }
 # Always written, so that a link stays the same if defaults change. Other fields are written if they differ from the default.
 _ALWAYS = ("m", "b", "n", "r", "e")

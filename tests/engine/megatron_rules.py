@@ -27,7 +27,8 @@ _PLAIN: Mapping[Any, str] = {
         num-layers-per-virtual-pipeline-stage microbatch-group-size-per-virtual-pipeline-stage recompute-num-layers
         micro-batch-size global-batch-size train-iters seed log-interval num-experts moe-ffn-hidden-size moe-router-topk
         moe-router-num-groups moe-router-group-topk moe-shared-expert-intermediate-size expert-model-parallel-size
-        expert-tensor-parallel-size q-lora-rank kv-lora-rank qk-head-dim qk-pos-emb-head-dim v-head-dim""",
+        expert-tensor-parallel-size q-lora-rank kv-lora-rank qk-head-dim qk-pos-emb-head-dim v-head-dim
+        num-distributed-optimizer-instances""",
     float: """
         attention-dropout hidden-dropout lr weight-decay adam-beta1 adam-beta2 lion-beta1 lion-beta2 sgd-momentum clip-grad
         rotary-percent moe-router-topk-scaling-factor moe-aux-loss-coeff moe-router-bias-update-rate

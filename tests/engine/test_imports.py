@@ -280,7 +280,6 @@ TOML = settings(
     [
         ('"llama3"', '"qwen3"', "torchtitan's model qwen3 is not known here"),
         ('"8B"', '"9B"', "the flavor 9B is in torchtitan's code; 8B, 70B, 405B are known"),
-        ("data_parallel_replicate_degree = 1", "data_parallel_replicate_degree = 2", "replicas of shards are not supported"),
         ("tensor_parallel_degree = 1", "tensor_parallel_degree = true", "tensor_parallel_degree=true must be a whole number"),
         ("[debug]", "[debug", "file.toml is not TOML"),
     ],

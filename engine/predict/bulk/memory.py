@@ -100,7 +100,7 @@ class _SizesOf:
             "tp": grid.tp,
             "B": grid.microbatch_size,
             "cp": grid.cp,
-            "dp": np.where(grid.zero > 0, grid.replicas, 1),
+            "dp": np.where(grid.zero > 0, grid.shards, 1),
         }
         first, self.which = distinct(*kinds, *known.values())
         self.known = {name: size[first] for name, size in known.items()}

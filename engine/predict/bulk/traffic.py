@@ -90,7 +90,7 @@ def bulk_traffic(
     deferred = grid.by_schedule(lambda facts: facts.splits) & (grid.zero >= 2)  # then reductions depend on the schedule
     first, cost = distinct(
         grid.dp, grid.cp, grid.context, grid.tp, grid.pp, grid.microbatch_size, grid.microbatches, grid.zero,
-        grid.sequence_parallel, _repeats(grid), deferred,
+        grid.sequence_parallel, _repeats(grid), deferred, grid.zero_replicas,
     )  # fmt: skip
     groups = grid.pp, grid.chunks, grid.v_shaped, np.where(deferred, 1 + grid.schedule, 0), grid.recomputed
     some, which = distinct(*groups, cost)  # one of the layouts whose stages have equal traffic
@@ -212,7 +212,7 @@ class _Costs:
         self._check(slicing, repeats, chunked)
         for rules, columns in (
             (self._of_layers, (slicing, repeats, chunked, grid.context)),
-            (self._of_data_parallelism, (slicing, chunked, grid.context, grid.zero, deferred)),
+            (self._of_data_parallelism, (slicing, chunked, grid.context, grid.zero, deferred, grid.zero_replicas > 1)),
         ):
             first, which = distinct(*columns)
             for kind, one in enumerate(first.tolist()):
@@ -245,7 +245,11 @@ class _Costs:
         sizes = dimensions(self.model, slicing, some.tp, some.microbatch_size, None, loss_chunk, some.cp, case.context)
         copies = np.maximum(1, some.tp // self.model.key_heads)
         e, g = Factor("e", BYTES_OF[workload.precision]), Factor("g", BYTES_OF[workload.gradient_precision])
-        return Setting(sizes, some.tp, some.replicas, some.microbatches, zero, slicing == "sequence", e, g, copies)
+        hybrid = bool((some.zero_replicas > 1).any())
+        return Setting(
+            sizes, some.tp, some.replicas, some.microbatches, zero, slicing == "sequence", e, g, copies,
+            replicas=some.zero_replicas if hybrid else 1, hybrid=hybrid,
+        )  # fmt: skip
 
     def _of_layers(self, made: Structure, setting: Setting) -> Iterator[tuple[StageItem, PredictedCall]]:
         """Calls over tp and cp, and messages over pp."""

@@ -13,15 +13,18 @@ from engine.terms import Factor
 
 
 class BucketSizes:
-    """Numbers of a bucket on a rank: Ψ, and Ψ/dp where ZeRO shards it; sizes may have letters in them.
+    """Numbers of a bucket on a rank: Ψ, and Ψ/dp or Ψ/z where ZeRO shards it; sizes may have letters in them.
 
     `counted`: in the norm of the gradients. The first chunk counts the token table, and not the last one's copy of it.
     """
 
-    def __init__(self, bucket: RecordedBucket, part: Part, sizes: Mapping[str, Any], parts: Any, ep: int = 1) -> None:
-        """`sizes`: of the dimensions. `parts`: in how many ZeRO cuts it, 1 or dp. `ep`: ranks that share a layer's experts, so
-        that of these there are dp ÷ ep replicas.
+    def __init__(
+        self, bucket: RecordedBucket, part: Part, sizes: Mapping[str, Any], parts: Any, ep: int = 1, hybrid: bool = False
+    ) -> None:
+        """`sizes`: of the dimensions. `parts`: in how many ZeRO cuts it, 1 or dp, or with `hybrid` sharding z. `ep`: ranks that
+        share a layer's experts, so that of these there are dp ÷ ep replicas.
         """
+        self._share = "Ψ/z" if hybrid else "Ψ/dp"
         if bucket.experts and ep > 1:
             parts = max(1, parts // ep)
         self.alone = bucket.experts and ep > 1 and isinstance(parts, int) and parts == 1  # ZeRO does not cut it
@@ -48,7 +51,7 @@ class BucketSizes:
         """Of one replica."""
         size = self.size
         cut = not isinstance(self._parts, int) or self._parts > 1
-        return Factor("Ψ/dp", size.value // self._parts) if cut else size
+        return Factor(self._share, size.value // self._parts) if cut else size
 
 
 def _numbers(shape: Sequence[Any], sizes: Mapping[str, Any]) -> Any:

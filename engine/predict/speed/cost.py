@@ -15,7 +15,7 @@ from engine.devices import DeviceSpec
 from engine.optimizer import optimizer_of
 from engine.predict.grid import RECOMPUTES, Grid
 from engine.predict.speed.passes import COMPUTE, DP, FORWARD, INPUTS, WEIGHTS, ModelPasses, PartName, model_passes
-from engine.predict.speed.rates import Assumptions, Link, Real, link, rates
+from engine.predict.speed.rates import Assumptions, Link, Real, link, rates, shard_links
 from engine.spec import ModelSpec, WorkloadSpec
 
 
@@ -59,12 +59,21 @@ class Cost:
         return link(self.grid, "dp", self.device, self.assumed)
 
     @cached_property
+    def _shards(self) -> tuple[Link, Link]:
+        """Of the ranks over which ZeRO shards, and of those that hold the same shard."""
+        return shard_links(self.grid, self.device, self.assumed)
+
+    @cached_property
     def pp(self) -> Link:
         return link(self.grid, "pp", self.device, self.assumed)
 
     def take(self, which: Any) -> Cost:
         """The cost of the layouts that an index, a slice or a mask selects."""
-        taken = Cost(self.model, self.workload, self.grid.take(which), self.device, self.assumed, self.passes.take(which))
+        return self.like(which, self.grid.take(which))
+
+    def like(self, which: Any, grid: Grid) -> Cost:
+        """The cost of layouts that differ from the selected ones of this grid only in what dp does."""
+        taken = Cost(self.model, self.workload, grid, self.device, self.assumed, self.passes.take(which))
         if self.grid.recomputed.any():
             taken.kept_passes = self.kept_passes.take(which)
         return taken
@@ -112,8 +121,9 @@ class Cost:
 
         ZeRO 3 gathers the values for each pass. ZeRO 2 and 3 reduce-scatter the gradients of each microbatch.
         """
-        values = self.dp.all_gather(held.parameters * self.bytes, held.buckets)
-        gradients = self.dp.all_gather(held.parameters * self.gradient_bytes, held.buckets)
+        shards, _ = self._shards
+        values = shards.all_gather(held.parameters * self.bytes, held.buckets)
+        gradients = shards.all_gather(held.parameters * self.gradient_bytes, held.buckets)
         out, overlap = passes.copy(), self.assumed.dp_overlap
         out[WEIGHTS, COMPUTE] = self.weights_with_accumulation(out[WEIGHTS, COMPUTE], held)
         three, two = self.grid.zero == 3, self.grid.zero >= 2
@@ -133,21 +143,26 @@ class Cost:
         return weights + 2 * held.parameters * (self.bytes + self.gradient_bytes) / self.rates.memory
 
     def reduction(self, passes: Real, held: HeldParameters) -> Real:
-        """Exposed seconds of the gradient reduction over dp, once a step, under ZeRO 0 and 1. (n,)
+        """Exposed seconds of the gradient reduction over dp, once a step, under ZeRO 0 and 1, and of hybrid sharding's sum. (n,)
 
-        The last microbatch's backward overlaps with a part of it.
+        The last microbatch's backward overlaps with a part of it. With ZeRO 2 and 3 that microbatch's own calls are hidden first.
         """
-        size = held.parameters * self.gradient_bytes
-        whole, share = self.dp.all_reduce(size, held.buckets), self.dp.all_gather(size, held.buckets)
+        size, (shards, replicas) = held.parameters * self.gradient_bytes, self._shards
+        whole, share = self.dp.all_reduce(size, held.buckets), shards.all_gather(size, held.buckets)
         takes = np.select([self.grid.zero == 0, self.grid.zero == 1], [whole, share], 0.0)
-        return np.maximum(0.0, takes - self.assumed.dp_overlap * passes[INPUTS:, COMPUTE].sum(0))
+        hidden = self.assumed.dp_overlap * passes[INPUTS:, COMPUTE].sum(0)
+        if (self.grid.zero_replicas > 1).any():
+            takes = takes + replicas.all_reduce(size / self.grid.shards, held.buckets)  # 0 where there is one replica
+            values = np.where(self.grid.zero == 3, shards.all_gather(held.parameters * self.bytes, held.buckets), 0.0)
+            hidden = np.maximum(0.0, hidden - np.where(self.grid.zero >= 2, values + share, 0.0))
+        return np.maximum(0.0, takes - hidden)
 
     def tie(self) -> Real:
         """Seconds of the all-reduce of the tied embedding's gradient between the first and the last stage. (n,)"""
         grid, model = self.grid, self.model
         apart = (grid.pp > 1) & (self._last_stage() != 0) & model.parts.tied
         pair = Link(self.pp.latency, self.pp.bandwidth, np.full(len(grid), 2.0))
-        share = np.where(grid.zero >= 2, grid.replicas, 1)
+        share = np.where(grid.zero >= 2, grid.shards, 1)
         return np.where(apart, pair.all_reduce(model.vocab * model.hidden / self.t * self.gradient_bytes / share), 0.0)
 
     def _last_stage(self) -> Any:
@@ -166,12 +181,12 @@ class Cost:
         workload = self.workload
         states, copy = optimizer_of(workload).bytes_of_a_parameter(workload), workload.master_bytes
         moved = self.gradient_bytes + 2 * ((copy or self.bytes) + states) + (self.bytes if copy else 0)
-        share = np.where(self.grid.zero >= 1, self.grid.replicas, 1)
+        share = np.where(self.grid.zero >= 1, self.grid.shards, 1)
         return held.parameters / share * moved / self.rates.memory
 
     def value_gather(self, held: HeldParameters) -> Real:
         """Seconds of the all-gather of updated values over dp, under ZeRO 1 and 2. (n,)"""
-        gathered = self.dp.all_gather(held.parameters * self.bytes, held.buckets)
+        gathered = self._shards[0].all_gather(held.parameters * self.bytes, held.buckets)
         return np.where(np.isin(self.grid.zero, (1, 2)), gathered, 0.0)
 
     def message(self) -> Real:

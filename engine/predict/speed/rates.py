@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from engine.devices import DeviceSpec
-from engine.predict.grid import Grid
+from engine.predict.grid import Grid, Whole
 from engine.spec import Precision, Spec
 from engine.topology import Axis, strides
 
@@ -152,19 +152,33 @@ class Link:
 
 
 def link(grid: Grid, axis: Axis, device: DeviceSpec, assumed: Assumptions) -> Link:
-    """The link of an axis's groups. Neighbouring ranks are in the same node.
+    """The link of an axis's groups. Over dp these have all ranks that hold the same parameters."""
+    stride = strides(grid.degrees)
+    if axis == "dp":
+        return link_of(grid.replicas, stride["cp"], device, assumed)
+    return link_of(grid.degrees[axis], stride[axis], device, assumed, waits=axis == "pp")
+
+
+def shard_links(grid: Grid, device: DeviceSpec, assumed: Assumptions) -> tuple[Link, Link]:
+    """The link of the groups over which ZeRO shards, and that of the ranks that hold the same shard."""
+    stride = strides(grid.degrees)["cp"]
+    return (
+        link_of(grid.shards, stride, device, assumed),
+        link_of(grid.zero_replicas, stride * grid.shards, device, assumed),
+    )
+
+
+def link_of(degree: Whole, stride: Whole, device: DeviceSpec, assumed: Assumptions, waits: bool = False) -> Link:
+    """The link of groups of `degree` ranks that are `stride` ranks apart. Neighbouring ranks are in the same node.
 
     A group is inside a node if stride × degree ≤ node_size. Otherwise its ring is as slow as the links between nodes. A node has
     node_size ÷ stride of the group's ranks, and the ring can use the network ports of all of them. One in node_size ÷ stride hops
-    is between nodes, so the latency is the average over the hops.
+    is between nodes, so the latency is the average over the hops; if a pipeline `waits` for its slowest message, that one's.
     """
     node = device.node_size
-    degree, stride = grid.degrees[axis], strides(grid.degrees)[axis]
-    if axis == "dp":  # with all ranks that hold the same parameters
-        degree, stride = grid.replicas, strides(grid.degrees)["cp"]
     inside = stride * degree <= node
     in_node = np.maximum(1, node // stride)  # the group's ranks in a node
-    between = 1.0 if axis == "pp" else 1 / in_node  # the share of hops between nodes; a pipeline waits for its slowest message
+    between = 1.0 if waits else 1 / in_node  # the share of hops between nodes
     inter = device.inter_bandwidth * assumed.inter_efficiency
     intra = device.intra_bandwidth * on_device(device, assumed).intra_efficiency
     mixed = device.inter_latency * between + device.intra_latency * (1 - between)

@@ -106,7 +106,7 @@ def estimate(cost: Cost, layers: StageLayers | None = None) -> StepTime:
     if layers is None:
         first, group = distinct(
             grid.dp, grid.cp, grid.context, grid.tp, grid.pp, grid.microbatch_size, grid.zero, grid.sequence_parallel,
-            grid.recompute, grid.recomputed, _stage_shape(cost), grid.by_schedule(lambda facts: facts.splits),
+            grid.recompute, grid.recomputed, grid.zero_replicas, _stage_shape(cost), grid.by_schedule(lambda facts: facts.splits),
         )  # fmt: skip
         blocks = [_work(cost.take(first[start : start + _AT_ONCE])) for start in range(0, max(1, len(first)), _AT_ONCE)]
     else:
