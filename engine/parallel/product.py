@@ -26,9 +26,9 @@ def times(x: Tensor, weight: Tensor) -> Tensor:
     """x W, in the same way. (…, out), (out, in) → (…, in)"""
     if _is_large(x, weight.shape[1]):
         return _by_onednn(x, weight.T, None)
-    if x.dim() == 2:
-        return torch.mm(x, weight)
-    return torch.mm(x.reshape(-1, x.shape[-1]), weight).view(*x.shape[:-1], -1)
+    if x.is_contiguous():  # autograd adds to its result in place, which it does not with a view
+        return x @ weight
+    return (x.flatten(0, -2) @ weight).view(*x.shape[:-1], -1)
 
 
 def outer(gradient: Tensor, x: Tensor) -> Tensor:

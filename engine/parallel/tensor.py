@@ -283,7 +283,7 @@ class ColumnLinear(Function):
         again, ctx.again = ctx.again, None  # torch frees saved tensors after backward, but not this
         if not first and again is None and not ctx.shared and _is_plain(gradient, tp):
             (x,), flat = ctx.saved_tensors, gradient.view(-1, gradient.shape[-1])  # (B·S, out)
-            of_input = times(flat, own.weight).view(x.shape)
+            of_input = times(gradient, own.weight)
             tp.gradients.add(own.weight, flat, x)
             tp.gradients.add_bias(own.bias, flat)
             return of_input, None, None, None, None, None  # (B, S, in)
@@ -343,7 +343,7 @@ class _RowLinear(Function):
         if len(layers) == 1 and layers[0][1] is None and _is_plain(gradient, tp):
             (x,), own, flat = ctx.saved_tensors, layers[0][0], gradient.view(-1, gradient.shape[-1])  # (B·S, out)
             tp.gradients.add_bias(own.bias, flat)
-            of_input = times(flat, own.weight).view(x.shape)
+            of_input = times(gradient, own.weight)
             tp.gradients.add(own.weight, flat, x)
             return None, None, of_input  # (B, S, in)
         gathering = tp.start_gather_from_sequence(gradient)
