@@ -7,8 +7,8 @@ vTrain (Bang et al. 2024, VIA-Research/vTrain, data/ground_truth_*.csv). All row
 1F1B, full recompute, no sequence parallelism, no ZeRO, attention written out, nodes of 8 devices with 100 GB/s. Nothing is fitted
 to a row.
 
-For each file: the mean error. For each model on a number of devices, with one batch and at least 4 layouts: the rank correlation of
-predicted and measured times, and how much slower the layout with the best predicted time is than the best measured.
+For each file: the mean error. For each model on a number of devices, with one batch and at least 4 layouts: the rank correlation
+of predicted and measured times, and how much slower the layout with the best predicted time is than the best measured.
 """
 
 from __future__ import annotations

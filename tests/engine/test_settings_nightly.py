@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,11 @@ from tests.engine.exported import ASKED, best_plans, drawn
 
 pytestmark = pytest.mark.nightly
 
-SPECS: tuple[RunSpec, ...] = (*(spec for name in ASKED for spec in best_plans(name)), *drawn())
+
+@cache
+def specs() -> tuple[RunSpec, ...]:
+    return (*(spec for name in ASKED for spec in best_plans(name)), *drawn())
+
 
 # torchtitan's package imports what training needs. Reading a job file needs only these two modules of it.
 _TORCHTITAN = """
@@ -99,15 +104,15 @@ def asked(program: str, folder: Path, cases: list[dict[str, Any]]) -> list[Any]:
 def test_torchtitan_reads_the_job_files_and_splits_layers_as_they_mean(tmp_path: Path) -> None:
     folder = install(tmp_path, f"torchtitan=={torchtitan.VERSION}", "--no-deps")
     install(tmp_path, "tyro")
-    found = asked(_TORCHTITAN, folder, [{"text": settings(s, "torchtitan"), "layers": s.model.layers} for s in SPECS])
-    assert found == [[*spec.layout.chunk_layers(spec.model.layers)] if spec.layout.pp > 1 else [] for spec in SPECS]
+    found = asked(_TORCHTITAN, folder, [{"text": settings(s, "torchtitan"), "layers": s.model.layers} for s in specs()])
+    assert found == [[*spec.layout.chunk_layers(spec.model.layers)] if spec.layout.pp > 1 else [] for spec in specs()]
 
 
 def test_deepspeed_accepts_the_configurations(tmp_path: Path) -> None:
     folder = install(tmp_path, f"deepspeed=={deepspeed.VERSION}", "--no-deps", "--no-build-isolation")
     cases = []
-    for spec in SPECS:
+    for spec in specs():
         layout = spec.layout
         replicas = layout.dp if layout.pp > 1 else layout.ranks
         cases.append({"text": settings(spec, "deepspeed"), "replicas": replicas, "piped": layout.pp > 1})
-    assert asked(_DEEPSPEED, folder, cases) == [""] * len(SPECS)
+    assert asked(_DEEPSPEED, folder, cases) == [""] * len(specs())
