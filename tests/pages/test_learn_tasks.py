@@ -43,7 +43,7 @@ RIGHT = {
     7: {"3 none 1", f"3 {_CHEAP} 1", f"3 {_CHEAP} 2"},
     8: {f"{_CHEAP} 3", f"{_CHEAP} 4"},
     9: {f"fused whole {_CHEAP}", f"fused chunks {_CHEAP}"},
-    10: {"1 1 3 full", *(f"4 {rest} {_CHEAP}" for rest in ("1 3", "2 3", "4 0", "4 1", "4 3"))},
+    10: {f"4 {rest} {_CHEAP}" for rest in ("1 3", "2 3", "4 0", "4 1", "4 3")},
 }
 
 
