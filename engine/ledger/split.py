@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from engine.ledger.form import Part
 from engine.spec import LayoutSpec, ModelSpec
@@ -11,11 +12,35 @@ from engine.spec import LayoutSpec, ModelSpec
 Layers = tuple[int, int]  # layers of an encoder, or of a model with one stack; layers of a decoder
 
 
+class Stack(NamedTuple):
+    """All of a model that decides which parts its chunks are. `encoders`: how many of the layers are an encoder's; 0: there is
+    none. `experts`: which layers have experts; empty: none has.
+    """
+
+    layers: int
+    encoders: int = 0
+    experts: tuple[bool, ...] = ()
+
+    @classmethod
+    def of(cls, model: ModelSpec) -> Stack:
+        experts = tuple(map(model.has_experts, range(model.layers))) if model.experts else ()
+        return cls(model.layers, model.encoder_layers, experts)
+
+    def part(self, layers: range, first: bool, last: bool) -> tuple[Part, Layers]:
+        """The part of the model that a chunk with these layers is, and the number of its layers of each kind."""
+        if self.experts:
+            return _with_experts(self.experts[layers.start : layers.stop], first, last)
+        return part_of_stack(self.layers, self.encoders, layers, first, last)
+
+    @property
+    def alike(self) -> bool:
+        """Whether all layers are of one kind."""
+        return not self.encoders and len(set(self.experts)) < 2
+
+
 def part_of(model: ModelSpec, layers: range, first: bool, last: bool) -> tuple[Part, Layers]:
     """The part of the model that a chunk with these layers is, and the number of its layers of each kind."""
-    if model.experts:
-        return _with_experts([model.has_experts(layer) for layer in layers], first, last)
-    return part_of_stack(model.layers, model.encoder_layers, layers, first, last)
+    return Stack.of(model).part(layers, first, last)
 
 
 def _with_experts(has: Sequence[bool], first: bool, last: bool) -> tuple[Part, Layers]:
@@ -40,8 +65,8 @@ class ChunkSplit:
 
     def __init__(self, model: ModelSpec, layout: LayoutSpec) -> None:
         last = len(layout.placement) - 1
-        ranges = enumerate(layout.layer_ranges(model.layers))
-        self.chunks = [part_of(model, layers, number == 0, number == last) for number, layers in ranges]
+        ranges, stack = enumerate(layout.layer_ranges(model.layers)), Stack.of(model)
+        self.chunks = [stack.part(layers, number == 0, number == last) for number, layers in ranges]
         self._on: dict[int, list[int]] = defaultdict(list)
         for number, stage in enumerate(layout.placement):
             self._on[stage].append(number)

@@ -76,6 +76,7 @@ class Grid:
     schedule: Whole  # index in SCHEDULES
     cp: Whole
     context: Whole  # index in CONTEXTS
+    ep: Whole
 
     def __len__(self) -> int:
         return len(self.dp)
@@ -134,6 +135,7 @@ class Grid:
             recompute=whole(RECOMPUTES.index(layout.recompute) for layout in layouts),
             schedule=whole(SCHEDULES.index(layout.schedule) for layout in layouts),
             context=whole(CONTEXTS.index(context_of(layout)) for layout in layouts),
+            ep=whole(layout.ep for layout in layouts),
         )
 
     def spec(self, index: int, model: ModelSpec, workload: WorkloadSpec, split: tuple[int, ...] = ()) -> RunSpec:
@@ -145,7 +147,7 @@ class Grid:
             split=split, **{axis: int(degree[index]) for axis, degree in self.degrees.items()}, chunks=int(self.chunks[index]),
             schedule=SCHEDULES[self.schedule[index]], zero=int(self.zero[index]),
             sequence_parallel=bool(self.sequence_parallel[index]), recompute=RECOMPUTES[self.recompute[index]],
-            context_parallel=kind_of(CONTEXTS[self.context[index]]),
+            context_parallel=kind_of(CONTEXTS[self.context[index]]), ep=int(self.ep[index]),
         )  # fmt: skip
         counts = {"microbatch_size": int(self.microbatch_size[index]), "microbatches": int(self.microbatches[index])}
         return RunSpec(model=model, layout=layout, workload=workload.model_copy(update=counts))

@@ -15,6 +15,11 @@ def sequence_parts(layout: LayoutSpec) -> int:
     return cut * (layout.tp if layout.sequence_parallel else 1)
 
 
+def cut_by_context(model: ModelSpec) -> bool:
+    """Whether context parallelism is built for all that a model has."""
+    return _not_built(model) is None
+
+
 def context_misfits(model: ModelSpec, layout: LayoutSpec) -> list[Misfit]:
     """All rules of context parallelism that the two break."""
     if layout.cp == 1:

@@ -35,7 +35,7 @@ def grid_of(rows: list[tuple[Any, ...]]) -> Grid:
     return Grid(
         dp=columns[0], tp=columns[1], pp=columns[2], chunks=columns[3], schedule=columns[4], microbatch_size=columns[5],
         microbatches=columns[6], zero=columns[7], sequence_parallel=columns[8], recompute=columns[9],
-        cp=np.ones_like(columns[0]), context=np.zeros_like(columns[0]),
+        cp=np.ones_like(columns[0]), context=np.zeros_like(columns[0]), ep=np.ones_like(columns[0]),
     )  # fmt: skip
 
 

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from engine.ledger.split import Stack
 from engine.predict.bulk.actions import ACTIONS, LATE
 from engine.predict.bulk.chunks import VALUES
 from engine.predict.bulk.pieces import pieces
@@ -49,15 +50,15 @@ class CandidatesOfSchedule(NamedTuple):
 
 @lru_cache(maxsize=_KEPT)
 def peak_candidates(
-    name: ScheduleName, pp: int, chunks: int, microbatches: tuple[int, ...], layers: int, encoders: int, all_stages: bool = False
+    name: ScheduleName, pp: int, chunks: int, microbatches: tuple[int, ...], stack: Stack, all_stages: bool = False
 ) -> CandidatesOfSchedule:
     """For some numbers of microbatches, of all stages that can be the fullest. `all_stages`: of the others too."""
-    _, which = pieces(layers, encoders, pp * chunks, SCHEDULE_FACTS[name].v_shaped)
-    stages = {m: list(range(pp)) if all_stages else _stages(name, pp, which, bool(encoders), m) for m in microbatches}
-    return _Stages(name, pp, np.array(which), stages, bool(encoders)).highest()
+    _, which = pieces(stack, pp * chunks, SCHEDULE_FACTS[name].v_shaped)
+    stages = {m: list(range(pp)) if all_stages else _stages(name, pp, which, stack.alike, m) for m in microbatches}
+    return _Stages(name, pp, np.array(which), stages, bool(stack.encoders)).highest()
 
 
-def _stages(name: ScheduleName, pp: int, which: tuple[int, ...], encodes: bool, microbatches: int) -> list[int]:
+def _stages(name: ScheduleName, pp: int, which: tuple[int, ...], alike: bool, microbatches: int) -> list[int]:
     """Those that can be the fullest: where backward is not split, the first two and the last, as the others hold less of it all.
 
     Otherwise also those in the middle, where another piece of the model begins or ends, and the first that has all microbatches.
@@ -68,7 +69,7 @@ def _stages(name: ScheduleName, pp: int, which: tuple[int, ...], encodes: bool, 
     some = {0, min(1, pp - 1), pp - 1}
     if not plain:
         some |= {2, pp // 2 - 1, pp // 2, pp // 2 + 1, pp - 2, *(s for s in (microbatches - 2, microbatches - 1) if 0 <= s < pp)}
-    if encodes or not plain:
+    if not alike or not plain:
         for c in range(1, len(which)):
             if which[c] != which[c - 1]:
                 some |= {_place(name, pp, c), _place(name, pp, c - 1)}

@@ -126,6 +126,7 @@ def layout_passes(
     """`kinds`: which of B, I and W the schedule has. `e`, `g`: bytes of a parameter and of what gradients are added up in. `ep`:
     ranks that share experts.
     """
-    does, buckets = reading.trace(zero >= 2, kinds), reading.buckets(dp if zero else 1, ep)
+    of_experts = (dp // ep if zero else 1) if ep > 1 else None
+    does, buckets = reading.trace(zero >= 2, kinds), reading.buckets(dp if zero else 1, of_experts)
     blocks = reduction_blocks([bucket for bucket, _ in buckets], e, g if zero == 1 else e)
     return ChunkPasses(does, buckets, Reductions(zero, buckets, blocks, does.segments.get("W", [])))

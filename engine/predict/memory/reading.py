@@ -81,10 +81,11 @@ class LedgerReading:
         self.ledger, self.part, self.repeats, self.sizes, self.blocks = ledger, part, repeats, sizes, blocks
         self.named = named
 
-    def buckets(self, parts: Any, ep: int = 1) -> Buckets:
-        """Each with how many there are. `parts`: in how many ZeRO cuts each, 1 or dp. `ep`: ranks that share experts."""
+    def buckets(self, parts: Any, of_experts: Any = None) -> Buckets:
+        """Each with how many there are. `parts`, `of_experts`: in how many ZeRO cuts each, see `BucketSizes`."""
         return [
-            (BucketSizes(bucket, self.part, self.sizes, parts, ep), self._times(bucket.layer)) for bucket in self.ledger.buckets
+            (BucketSizes(bucket, self.part, self.sizes, parts, of_experts), self._times(bucket.layer))
+            for bucket in self.ledger.buckets
         ]
 
     def trace(self, hooked: bool, kinds: frozenset[str] = frozenset("BI")) -> ChunkTrace:
