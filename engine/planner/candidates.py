@@ -60,7 +60,8 @@ def candidates(model: ModelSpec, ranks: int, global_batch: int, workload: Worklo
 
     Some layouts are left out. With one stage, schedules do not differ, so there is one. If several numbers of chunks have
     equally large largest chunks, only the smallest number is tried: more chunks only send more messages. A sequence is cut over
-    cp only if a rank then has `LEAST_TOKENS` of it or more; then a microbatch has one sequence, and tp cuts the sequence too.
+    cp only if a rank then has `LEAST_TOKENS` of it or more; then a microbatch has one sequence. With cp, and in a model with
+    experts, tp cuts the sequence too, as Megatron-LM wants it, and does not exceed the key heads.
     """
     wrong = [f"{n}={value:,}" for n, value in (("ranks", ranks), ("global_batch", global_batch)) if not 1 <= value <= MOST]
     if wrong:
@@ -81,7 +82,7 @@ def _with_levers(model: ModelSpec, bare: Grid, kinds: Sequence[Recompute]) -> Gr
     recomputes = np.array([RECOMPUTES.index(kind) for kind in kinds])
     zeros = np.where(fits(model, replace(bare, zero=np.ones_like(bare.zero))), 4, 1)
     cuts = fits(model, replace(bare, sequence_parallel=np.ones(len(bare), np.bool_)))
-    always = cuts & (bare.cp > 1)
+    always = cuts & ((bare.cp > 1) | (model.experts > 0))
     sequences = np.where(cuts & ~always, 2, 1)
     each = zeros * sequences * len(recomputes)
     of = np.repeat(np.arange(len(bare)), each)
@@ -95,6 +96,8 @@ def _degrees(model: ModelSpec, ranks: int, global_batch: int) -> Iterator[tuple[
     """(cp, tp, pp) of the meshes that fit the model's sizes and the batch."""
     for tp in _tensor_degrees(model, ranks):
         for cp in _context_degrees(model, ranks // tp):
+            if tp > model.key_heads and (cp > 1 or model.experts):
+                continue
             for pp in divisors(ranks // (cp * tp)):
                 if pp <= model.layers and global_batch % (ranks // (cp * tp * pp)) == 0:
                     yield cp, tp, pp
@@ -158,7 +161,7 @@ def _cut_evenly(model: ModelSpec, grid: Grid) -> Any:
     """Whether cp divides the sequence, and, with ulysses, the key heads of a tp rank: the rules of `context_misfits`. (n,)"""
     exchanges = grid.context == CONTEXTS.index("ulysses")
     parts = np.where(exchanges, 1, 2) * grid.cp * np.where(grid.sequence_parallel, grid.tp, 1)
-    return (model.seq % parts == 0) & (~exchanges | ((model.key_heads // grid.tp) % grid.cp == 0) & (model.key_heads >= grid.tp))
+    return (model.seq % parts == 0) & (~exchanges | (np.maximum(1, model.key_heads // grid.tp) % grid.cp == 0))
 
 
 def fits(model: ModelSpec, grid: Grid) -> NDArray[np.bool_]:

@@ -239,7 +239,7 @@ def _splits(even: int, splits: list[Split]) -> tuple[Whole, Any]:
 
 def _codes(grid: Grid) -> Any:
     """The short form of each layout. There are few different ones."""
-    degrees = {**grid.degrees, EP: grid.ep}
+    degrees: dict[str, Whole] = {**grid.degrees, EP: grid.ep}  # type: ignore[dict-item]
     first, which = distinct(*(degree for axis, degree in degrees.items() if axis != "dp"))  # the others and the ranks give dp
     codes = [LayoutSpec(**{axis: int(degree[i]) for axis, degree in degrees.items()}).code for i in first]
     return pd.Categorical.from_codes(which, pd.Index(codes))

@@ -46,7 +46,7 @@ def context_misfits(model: ModelSpec, layout: LayoutSpec) -> list[Misfit]:
             )
         found.append(Misfit("model.seq", text, near))
     if layout.context_parallel == "ulysses" and model.fits_tp(layout.tp):
-        keys = model.key_heads // layout.tp
+        keys = model.keys_on_rank(layout.tp)
         if keys % layout.cp:
             fits = [cp for cp in range(1, max(1, keys) + 1) if keys and keys % cp == 0] or [1]
             text = sentence(

@@ -19,7 +19,7 @@ from engine.predict.memory import memory
 from engine.predict.speed.rates import Assumptions
 from engine.predict.speed.step_time import simulated
 from engine.schedule import SCHEDULES
-from engine.spec import LayoutSpec, ModelSpec, RequestError, WorkloadSpec, misfits
+from engine.spec import LayoutSpec, ModelSpec, RequestError, RunSpec, WorkloadSpec, misfits
 from engine.topology import AXES
 
 A100 = DEVICES["a100-40gb"]
@@ -45,8 +45,9 @@ def grid_of(rows: list[tuple[Any, ...]]) -> Grid:
         ModelSpec(layers=6, hidden=48, heads=6, seq=64),
         ModelSpec(family="llama", layers=4, hidden=64, heads=8, kv_heads=4, ffn=192, seq=30),
         ModelSpec(family="xlnet", layers=5, hidden=64, heads=4, vocab=264, seq=50),
+        ModelSpec(layers=4, hidden=64, heads=4, seq=64, experts=4),
     ],
-    ids=["gpt", "llama", "xlnet"],
+    ids=["gpt", "llama", "xlnet", "experts"],
 )
 def test_the_rules_in_bulk_equal_those_of_a_spec(model: ModelSpec) -> None:
     """Every combination of many degrees and levers, right and wrong ones, judged both ways."""
@@ -66,12 +67,28 @@ def test_the_rules_in_bulk_equal_those_of_a_spec(model: ModelSpec) -> None:
     assert 0 < judged.sum() < len(rows)
 
 
+@pytest.mark.parametrize("experts", [0, 6])
+def test_the_rules_of_cp_and_ep_in_bulk_equal_those_of_a_spec(experts: int) -> None:
+    model = ModelSpec(family="llama", layers=2, hidden=64, heads=8, kv_heads=4, ffn=192, seq=48, experts=experts)
+    rows = [
+        LayoutSpec(dp=dp, cp=cp, tp=tp, ep=ep, zero=zero, sequence_parallel=sequence, context_parallel=kind)
+        for dp, cp, tp, ep, zero, sequence, kind in itertools.product(
+            (1, 2, 6), (1, 2, 3, 4), (1, 2, 8), (1, 2, 3), (0, 1), (False, True), ("ring", "ulysses")
+        )
+    ]
+    workload = WorkloadSpec()
+    grid = Grid.of([RunSpec.model_construct(model=model, layout=layout, workload=workload) for layout in rows])
+    judged = fits(model, grid)
+    assert judged.tolist() == [not misfits(model, layout, workload) for layout in rows]
+    assert 0 < judged.sum() < len(rows)
+
+
 def test_candidates_are_complete() -> None:
     """Of a small case, counted by hand over every spec: none is missing but those that differ from another in name only."""
     model, ranks, batch = ModelSpec(layers=4, hidden=64, heads=4, seq=64), 8, 8
     grid = candidates(model, ranks, batch)
-    assert set(grid.cp.tolist()) == {1}, "no search offers context parallelism"
-    chosen = [name for name in Grid.__dataclass_fields__ if name not in ("cp", "context")]
+    assert set(grid.cp.tolist()) == set(grid.ep.tolist()) == {1}, "a short sequence is not cut, and there are no experts"
+    chosen = [name for name in Grid.__dataclass_fields__ if name not in ("cp", "context", "ep")]
     got = set(zip(*(getattr(grid, name).tolist() for name in chosen), strict=True))
     assert len(got) == len(grid), "each once"
     expected = set()

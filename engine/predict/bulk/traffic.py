@@ -82,7 +82,8 @@ def bulk_traffic(
     """The traffic of the busiest rank in a step: name → (n,), for the n layouts of `grid`.
 
     "tp", "cp", "pp", "dp" and "ep" are wire bytes. "dp late" is the part of dp that no pass overlaps with: new values, and the
-    calls of the optimizer's step. "tp calls" and so on are the numbers of calls, with receives. Each name has its own busiest rank.
+    calls of the optimizer's step. "tp calls" and so on are the numbers of calls, with receives. Each name has its own busiest
+    rank.
     `classes`: the wanted names. `calls`: whether calls are counted too. `ledgers`: where to read ledgers, in place of
     `ledger_store()`.
 
