@@ -28,9 +28,8 @@ from engine.command.output import print_table
 from engine.launch.dry_client import dry_run
 from engine.launch.queue import RunQueue
 from engine.launch.recording import with_ledgers
-from engine.predict.errors import memory_errors, traffic_differences
 from engine.spec import RunSpec
-from engine.tables import RunResult
+from engine.tables import RunResult, memory_errors, traffic_differences
 
 _LIMIT, _MEDIAN_LIMIT, _DRY_LIMIT = 0.01, 0.003, 0.001  # relative errors of totals: formula, its median, dry run
 

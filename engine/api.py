@@ -130,7 +130,7 @@ def search(
     `workload`: precision, optimizer and other settings that are not the layout's; None means bf16 with fp32 gradients, and AdamW.
     `assumed`: the efficiencies of the device. `accounting`: whose formulas for memory.
     `only`: layouts that "megatron", "torchtitan" or "deepspeed" runs as they are; None means all.
-    `kept_free`: bytes of a device that tensors must leave; None: for each layout what `engine.predict.reserve` says.
+    `kept_free`: bytes of a device that tensors must leave; None: for each layout what `engine.planner.reserve` says.
 
     Raises `RequestError`, also if no layout is possible.
     """

@@ -5,7 +5,7 @@ Figures are those of data sheets. Three of them need care:
 - A rate "with sparsity" is twice the rate of dense matrices. Rates here are for dense matrices.
 - Data sheets give the bandwidth of a link for both directions together. Here it is for one direction.
 - "80 GB" is taken as 80 · 10⁹ bytes. The chips hold 80 GiB, 7% more, and a driver shows 79 to 79.3 GiB of it to a program. The
-  difference is left as a margin: `engine.predict.reserve` counts what formulas for tensors do not.
+  difference is left as a margin: `engine.planner.reserve` counts what formulas for tensors do not.
 
 What takes memory beside tensors are assumptions, the same for all GPUs, since each depends on versions of libraries too:
 

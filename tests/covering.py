@@ -1,6 +1,7 @@
 """Small runs that together cover every valid pair of choices: families, other parts, axes, schedules, levers and sizes.
 
-Tests of parity, memory, traffic, spans and dry runs use them. Each runs once for all tests.
+Tests of parity, memory, traffic, spans and dry runs use them. Each runs once for all tests. They are chosen when tests are
+collected, so this takes seconds at most; ledgers that predictions need are recorded by tests/predict/conftest.py.
 """
 
 from __future__ import annotations
@@ -11,13 +12,13 @@ from functools import cache
 from itertools import combinations
 from typing import Any, TypeVar
 
+import numpy as np
+
 from engine import catalog
 from engine.families import FAMILIES
-from engine.launch.recording import with_ledgers
 from engine.ledger.form import Ledger
 from engine.ledger.keep import Key
 from engine.ledger.layout import LayoutLedgers
-from engine.ledger.store import ledger_store
 from engine.optimizer import OPTIMIZERS
 from engine.schedule import SCHEDULES
 from engine.spec import SCHEDULE_FACTS, LayoutSpec, ModelSpec, RequestError, RunSpec, WorkloadSpec
@@ -67,32 +68,53 @@ SPLITS: dict[int, dict[str, tuple[int, ...]]] = {  # layers of each stage
 
 def spec_of(choice: Mapping[str, Any]) -> RunSpec:
     """The spec of some choices. Raises `RequestError` if they are not a valid combination."""
-    name, pp = choice["schedule"], choice["pp"]
-    tiny = catalog.model(f"{choice['family']}-tiny")
-    sizes = {"layers": LAYERS[pp], "seq": 32, "vocab": tiny.vocab + choice["odd_vocabulary"]}
-    model = ModelSpec.model_validate(tiny.model_dump() | sizes | PARTS[choice["parts"]])
-    layout = LayoutSpec(
-        **{field: choice[field] for field in ("dp", "tp", "pp", "zero", "recompute", "sequence_parallel", "schedule")},
-        split=() if choice["split"] == "even" else SPLITS[pp][choice["split"]],
-        chunks=SCHEDULE_FACTS[name].least_chunks,
+
+    def named(*names: str) -> tuple[tuple[str, Any], ...]:
+        return tuple((name, choice[name]) for name in names)
+
+    return RunSpec(
+        model=_model(choice["family"], choice["parts"], choice["pp"], choice["odd_vocabulary"]),
+        layout=_layout(choice["split"], *named("dp", "tp", "pp", "zero", "recompute", "sequence_parallel", "schedule")),
+        workload=_workload(
+            choice["numbers"], choice["optimizer"], *named("microbatches", "microbatch_size", "attention", "loss_chunk")
+        ),
+        parity=True,
     )
-    workload = WorkloadSpec(
+
+
+# Checking a spec takes most of the time, and random choices have few different parts.
+
+
+@cache
+def _model(family: str, parts: str, pp: int, odd_vocabulary: bool) -> ModelSpec:
+    tiny = catalog.model(f"{family}-tiny")
+    sizes = {"layers": LAYERS[pp], "seq": 32, "vocab": tiny.vocab + odd_vocabulary}
+    return ModelSpec.model_validate(tiny.model_dump() | sizes | PARTS[parts])
+
+
+@cache
+def _layout(split: str, *fields: tuple[str, Any]) -> LayoutSpec:
+    named = dict(fields)
+    layers = () if split == "even" else SPLITS[named["pp"]][split]
+    return LayoutSpec(**named, split=layers, chunks=SCHEDULE_FACTS[named["schedule"]].least_chunks)
+
+
+@cache
+def _workload(numbers: str, optimizer: str, *fields: tuple[str, Any]) -> WorkloadSpec:
+    return WorkloadSpec(
+        **dict(fields),
         steps=2,
-        microbatches=choice["microbatches"],
-        microbatch_size=choice["microbatch_size"],
-        attention=choice["attention"],
-        loss_chunk=choice["loss_chunk"],
-        precision="fp32" if choice["numbers"] == "fp32" else "bf16",
-        accumulate="bf16" if choice["numbers"] in ("bf16 throughout", "bf16 optimizer") else "fp32",
-        bf16_optimizer="optimizer" in choice["numbers"],
-        optimizer="sgd" if choice["optimizer"] == "momentum" else choice["optimizer"],
-        momentum=0.9 if choice["optimizer"] == "momentum" else 0.0,
+        precision="fp32" if numbers == "fp32" else "bf16",
+        accumulate="bf16" if numbers in ("bf16 throughout", "bf16 optimizer") else "fp32",
+        bf16_optimizer="optimizer" in numbers,
+        optimizer="sgd" if optimizer == "momentum" else optimizer,
+        momentum=0.9 if optimizer == "momentum" else 0.0,
     )
-    return RunSpec(model=model, layout=layout, workload=workload, parity=True)
 
 
+@cache
 def candidates(seed: int = 0) -> dict[RunSpec, dict[str, Any]]:
-    """Random specs, and the choices that made them."""
+    """Random specs, and the choices that made them. Do not change them."""
     draw = random.Random(seed)
     found: dict[RunSpec, dict[str, Any]] = {}
     while len(found) < CANDIDATES:
@@ -111,27 +133,39 @@ def candidates(seed: int = 0) -> dict[RunSpec, dict[str, Any]]:
 
 
 def few(having: Mapping[Case, Iterable[Hashable]], cost: Mapping[Case, float]) -> tuple[Case, ...]:
-    """Cases that together have all pairs. A greedy cover: each time the case with most missing pairs.
+    """Cases that together have all that any has. A greedy cover: each time the case with most that is missing.
 
-    A case of twice the cost is preferred if it has a quarter more of them.
+    A case of twice the cost is preferred if it has a quarter more.
     """
-    bits: dict[Hashable, int] = {}
-    masks = {case: sum(1 << bits.setdefault(one, len(bits)) for one in its) for case, its in having.items()}
-    missing, chosen = (1 << len(bits)) - 1, []
-    while missing:
-        best = max(masks, key=lambda case: ((masks[case] & missing).bit_count() / cost[case] ** 0.3, -cost[case]))
-        chosen.append(best)
-        missing &= ~masks[best]
+    cases = list(having)
+    numbers: dict[Hashable, int] = {}
+    has = [[numbers.setdefault(one, len(numbers)) for one in having[case]] for case in cases]
+    table = np.zeros((len(cases), len(numbers)), dtype=np.float32)  # (cases, what they have)
+    for row, its in zip(table, has, strict=True):
+        row[its] = 1
+    costs = np.array([cost[case] for case in cases])
+    missing, chosen = np.ones(len(numbers), dtype=np.float32), []
+    while missing.any():
+        scores = table @ missing / costs**0.3
+        best = min(np.flatnonzero(scores >= scores.max() * (1 - 1e-9)), key=lambda case: costs[case])
+        chosen.append(cases[best])
+        missing[has[best]] = 0
     return tuple(chosen)
 
 
 @cache
 def covering() -> tuple[RunSpec, ...]:
-    """The cases. They are always the same. Their ledgers that are not shipped are recorded, once for this version of the code."""
+    """The cases. They are always the same."""
     drawn = candidates()
-    found = few({spec: combinations(choice.items(), 2) for spec, choice in drawn.items()}, {spec: _cost(spec) for spec in drawn})
-    with_ledgers(lambda: ledger_store().check({key for spec in found for key in ledgers_of(spec)}))
-    return found
+    return few({spec: combinations(choice.items(), 2) for spec, choice in drawn.items()}, {spec: _cost(spec) for spec in drawn})
+
+
+@cache
+def each_choice() -> tuple[RunSpec, ...]:
+    """Some of them, which together have every single choice, and every family with split backward and without."""
+    drawn = candidates()
+    having = {spec: {*drawn[spec].items(), ("splits", drawn[spec]["family"], spec.layout.facts.splits)} for spec in covering()}
+    return few(having, {spec: _cost(spec) for spec in covering()})
 
 
 def ledgers_of(spec: RunSpec) -> set[Key]:

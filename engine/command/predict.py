@@ -14,7 +14,7 @@ from engine.command.output import complain, print_json, print_table, size
 from engine.launch.draft import kept
 from engine.launch.predicted import predicted
 from engine.launch.recording import with_ledgers
-from engine.predict.inference import inference_table, inference_traffic_table, refuse_beyond_positions, refuse_no_text
+from engine.planner.inference import inference_table, inference_traffic_table, refuse_beyond_positions, refuse_no_text
 from engine.predict.memory import Peak, memory
 from engine.predict.run import predict
 from engine.spec import RequestError, RunSpec

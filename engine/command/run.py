@@ -16,9 +16,8 @@ from engine.command.progress import Progress
 from engine.launch.following import follow, saved_folder
 from engine.launch.queue import RunQueue
 from engine.launch.recording import with_ledgers
-from engine.predict.errors import memory_errors, traffic_differences
 from engine.predict.run import predict
-from engine.tables import RunResult
+from engine.tables import RunResult, memory_errors, traffic_differences
 
 DONE, FAILED, WRONG = 0, 1, 2  # exit statuses; if a signal ended the run, 128 + its number: 130 after Ctrl-C
 
@@ -91,7 +90,10 @@ def _compared_with_formula(result: RunResult) -> str:
     errors = memory_errors(result, predicted).abs()
     memory = f"{errors.max():.2%} off at the worst" if errors.max() else "exact on every rank"
     wrong = len(traffic_differences(result, predicted))
-    return f"memory {memory}; traffic {f'differs in {wrong} rows' if wrong else 'equal, to the byte and to the call'}"
+    compared = f"memory {memory}; traffic {f'differs in {wrong} rows' if wrong else 'equal, to the byte and to the call'}"
+    if result.spec.model.experts and not result.spec.workload.balanced_router:
+        compared += ". It is that of a balanced router: --balanced-router runs one"
+    return compared
 
 
 def _as_text(result: RunResult, folder: Path) -> str:

@@ -20,9 +20,9 @@ from engine.papers.accounting import ACCOUNTINGS, AccountingName
 from engine.planner.bill import Bill
 from engine.planner.explain import Lever, label, way_to_fit, why
 from engine.planner.frameworks import NAMES
+from engine.planner.reserve import reserve_terms
 from engine.planner.search import MIXED, Plan
 from engine.planner.serving import serving
-from engine.predict.reserve import reserve_terms
 from engine.predict.speed.rates import Assumptions
 from engine.spec import AttentionName, LayoutSpec, ModelSpec, RequestError, WorkloadSpec
 from engine.spec.numbers import in_runs

@@ -13,7 +13,8 @@ from engine import files
 from engine.launch.free_memory import memory_for_runs, usual_reserve
 from engine.launch.recording import with_ledgers
 from engine.optimizer import optimizer_of
-from engine.predict import inference, traffic
+from engine.planner import inference
+from engine.predict import traffic
 from engine.schedule import entries, in_flight_bound
 from engine.spec import BYTES_OF, LayoutSpec, RequestError, RunSpec, joined, misfits, recomputes, sentence
 from engine.store import OWN

@@ -14,10 +14,10 @@ from typing import Any, NamedTuple
 from engine.devices import device
 from engine.papers.reference import Reference
 from engine.predict.speed.rates import Assumptions
-from engine.predict.speed.simulation import pipeline_simulation, simulate_all
 from engine.predict.speed.step_time import durations
-from engine.predict.timeline import Durations
 from engine.schedule import Flow, Kind
+from engine.schedule.simulation import pipeline_simulation, simulate_all
+from engine.schedule.timeline import Durations
 from engine.spec import WHOLE_LOSS, LayoutSpec, ModelSpec, RunSpec, WorkloadSpec
 
 QI = "Qi et al. 2024, Zero Bubble Pipeline Parallelism, table 5"

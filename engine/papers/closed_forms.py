@@ -1,4 +1,4 @@
-"""Closed forms as papers print them: bytes of states and of activations, for models of any size.
+"""Closed forms as papers print them: bytes of states and of activations, FLOPs of a step, for models of any size.
 
 These are the papers' own accounts of mixed-precision training, for teaching and for reading published tables. `accounting` uses
 the same constants for many layouts at once. `engine.predict.memory` predicts what this engine holds, to the byte.
@@ -6,6 +6,7 @@ the same constants for many layouts at once. `engine.predict.memory` predicts wh
 
 from __future__ import annotations
 
+from engine.families import predicted
 from engine.spec import ModelSpec, Recompute, sentence
 from engine.terms import Factor, Term
 
@@ -57,3 +58,26 @@ def layer_flops(model: ModelSpec, microbatch: int) -> dict[str, int]:
     """
     b, s, h = microbatch, model.seq, model.hidden
     return {"matrices": 24 * b * s * h * h, "attention": 4 * b * s * s * h}
+
+
+def model_flops(model: ModelSpec) -> float:
+    """FLOPs of forward and backward for one sequence, without recompute: three times those of forward.
+
+    For a GPT, 72·L·s·h²·(1 + s/(6h) + V/(12·h·L)) (Narayanan et al. 2021, SC21, appendix). Masked scores are counted too.
+    """
+    queries, keys = model.heads * model.head_width, model.key_heads * model.head_width
+    matrices = 3 if model.parts.gated else 2
+    attention = model.hidden * (queries + 2 * keys) + queries * model.hidden
+    crossing = model.layers - model.encoder_layers if model.parts.encoder else 0
+    blocks = model.layers + crossing
+    scores = (4 if model.parts.position == "relative" else 2) * model.seq * queries
+    layers = blocks * (attention + scores) + model.hidden * _inner_products(model, matrices)
+    queries_asked = predicted("permuted", model.seq) if model.parts.objective == "permuted" else model.seq
+    return 6.0 * (model.rows * layers + queries_asked * model.hidden * model.vocab)
+
+
+def _inner_products(model: ModelSpec, matrices: int) -> int:
+    """Products of a token with rows of width `model.hidden`, in the MLPs and experts of all layers that it goes through."""
+    dense = (model.layers - model.expert_layers) * matrices * model.ffn_width
+    each = matrices * (model.expert_choices * model.expert_width + model.shared_ffn) + model.experts
+    return dense + model.expert_layers * each

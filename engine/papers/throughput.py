@@ -10,8 +10,8 @@ from typing import Any
 
 from engine.catalog import model, name_of
 from engine.devices import device
+from engine.papers.closed_forms import model_flops
 from engine.papers.reference import Reference
-from engine.predict.speed.cost import model_flops
 from engine.predict.speed.rates import Assumptions
 from engine.predict.speed.step_time import simulated
 from engine.spec import AttentionName, LayoutSpec, ModelSpec, RunSpec, WorkloadSpec, sentence

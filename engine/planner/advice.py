@@ -16,9 +16,9 @@ from typing import Literal
 from engine.devices import DeviceSpec
 from engine.papers.accounting import accounting
 from engine.planner.candidates import cheap_recompute
+from engine.planner.reserve import reserve
 from engine.planner.search import MIXED
 from engine.predict.grid import Grid
-from engine.predict.reserve import reserve
 from engine.predict.speed.rates import Assumptions
 from engine.predict.speed.step_time import simulated
 from engine.spec import LayoutSpec, ModelSpec, Recompute, RequestError, RunSpec, WorkloadSpec, sentence
@@ -31,7 +31,7 @@ _SHARDS_STATES: tuple[Lever, ...] = ("replicas", "zero", "recompute", "fsdp", "f
 class Try:
     """One entry of the checklist: a technique, the spec with it, the bytes of its fullest rank, and the seconds of a step.
 
-    `needs` has the tensors' peak and what a plan keeps free beside it (`engine.predict.reserve`). `step_s` is None if it does not
+    `needs` has the tensors' peak and what a plan keeps free beside it (`engine.planner.reserve`). `step_s` is None if it does not
     fit.
     """
 

@@ -18,13 +18,14 @@ import pandas as pd
 from engine.devices import DeviceSpec
 from engine.optimizer import Framework
 from engine.papers.accounting import AccountingName, accounting
+from engine.papers.closed_forms import model_flops
 from engine.planner.candidates import candidates
 from engine.planner.frameworks import NAMES, SPLIT_BY, had_by
+from engine.planner.reserve import reserve
 from engine.planner.uneven import Split, uneven
 from engine.predict.bulk.traffic import bulk_traffic
 from engine.predict.grid import RECOMPUTES, Grid, Whole, distinct
-from engine.predict.reserve import reserve
-from engine.predict.speed.cost import Cost, model_flops
+from engine.predict.speed.cost import Cost
 from engine.predict.speed.rates import Assumptions
 from engine.predict.speed.step_time import StepTime, estimate, simulated_all
 from engine.schedule import SCHEDULES
@@ -50,7 +51,7 @@ class Plan:
     layouts: pd.DataFrame
     grid: Grid
     step_time: StepTime
-    reserve: int | None = None  # bytes kept free on every device; None: what `engine.predict.reserve` says for each layout
+    reserve: int | None = None  # bytes kept free on every device; None: what `engine.planner.reserve` says for each layout
 
     @property
     def feasible(self) -> int:
@@ -91,7 +92,7 @@ def search(
 
     `workload`: precision, optimizer and other settings that a layout does not have. `account`: whose formulas for memory.
     `simulate_best`: how many of the best layouts are simulated. `only`: layouts that this framework runs as they are.
-    `kept_free`: bytes of a device that tensors must leave; None means what `engine.predict.reserve` says for each layout.
+    `kept_free`: bytes of a device that tensors must leave; None means what `engine.planner.reserve` says for each layout.
 
     In the table `layouts`, those that fit come first, sorted by step time. The others follow, sorted by memory. Columns:
 
@@ -188,7 +189,7 @@ def _refined(cost: Cost, times: StepTime, memory: Whole, fits: Any, most: int) -
     due, done = _ranked(step, memory, fitting, most).tolist(), set[int]()
     while due and len(done) < 2 * most:
         specs = [cost.grid.spec(row, cost.model, cost.workload) for row in due]
-        step[due], bubble[due] = np.array(simulated_all(specs, cost.device, cost.assumed)).T
+        step[due], bubble[due] = np.array(simulated_all(specs, cost.device, cost.assumed, cost.passes.take(due))).T
         done.update(due)
         due = [row for row in _ranked(step, memory, fitting, most // 2).tolist() if row not in done]
     return replace(times, step=step, idle=times.idle + step - times.step, bubble=bubble)

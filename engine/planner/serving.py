@@ -17,10 +17,10 @@ import pandas as pd
 from engine.devices import DeviceSpec
 from engine.ledger.layout import Chunk, LayoutLedgers
 from engine.planner.candidates import MOST
+from engine.planner.inference import cache, most_sequences, refuse_beyond_positions, refuse_no_text, refuse_too_large, weights
+from engine.planner.reserve import reserve_of, tensors_that_fit
 from engine.predict.grid import Grid
-from engine.predict.inference import cache, most_sequences, refuse_beyond_positions, refuse_no_text, refuse_too_large, weights
 from engine.predict.memory.buckets import BucketSizes
-from engine.predict.reserve import reserve_of, tensors_that_fit
 from engine.predict.speed.cost import Cost
 from engine.predict.speed.rates import Assumptions
 from engine.spec import LayoutSpec, ModelSpec, Precision, RequestError, RunSpec, WorkloadSpec, misfits, refuse_experts, sentence
@@ -56,7 +56,7 @@ def serving(
     """Every dp × tp × pp of `ranks` devices. Those that fit come first, the fastest at the top. Raises `RequestError`.
 
     `length`: tokens of a sequence, prompt and answer. `sequences`: how many at a time, on all replicas together; None means as
-    many as fit. `kept_free`: bytes of a device that these must leave; None means what `engine.predict.reserve` says. Columns:
+    many as fit. `kept_free`: bytes of a device that these must leave; None means what `engine.planner.reserve` says. Columns:
 
         layout, dp, tp, pp
         parameters_bytes, cache_bytes    the largest parameters of a rank; the largest KV cache of one sequence on a rank

@@ -13,17 +13,19 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from heapq import heapify, heappop, heappush
+from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
 
 from engine.ledger.split import Stack
-from engine.predict.grid import Grid, Whole
+from engine.predict.grid import Grid, Whole, distinct
 from engine.predict.memory import memory
 from engine.predict.speed.cost import Cost
+from engine.predict.speed.passes import ModelPasses, PartName
 from engine.predict.speed.step_time import StepTime, estimate, simulated_all
 from engine.predict.traffic import wire_bytes
 from engine.predict.traffic.step import Training
@@ -32,7 +34,6 @@ from engine.topology import CALL_AXES_BY_FREQUENCY
 
 Split = tuple[int, ...]
 Marks = NDArray[np.bool_]
-LayoutOfBatch = tuple[LayoutSpec, int]  # with sequences of a microbatch
 _WEIGHED = 200  # layouts whose balanced split is worked out
 _TRIED = 8  # of these, those that are simulated
 _NEAR, _NEAR_TRIED, _ROUNDS = 1.1, 3, 3  # times the device's memory; layouts so near; moves of layers until one is given up
@@ -58,12 +59,6 @@ class _Tried:
     row: int  # of the layout with the even one
     spec: RunSpec
 
-    @property
-    def stages(self) -> tuple[int, int, int]:
-        """Layers of the first stage, of the last, and the most of any other."""
-        counts = self.spec.layout.stage_layers(self.spec.model.layers)
-        return counts[0], counts[-1], max(counts[1:-1], default=0)
-
 
 def uneven(cost: Cost, times: StepTime, held: Whole, fits: Marks, free: Callable[[Grid, Whole], Whole]) -> Uneven | None:
     """Layouts with uneven splits that fit, and that are faster or smaller than the same with the even one. None: there are none.
@@ -84,7 +79,7 @@ def uneven(cost: Cost, times: StepTime, held: Whole, fits: Marks, free: Callable
         return None
     tried = [one for one, _ in found]
     most, stage = np.array([(max(peaks), peaks.index(max(peaks))) for _, peaks in found]).T
-    grid = _grid(cost.grid, tried)
+    grid = _grid(cost.grid, [one.row for one in tried], [one.spec.layout for one in tried])
     fitting = np.flatnonzero(most + free(grid, most) <= have)
     if not len(fitting):
         return None
@@ -112,39 +107,55 @@ def _as_fast(cost: Cost, times: StepTime, fits: Marks) -> Iterator[tuple[_Tried,
     each = times.take(piped)
     slowest = each.compute + each.tp + each.dp
     least = each.step - np.maximum(0.0, slowest - (1 - each.bubble) * (slowest + each.pp + each.idle))
-    tried = _balanced(cost, piped[np.argsort(least, kind="stable")[:_WEIGHED]])
-    if not tried:
+    weighed = _balanced(cost, piped[np.argsort(least, kind="stable")[:_WEIGHED]])
+    if not weighed:
         return
-    best = [tried[i] for i in np.argsort(_estimate(cost, tried).step, kind="stable")[:_TRIED]]
+    rows, layouts = zip(*weighed, strict=True)
+    order = np.argsort(_estimate(cost, rows, layouts).step, kind="stable")
+    best = list(islice(filter(_fits, (_tried(cost, *weighed[i]) for i in order)), _TRIED))
+    if not best:
+        return
     even = [cost.grid.spec(one.row, cost.model, cost.workload) for one in best]
-    simulations = simulated_all([*even, *(one.spec for one in best)], cost.device, cost.assumed)
+    passes = _passes(cost, [one.row for one in [*best, *best]])
+    simulations = simulated_all([*even, *(one.spec for one in best)], cost.device, cost.assumed, passes)
     seconds = [step for step, _ in simulations]
     for one, even_s, own_s in zip(best, seconds[: len(best)], seconds[len(best) :], strict=True):
         if own_s < _GAINS * even_s:
             yield one, even_s, own_s
 
 
-def _balanced(cost: Cost, rows: Whole) -> list[_Tried]:
-    """These layouts with their balanced split, where it is not the even one."""
+def _balanced(cost: Cost, rows: Whole) -> list[tuple[int, LayoutSpec]]:
+    """Those of these rows whose balanced split is not the even one, each with a layout that has this split and its chunks.
+
+    Of that layout only schedule, stages, chunks and split count. Rows that come to the same are there once.
+    """
     if not len(rows):
         return []
-    passes, layers, found = cost.take(rows).passes, cost.model.layers, dict[LayoutOfBatch, _Tried]()
-    layer, embedding, head = (
-        passes.of(part).sum((0, 1)) for part in ("decoder" if cost.model.experts else "layer", "embedding", "head")
-    )
+    few, layers = cost.take(rows), cost.model.layers
+    kind: PartName = "decoder" if cost.model.experts else "layer"
+    layer, embedding, head = (few.passes.of(part).sum((0, 1)) for part in (kind, "embedding", "head"))
     ends = zip(rows.tolist(), (embedding / layer).round(2).tolist(), (head / layer).round(2).tolist(), strict=True)
-    shapes = dict[tuple[int, ...], LayoutSpec]()
-    for row, first, last in ends:
+    _, alike = distinct(*(getattr(few.grid, field.name) for field in fields(Grid) if field.name != "chunks"))
+    shapes, found = dict[tuple[int, ...], LayoutSpec](), dict[tuple[int, int, Split], tuple[int, LayoutSpec]]()
+    for (row, first, last), others in zip(ends, alike.tolist(), strict=True):
         key = int(cost.grid.pp[row]), int(cost.grid.chunks[row]), int(cost.grid.schedule[row])
         if key not in shapes:
             shapes[key] = cost.grid.spec(row, cost.model, cost.workload).layout
         for chunks, split in _splits(shapes[key], layers, first, last):
-            spec = cost.grid.spec(row, cost.model, cost.workload)
-            layout = spec.layout.model_copy(update={"chunks": chunks, "split": split})
-            if not misfits(cost.model, layout, spec.workload):
-                one = _Tried(row, spec.model_copy(update={"layout": layout}))
-                found.setdefault((layout, spec.workload.microbatch_size), one)
+            layout = shapes[key].model_copy(update={"chunks": chunks, "split": split})
+            found.setdefault((others, chunks, split), (row, layout))
     return list(found.values())
+
+
+def _tried(cost: Cost, row: int, pipeline: LayoutSpec) -> _Tried:
+    """The layout of a row with the chunks and the split of `pipeline`."""
+    spec = cost.grid.spec(row, cost.model, cost.workload)
+    layout = spec.layout.model_copy(update={"chunks": pipeline.chunks, "split": pipeline.split})
+    return _Tried(row, spec.model_copy(update={"layout": layout}))
+
+
+def _fits(one: _Tried) -> bool:
+    return not misfits(one.spec.model, one.spec.layout, one.spec.workload)
 
 
 def _splits(layout: LayoutSpec, layers: int, embedding: float, head: float) -> Iterator[tuple[int, Split]]:
@@ -260,20 +271,27 @@ def _busiest(spec: RunSpec) -> dict[str, int]:
     return most
 
 
-def _grid(grid: Grid, tried: Sequence[_Tried]) -> Grid:
-    """Their rows, each with its own number of chunks."""
-    few = grid.take([one.row for one in tried])
-    return replace(few, chunks=np.array([one.spec.layout.chunks for one in tried]))
+def _grid(grid: Grid, rows: Sequence[int], layouts: Sequence[LayoutSpec]) -> Grid:
+    """These rows, each with the number of chunks of its layout."""
+    return replace(grid.take(list(rows)), chunks=np.array([layout.chunks for layout in layouts]))
 
 
-def _estimate(cost: Cost, tried: Sequence[_Tried]) -> StepTime:
-    few = Cost(cost.model, cost.workload, _grid(cost.grid, tried), cost.device, cost.assumed)
-    first, last, middle = np.array([one.stages for one in tried]).T
+def _passes(cost: Cost, rows: Sequence[int]) -> ModelPasses:
+    """Of their layers and ends, which do not depend on the split."""
+    return cost.passes.take(list(rows))
+
+
+def _estimate(cost: Cost, rows: Sequence[int], layouts: Sequence[LayoutSpec]) -> StepTime:
+    """In closed form, with the chunks and the split of `layouts`."""
+    few = Cost(cost.model, cost.workload, _grid(cost.grid, rows, layouts), cost.device, cost.assumed, _passes(cost, rows))
+    counts = [layout.stage_layers(cost.model.layers) for layout in layouts]
+    first, last, middle = np.array([(one[0], one[-1], max(one[1:-1], default=0)) for one in counts]).T
     return estimate(few, (first, last, middle))
 
 
 def _times(cost: Cost, tried: Sequence[_Tried]) -> StepTime:
     """Simulated. The difference to the closed form is added to `idle`, as for other layouts."""
-    closed = _estimate(cost, tried)
-    step, bubble = np.array(simulated_all([one.spec for one in tried], cost.device, cost.assumed)).T
+    rows, specs = [one.row for one in tried], [one.spec for one in tried]
+    closed = _estimate(cost, rows, [spec.layout for spec in specs])
+    step, bubble = np.array(simulated_all(specs, cost.device, cost.assumed, _passes(cost, rows))).T
     return replace(closed, step=step, idle=closed.idle + step - closed.step, bubble=bubble)

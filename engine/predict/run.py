@@ -7,9 +7,10 @@ from typing import Any
 import pandas as pd
 
 from engine.predict.memory import Memory, memory, peak_table
-from engine.predict.timeline import UNIT_NS, Timeline, simulate, spans_table, textbook, textbook_bubble, too_long
+from engine.predict.spans import spans_table
 from engine.predict.traffic import traffic
 from engine.schedule import plan
+from engine.schedule.timeline import UNIT_NS, Timeline, simulate, textbook, textbook_bubble, too_long
 from engine.spec import RunSpec
 from engine.tables import RunResult
 

@@ -2,12 +2,15 @@
 
 The worker executes the list, the checks validate it, `replay` simulates it, and the chart draws it.
 
-    actions     the entries of the list
-    orders      the order of F, B, I and W, which defines a schedule
-    plans       the whole list, with sends, receives, gradient reduction and the optimizer's step
-    checks      the rules that every plan must keep
-    waiting     which action waits for which: the rules of every simulator
-    clock       the simulation of a plan, given the duration of each action
+    actions       the entries of the list
+    orders        the order of F, B, I and W, which defines a schedule
+    plans         the whole list, with sends, receives, gradient reduction and the optimizer's step
+    checks        the rules that every plan must keep
+    waiting       which action waits for which: the rules of every simulator
+    clock         the simulation of a plan, given the duration of each action
+    simulation    the length of very many schedules, simulated at once
+    stage_passes  what follows from the order of a stage's passes, as arrays: what waits, what is deferred
+    timeline      the simulated timeline: textbook durations, the bubble, the critical path
 """
 
 from engine.schedule.actions import SCHEDULES, Action, Flow, Kind, Schedule, ScheduleError

@@ -101,3 +101,14 @@ def in_flight_bound(name: ScheduleName, stage: int, pp: int, microbatches: int, 
 def messages_held(name: ScheduleName, pp: int, microbatches: int) -> int:
     """How many messages of one flow to one stage may be sent and not yet received when the next is sent. 1 if that works."""
     return int(SCHEDULE_FACTS[name].messages_held(pp, microbatches))
+
+
+def reductions(name: ScheduleName, pp: Any, microbatches: Any, stage: Any, run: Any) -> Any:
+    """How often a step reduces a layer's gradients over dp under ZeRO 2 and 3, if W computes them. Arguments may be arrays.
+
+    ZeRO 2 and 3 reduce gradients as soon as they are complete. If backward is not split, that is after every backward pass. If it
+    is split, that is when no I of the chunk still waits for its W. The gradients of passes that overlap are accumulated and
+    reduced together. `run`: which chunk of the stage in a V-shaped schedule; 0 is on the way down, 1 on the way up.
+    """
+    rule = SCHEDULE_FACTS[name].reductions
+    return rule(pp, microbatches, stage, run) if rule else microbatches

@@ -10,8 +10,8 @@ import pandas as pd
 import streamlit as st
 
 from engine.predict.run import textbook_timeline
-from engine.predict.timeline import MOST, too_long
 from engine.schedule.orders import kinds_of
+from engine.schedule.timeline import MOST, too_long
 from engine.spec import RunSpec
 from engine.topology import AXES_BY_FREQUENCY, EP
 from pages.charts import multiples, timeline

@@ -15,10 +15,10 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from engine.predict.timeline import Timeline
 from engine.predict.traffic.calls import wire_bytes
 from engine.predict.traffic.step import Training
 from engine.schedule import Action, Schedule, plan
+from engine.schedule.timeline import Timeline
 from engine.spec import RunSpec
 from engine.tables import members
 

@@ -6,10 +6,10 @@ from functools import partial
 
 import streamlit as st
 
-from engine.predict.timeline import MOST, Timeline, simulate, too_long
-from engine.predict.timeline import textbook as unit_times
 from engine.predict.traffic import traffic
 from engine.schedule import plan
+from engine.schedule.timeline import MOST, Timeline, simulate, too_long
+from engine.schedule.timeline import textbook as unit_times
 from engine.spec import LayoutSpec, ModelSpec, RequestError, RunSpec, sentence
 from engine.topology import AXES_AS_WRITTEN, MOST_MEMBERS
 from pages.charts.look import View, look

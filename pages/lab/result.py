@@ -16,7 +16,7 @@ from engine.spec import RequestError, sentence
 from engine.summary import workspace
 from engine.tables import RunResult
 from engine.topology import Mesh
-from pages.charts import generated, loss, matrix, memory, traffic
+from pages.charts import experts, generated, loss, matrix, memory, traffic
 from pages.charts.drawing import Drawing
 from pages.charts.look import Look, View, look
 from pages.charts.names import columns, schedule
@@ -78,8 +78,14 @@ def charts(folder: Path) -> None:
     except RequestError:  # which the head tells
         return
     event = _walked(folder, result)
+    if routed := _routed(result):
+        st.caption(routed)
     _memory(folder, result, event)
     _traffic(folder, result, event)
+    if "expert_load" in result.tables:
+        with st.grid(columns=2, min_column_width=drawing.CHART_PX, gap="medium"):
+            drawing.show(expert_loads(folder, view()), "expert-load")
+            drawing.show(rank_loads(folder, view()), "rank-load")
     _timeline(folder, result, event)
     if _walkable(result):
         walk.draw(result.spec, partial(events, folder), in_units=False)
@@ -164,6 +170,16 @@ def _workspace(result: RunResult) -> None:
         )
 
 
+def _routed(result: RunResult) -> str:
+    """What the prediction takes for granted of the router; nothing if it is what was measured."""
+    if not result.spec.model.experts or result.spec.workload.balanced_router:
+        return ""
+    return say()(
+        "The prediction is that of a balanced router, which sends every expert as many tokens. In this run the router chose, so "
+        "activations, and the bytes to and from experts, differ: see the load of experts."
+    )
+
+
 def _traffic(folder: Path, result: RunResult, event: Event | None) -> None:
     mesh = _mesh(result)
     measure, rank = prediction.linked_measure(), chosen.rank(mesh)
@@ -231,6 +247,16 @@ def by_rank(folder: Path, measure: traffic.Measure, rank: int | None, view: View
 @st.cache_data(max_entries=32, show_spinner=False, hash_funcs=by_run())
 def losses(folder: Path, view: View) -> Drawing:
     return _made(folder, view, lambda r, style: loss.loss(r.tables["steps"], style))
+
+
+@st.cache_data(max_entries=32, show_spinner=False, hash_funcs=by_run())
+def expert_loads(folder: Path, view: View) -> Drawing:
+    return _made(folder, view, lambda r, style: experts.by_expert(r.tables["expert_load"], style))
+
+
+@st.cache_data(max_entries=32, show_spinner=False, hash_funcs=by_run())
+def rank_loads(folder: Path, view: View) -> Drawing:
+    return _made(folder, view, lambda r, style: experts.by_step(r.tables["expert_load"], style))
 
 
 @st.cache_data(max_entries=64, show_spinner=False, hash_funcs=by_run())

@@ -8,9 +8,10 @@ from typing import Any, Literal, NamedTuple
 
 import streamlit as st
 
-from engine.predict.timeline import MOST, Durations, Timeline, projected, simulate, slowed, textbook_bubble, too_long
-from engine.predict.timeline import textbook as unit_times
+from engine.predict.spans import projected
 from engine.schedule import in_flight, plan
+from engine.schedule.timeline import MOST, Durations, Timeline, simulate, slowed, textbook_bubble, too_long
+from engine.schedule.timeline import textbook as unit_times
 from engine.spec import LayoutSpec, RequestError, RunSpec
 from engine.tables import RunResult
 from engine.topology import Mesh

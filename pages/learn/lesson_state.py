@@ -64,8 +64,8 @@ class LessonState:
     number: int
     lesson: Lesson
     service: Service
-    task_knobs: tuple[Knob, ...] = ()
     view: View = field(default_factory=view)
+    task_knobs: tuple[Knob, ...] = ()
     _seen: set[str] = field(default_factory=set, compare=False, init=False)  # terms that unfold earlier on the page
 
     @property

@@ -1,4 +1,4 @@
-"""Learn: ten short lessons with computed numbers. The link has the lesson, its values, and the reader's answer."""
+"""Learn: twelve short lessons with computed numbers. The link has the lesson, its values, and the reader's answer."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def _follow_link(service: Service) -> LessonState:
 
 
 def _lesson_state(service: Service, number: int) -> LessonState:
-    return LessonState(number, LESSONS[number - 1], service, TASKS[number].knobs if number in TASKS else ())
+    return LessonState(number, LESSONS[number - 1], service, task_knobs=TASKS[number].knobs if number in TASKS else ())
 
 
 def _contents(current: int) -> None:

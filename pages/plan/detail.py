@@ -8,7 +8,7 @@ import streamlit as st
 
 from engine.export import ENDINGS, FRAMEWORKS, NAMES, Framework, settings
 from engine.planner.explain import why
-from engine.predict.reserve import reserve_terms
+from engine.planner.reserve import reserve_terms
 from engine.spec import RunSpec
 from pages.charts import plan as charts
 from pages.charts.drawing import Drawing

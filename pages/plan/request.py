@@ -22,7 +22,7 @@ from pages.shared.link_numbers import shortest_text
 from pages.shared.links import LinkError, model_of_link, model_to_link
 
 FOR, SERVING = "for", "serving"  # the link's parameter, and its value for serving; without it, the model is trained
-AUTOMATIC = -1.0  # a reserve for each layout, as `engine.predict.reserve` says
+AUTOMATIC = -1.0  # a reserve for each layout, as `engine.planner.reserve` says
 MOST_RESERVE, MOST_TOKENS, MOST_RATE = 1e6, 1e18, 1e9  # GiB; tokens; price and watts
 OWN = "own"  # the name in links of a device with the user's own figures
 # Figures of the user's own device, in the link's order, each with its unit in forms and links.

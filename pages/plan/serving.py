@@ -9,9 +9,9 @@ import numpy as np
 import pandas as pd
 import streamlit as st
 
-from engine.predict.inference import cache, weights
+from engine.planner.inference import cache, weights
+from engine.planner.reserve import tensors_that_fit
 from engine.predict.memory import SYMBOLS
-from engine.predict.reserve import tensors_that_fit
 from engine.spec import GenerateSpec, LayoutSpec, RunSpec, sentence
 from engine.tables import KV_CACHE
 from engine.terms import Term, total

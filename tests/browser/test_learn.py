@@ -38,7 +38,7 @@ def test_open_a_lesson_by_link_answer_by_keyboard_and_see(server: Server, watche
     page.keyboard.press("Enter")
     expect(page.get_by_text("Right: stage 0, with 4 microbatches in flight")).to_be_visible()
     expect(page.locator(".st-key-drawing-in-flight-answer svg.marks")).to_be_visible()
-    expect(page.get_by_text("1 of 10 answered")).to_be_visible()
+    expect(page.get_by_text("1 of 12 answered")).to_be_visible()
     expect(page).to_have_url(re.compile("with=schedule-gpipe~p-3~m-4~answer-stage0(&|$)"))
 
     page.get_by_role("button", name="Another question").click()
@@ -141,7 +141,7 @@ def test_a_link_opens_a_task_with_the_settings_of_who_sent_it(server: Server, wa
 def test_on_a_narrow_page_every_lesson_fits(server: Server, watched: Watched):
     page = lesson(watched, server, "lesson=1")
     page.set_viewport_size({"width": 390, "height": 844})
-    for number in range(1, 11):
+    for number in range(1, 13):
         page.goto(f"{server.url}/learn?lesson={number}")
         drawn(page)
         assert page.evaluate(_FITS), f"lesson {number}"

@@ -95,3 +95,17 @@ def spans(layout: LayoutSpec, microbatches: int) -> pd.DataFrame:
 def steps(losses: list[float]) -> pd.DataFrame:
     rows = [{"step": n + 1, "loss": loss, "grad_norm": 1.0, "step_ns": 5 * MS, "tokens": 64} for n, loss in enumerate(losses)]
     return table("steps", rows, "measured")
+
+
+def expert_load() -> pd.DataFrame:
+    """Four experts on two ranks, two layers. In step 1 all get 10 tokens. In step 2, of layer 1, expert 3 gets all 40."""
+    rows = [
+        {"rank": expert // 2, "layer": layer, "expert": expert, "step": step, "tokens": 10}
+        for step in (1, 2)
+        for layer in (0, 1)
+        for expert in range(4)
+    ]
+    for row in rows:
+        if row["step"] == 2 and row["layer"] == 1:
+            row["tokens"] = 40 if row["expert"] == 3 else 0
+    return table("expert_load", rows, "measured")

@@ -11,7 +11,7 @@ from altair.vegalite.v6.schema.core import Root
 
 from engine.spec import LayoutSpec
 from engine.topology import Mesh
-from pages.charts import beside, loss, matrix, memory, timeline, traffic
+from pages.charts import beside, experts, loss, matrix, memory, timeline, traffic
 from pages.charts.drawing import Drawing
 from pages.charts.look import LIGHT
 from pages.charts.roles import roles_of
@@ -42,6 +42,8 @@ DRAWINGS: dict[str, Callable[[], Drawing]] = {
     "textbook": lambda: timeline.textbook(made_up.textbook(LayoutSpec(pp=2), 4), ["stage 0", "stage 1"], LIGHT),
     "overview": whole_step,
     "loss": lambda: loss.loss(made_up.steps([5.5, 4.25]), LIGHT),
+    "load of experts": lambda: experts.by_expert(made_up.expert_load(), LIGHT),
+    "load of ranks": lambda: experts.by_step(made_up.expert_load(), LIGHT),
     "growing loss": lambda: loss.growing([5.5, 4.25], 20, LIGHT),
 }
 

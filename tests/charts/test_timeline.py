@@ -3,9 +3,9 @@ from __future__ import annotations
 import pandas as pd
 import pytest
 
-from engine.predict.timeline import simulate, slowed
-from engine.predict.timeline import textbook as unit_times
 from engine.schedule import plan
+from engine.schedule.timeline import simulate, slowed
+from engine.schedule.timeline import textbook as unit_times
 from engine.spec import LayoutSpec, ScheduleName
 from engine.topology import Mesh
 from pages.charts import timeline

@@ -15,9 +15,8 @@ from engine.measure.recorder import Recorder
 from engine.parallel.attention_blocks import Mixture, blocks_of
 from engine.parallel.comm import Comm
 from engine.parallel.context import ContextParallel, Pair, own_tokens
-from engine.predict.errors import traffic_differences
 from engine.spec import ContextParallelName, LayoutSpec, ModelSpec, RequestError, RunSpec, WorkloadSpec
-from engine.tables import compared
+from engine.tables import compared, traffic_differences
 from engine.topology import Mesh
 from tests.runs import Runs
 

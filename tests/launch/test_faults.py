@@ -13,7 +13,7 @@ from engine.spec import RunSpec
 from tests.launch.bench import Bench, all_end, finished, gone, small, until
 from tests.patience import time_limits
 
-LAYOUTS = ["dp2.tp2.pp1", "dp2.tp2.pp2"]  # 4 and 8 ranks
+FOUR, EIGHT = "dp2.tp2.pp1", "dp2.tp2.pp2"  # ranks; test_faults_everywhere.py has other kinds, phases and ranks
 RANK_3 = "rank 3 (dp 1, tp 1, pp 0)"
 
 
@@ -29,9 +29,8 @@ def failed(bench: Bench, spec: RunSpec) -> RunState:
     return state
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_a_rank_that_raises(bench: Bench, layout: str) -> None:
-    state = failed(bench, small(layout, "raise:3@2"))
+def test_a_rank_that_raises(bench: Bench) -> None:
+    state = failed(bench, small(EIGHT, "raise:3@2"))
     assert state.failed_rank == 3
     assert state.message.startswith(f"{RANK_3} failed in step ")
     assert "RuntimeError: drill" in state.message
@@ -39,24 +38,21 @@ def test_a_rank_that_raises(bench: Bench, layout: str) -> None:
     assert "in _inject_fault" in state.traceback
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_a_rank_that_exits(bench: Bench, layout: str) -> None:
-    state = failed(bench, small(layout, "exit:3@2"))
+def test_a_rank_that_exits(bench: Bench) -> None:
+    state = failed(bench, small(FOUR, "exit:3@2"))
     assert state.failed_rank == 3
     assert state.message.startswith(f"{RANK_3} left with exit status 3 in step ")
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_a_rank_that_is_killed(bench: Bench, layout: str) -> None:
-    state = failed(bench, small(layout, "kill:3@2"))
+def test_a_rank_that_is_killed(bench: Bench) -> None:
+    state = failed(bench, small(EIGHT, "kill:3@2"))
     assert state.failed_rank == 3
     assert state.message.startswith(f"{RANK_3} was killed by signal 9 (SIGKILL) in step ")
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_a_rank_that_hangs(bench: Bench, layout: str) -> None:
+def test_a_rank_that_hangs(bench: Bench) -> None:
     for limit in time_limits():
-        state = failed(bench, small(layout, "hang:3@2", time_limit=limit))
+        state = failed(bench, small(FOUR, "hang:3@2", time_limit=limit))
         if state.failed_rank == 3 and " in step 2" in state.message:
             break
     assert state.failed_rank == 3

@@ -13,7 +13,7 @@ from engine.ledger.form import Call, Part, Slicing
 from engine.ledger.keep import Ledgers
 from engine.ledger.kernels import Kernel, kernels
 from engine.ledger.split import part_of
-from engine.predict.speed.cost import model_flops
+from engine.papers.closed_forms import model_flops
 from engine.spec import AttentionName, ModelSpec, WorkloadSpec
 
 MODEL = {"layers": 6, "hidden": 48, "heads": 4, "vocab": 260, "seq": 32}

@@ -13,15 +13,15 @@ from engine import catalog, store
 from engine.devices import DEVICES
 from engine.planner.advice import advice
 from engine.planner.search import search
-from engine.predict.timeline import simulate, textbook
 from engine.predict.traffic import traffic
 from engine.schedule import SCHEDULES, in_flight, plan
+from engine.schedule.timeline import simulate, textbook
 from engine.spec import LayoutSpec, RunSpec, ScheduleName
 from engine.topology import Mesh
 from pages.charts.look import View, look
 from pages.charts.units import in_bytes, percent, significant
 from pages.charts.words import LANGUAGES, Language, words
-from pages.learn import toys
+from pages.learn import ring, toys
 from pages.learn.glossary import terms, unfolding
 from pages.learn.lesson_state import LessonState
 from pages.learn.lessons import LESSONS
@@ -30,8 +30,11 @@ from pages.learn.lessons.data import overlapped, spread_of
 from pages.learn.lessons.pipeline import layout_of, timed
 from pages.learn.lessons.tensor import reduced
 from pages.learn.lessons.together import SPEC, inside_nodes
+from pages.learn.ring import Cut
+from pages.learn.routing import Routing
 from pages.learn.scene import WIDTH
 from pages.learn.scenes.pipeline import scene as pipeline_scene
+from pages.learn.scenes.ring import scene as ring_scene
 from pages.learn.scenes.zero import scene as zero_scene
 from pages.learn.steps import done_by
 from pages.shared.service import Service
@@ -116,6 +119,7 @@ def test_answers_are_the_papers_own_figures(parts: tuple[Service, Queue]):
     assert right(5, 1) == pytest.approx(100 * 3 / 15)  # percent
     assert right(5, 2) == 16
     assert right(2, 0) == 16
+    assert right(12, 0) == pytest.approx(12.9, abs=0.05)  # billion: Jiang et al. 2024 say 13 of 47
 
 
 def test_formulas_show_the_numbers_of_the_choice(parts: tuple[Service, Queue]):
@@ -151,7 +155,7 @@ def test_the_link_carries_lesson_choices_and_answer(parts: tuple[Service, Queue]
     assert link(app, "with") == "schedule-zb-h1~p-2~m-4~turn-1~answer-20"
     again = page(parts[0], lesson="5", set=link(app, "with"))
     assert again.success[0].value.startswith("Right: 20.0%")
-    assert "1 of 10 answered" in text(again)
+    assert "1 of 12 answered" in text(again)
 
 
 @pytest.mark.parametrize("code", ["p-5", "schedule-2f2b", "answer-stage9", "nonsense", "turn-x"])
@@ -339,7 +343,7 @@ def test_a_term_inside_another_word_is_not_marked(language: Language, markdown: 
 
 
 def test_a_plural_is_marked_whole_in_chinese_too():
-    assert '>logits<span' in unfolding("一条序列的 logits 占", words("zh"), set())
+    assert ">logits<span" in unfolding("一条序列的 logits 占", words("zh"), set())
 
 
 # -------------------------------------------------------------------------------------------------------------- scenes
@@ -381,6 +385,36 @@ def test_zeros_scene_ends_as_it_began(zero: int):
 
     assert held(0) == held(len(scene.said) - 1)
     assert len(held(0)) == {0: 64, 1: 40, 2: 40, 3: 16}[zero]
+
+
+@pytest.mark.parametrize("cut", ["order", "ends"])
+@pytest.mark.parametrize("cp", [2, 4])
+def test_a_ring_computes_every_visible_block_once(cp: int, cut: Cut):
+    """With a chunk from each end, as the engine cuts, all ranks have the same work in every pass."""
+    done = [block for step in range(cp) for rank in range(cp) for block in ring.blocks(rank, step, cp, cut)]
+    assert sorted(done) == [(query, key) for query in range(2 * cp) for key in range(query + 1)]
+    loads = [{ring.work(rank, step, cp, cut) for rank in range(cp)} for step in range(cp)]
+    assert all(len(load) == 1 for load in loads) == (cut == "ends")
+    squares = [thing for thing in ring_scene(cp, cut, look(View("light", "en"))).things if "<text" not in thing.svg]
+    assert len(squares) == len(done)
+
+
+def test_a_row_in_parts_is_the_row_as_a_whole():
+    draw = np.random.default_rng(0)
+    scores, values, row = draw.normal(size=12), draw.normal(size=12), ring.Running()
+    for part in (slice(0, 5), slice(5, 8), slice(8, 12)):
+        row.add(scores[part], values[part])
+    assert row.mixed == pytest.approx(np.exp(scores) @ values / np.exp(scores).sum())
+
+
+@pytest.mark.parametrize("capacity", [0.0, 1.0])
+def test_every_choice_of_an_expert_is_sent_or_dropped(capacity: float):
+    routing = Routing.drawn(2, 2.0, capacity)
+    sent = sum(routing.sent(rank, other) for rank in range(2) for other in range(2))
+    assert sent + len(routing.dropped) == 12 * 2
+    assert bool(routing.dropped) == bool(capacity)
+    if capacity:
+        assert max(routing.load(expert) for expert in range(4)) == 12 * 2 * capacity / 4
 
 
 @pytest.mark.parametrize("encoding", ["sinusoidal", "learned", "rotary"])

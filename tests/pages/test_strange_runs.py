@@ -15,13 +15,13 @@ import pytest
 
 from engine import contract, run_archive, store
 from engine.export import csv_zip, perfetto
-from engine.predict.errors import memory_errors, traffic_differences
 from engine.predict.run import predict
-from engine.predict.timeline import projected, simulate
+from engine.predict.spans import projected
 from engine.schedule import plan
+from engine.schedule.timeline import simulate
 from engine.spec import RequestError
 from engine.spec.sentence import packed
-from engine.tables import SCHEMAS, RunResult
+from engine.tables import SCHEMAS, RunResult, memory_errors, traffic_differences
 from pages.charts import matrix, multiples
 from pages.charts.look import View, look
 from pages.compare.columns import Column

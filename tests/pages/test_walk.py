@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from engine.predict.timeline import simulate, textbook
 from engine.predict.traffic import traffic as predicted
 from engine.schedule import plan
+from engine.schedule.timeline import simulate, textbook
 from engine.spec import LayoutSpec, RunSpec, WorkloadSpec
 from engine.tables import RunResult
 from pages.charts.units import in_bytes

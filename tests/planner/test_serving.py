@@ -6,9 +6,9 @@ import pytest
 
 from engine import catalog
 from engine.devices import DEVICES
+from engine.planner.inference import most_sequences
+from engine.planner.reserve import tensors_that_fit
 from engine.planner.serving import serving
-from engine.predict.inference import most_sequences
-from engine.predict.reserve import tensors_that_fit
 from engine.predict.speed.rates import Assumptions
 from engine.spec import LayoutSpec, RequestError
 

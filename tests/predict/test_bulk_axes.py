@@ -11,12 +11,13 @@ import pytest
 from engine import catalog
 from engine.devices import DEVICES
 from engine.launch.recording import with_ledgers
+from engine.papers.closed_forms import model_flops
 from engine.planner.candidates import LEAST_TOKENS, candidates
 from engine.predict.bulk.memory import fullest
 from engine.predict.bulk.traffic import bulk_traffic
 from engine.predict.grid import Grid
 from engine.predict.memory import memory
-from engine.predict.speed.cost import Cost, model_flops
+from engine.predict.speed.cost import Cost
 from engine.predict.speed.rates import Assumptions, link
 from engine.predict.speed.step_time import estimate, simulated_all
 from engine.spec import LayoutSpec, ModelSpec, RequestError, RunSpec, WorkloadSpec

@@ -32,14 +32,14 @@ def busiest(spec: RunSpec) -> dict[str, float]:
 def test_traffic_of_many_layouts_equals_that_of_each() -> None:
     """For every family, with as many models as layouts. Bulk reads other ledgers, which are not shipped of every spec."""
     held = 0
-    for spec in random_specs(120, seed=3):
+    for spec in random_specs(60, seed=3):
         try:
             found = bulk_traffic(spec.model, spec.workload, Grid.of([spec]))
         except NotRecordedError:
             continue
         assert {name: numbers[0] for name, numbers in found.items()} == busiest(spec), spec
         held += 1
-    assert held > 60
+    assert held > 30
 
 
 def test_one_model_in_many_layouts() -> None:

@@ -13,9 +13,10 @@ from engine.predict.memory import SYMBOLS, curve_table, memory, peak_table
 from engine.predict.memory.shortened import Shortened
 from engine.predict.memory.stages import Stages
 from engine.spec import GenerateSpec, RunSpec, WorkloadSpec
-from engine.tables import COORDINATE, SCHEMAS
+from engine.tables import SCHEMAS
 from engine.terms import total
 from tests.covering import covering, title
+from tests.predict.test_agreement import assert_equal_totals
 from tests.runs import Runs, small
 
 
@@ -30,8 +31,7 @@ def generating(code: str, prompt: str = "def f(x", **rest: Any) -> RunSpec:
 
 
 ALL_AXES = spec("dp2.tp2.pp2", microbatches=3, model={"vocab": 257})
-CASES = (
-    *covering(),
+OTHERS = (  # than those of tests/covering.py
     ALL_AXES,
     generating("tp2.pp2", model={"family": "llama", "kv_heads": 2}),
     generating("pp2", precision="bf16"),
@@ -43,19 +43,15 @@ def called(case: RunSpec) -> str:
     return f"{title(case)}-generating" if case.generate.skip_training else title(case)
 
 
-@pytest.mark.parametrize("case", CASES, ids=called)
-class TestAgainstARealRun:
-    def test_every_ranks_total_is_equal_to_the_byte(self, runs: Runs, case: RunSpec) -> None:
-        """Its categories too, except that a message can be in one of two categories."""
-        measured, predicted = runs.result(case).tables["memory_peak"], peak_table(case)
-        keys = ["rank", *COORDINATE, "category"]
-        assert measured[keys].equals(predicted[keys])
-        both = measured.merge(predicted, on=keys, suffixes=("_measured", "_predicted"))
-        totals = both.groupby("rank")[["bytes_measured", "bytes_predicted"]].sum()
-        assert totals["bytes_predicted"].equals(totals["bytes_measured"]), totals
-        largest = both["rank"].map(totals["bytes_measured"])
-        assert ((both["bytes_predicted"] - both["bytes_measured"]).abs() <= largest // 100).all(), both
+@pytest.mark.parametrize("case", OTHERS, ids=called)
+def test_every_ranks_total_is_equal_to_the_byte(runs: Runs, case: RunSpec) -> None:
+    """test_agreement.py has the same of the covering cases."""
+    assert_equal_totals(runs.result(case).tables["memory_peak"], peak_table(case))
 
+
+@pytest.mark.usefixtures("recorded_ledgers")
+@pytest.mark.parametrize("case", [*covering(), *OTHERS], ids=called)
+class TestAgainstARealRun:
     def test_the_peak_is_in_the_action_that_it_names(self, runs: Runs, case: RunSpec) -> None:
         curve = runs.result(case).tables["memory_curve"]
         for peak in memory(case).peaks:
@@ -106,8 +102,9 @@ def test_bulk_results_equal_those_of_each_layout() -> None:
         assert peaks[stage].total >= 0.995 * highest, title(one)
 
 
+@pytest.mark.usefixtures("recorded_ledgers")
 def test_every_symbol_is_in_the_glossary() -> None:
-    for case in CASES:
+    for case in (*covering(), *OTHERS):
         for peak in memory(case).peaks:
             for terms in peak.terms.values():
                 for term in terms:

@@ -8,8 +8,8 @@ import pandas as pd
 import pytest
 
 from engine.predict.traffic import terms, traffic
-from engine.predict.traffic.reductions import reductions
 from engine.schedule import compute_order
+from engine.schedule.orders import reductions
 from engine.spec import SCHEDULE_FACTS, LayoutSpec, RunSpec, ScheduleName
 from engine.tables import SCHEMAS
 from engine.terms import total
@@ -45,6 +45,7 @@ def test_the_formula_equals_the_counted_traffic(runs: Runs, name: str) -> None:
     pd.testing.assert_frame_equal(sorted_rows(predicted), sorted_rows(runs.result(spec).tables["traffic"]))
 
 
+@pytest.mark.usefixtures("recorded_ledgers")
 def test_terms_add_up_to_the_table() -> None:
     """On every rank: each (axis, collective, phase) of the table has terms, whose sum is its payload; and no other has."""
     for spec in [*RUNS.values(), *covering(), *random_specs(30, seed=1)]:

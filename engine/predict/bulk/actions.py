@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from engine.ledger.keep import Ledgers
 from engine.ledger.store import ledger_store
 from engine.predict.bulk.traces import BucketUse, ChunkForm, FormTrace, FormTraces, Layouts, letter_of
-from engine.predict.memory.reducing import STATES, Pending, ReductionBlocks, Reductions, RepeatedSegment
+from engine.predict.memory.reducing import Pending, ReductionBlocks, Reductions, RepeatedSegment
+from engine.schedule.stage_passes import STATES
 
 Whole = NDArray[np.int64]
 _STRUCTURES = 256  # the number of structures whose traces are kept, the latest

@@ -66,8 +66,8 @@ class ChunkValues:
         self._under_way = share * width + (whole * e if self.zero >= 2 else 0.0)
         memory = UpdateMemory(layouts.workload, self.zero, layouts.e, layouts.width)
         every, nothing = SizedBucket(Factor("Ψ", whole), Factor("Ψ/dp", share)), np.zeros_like(share)
-        # Of each bucket what stands, what its norm takes, which is two numbers, and its update.
-        self._updated = nothing + bytes_of(memory.standing(every)), nothing + 8, nothing + bytes_of(memory.update(every))
+        # Of each bucket what stands, and its update.
+        self._stands, self._update = nothing + bytes_of(memory.standing(every)), nothing + bytes_of(memory.update(every))
         self._actions = {form: chunks.actions[form, self.zero, self.cut] for form in forms}
         runs = sorted({run for actions in self._actions.values() for row in actions.rows for run in row})
         self._place = {run: place for place, run in enumerate(runs)}
@@ -99,12 +99,13 @@ class ChunkValues:
         out[: len(ACTIONS)] = tops[actions.which]
         for number, name in enumerate(AMOUNTS, len(ACTIONS)):
             out[number] = found[name]
-        states, norm, step = out[-len(UPDATE) :]
-        for number, part, counted in actions.uses:
-            stands, of_norm, update = (of[number, which] * times[part] for of in self._updated)
-            states += stands
-            norm += of_norm * counted
-            step += update
+        numbers, parts, counted = np.array(actions.uses).T
+        buckets, often = (numbers[:, None], which), times[parts]  # (buckets, n) each
+        out[-len(UPDATE) :] = (
+            (self._stands[buckets] * often).sum(0),
+            8 * (often * counted[:, None]).sum(0),  # two numbers of four bytes
+            (self._update[buckets] * often).sum(0),
+        )
         return out
 
 

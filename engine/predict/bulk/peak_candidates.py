@@ -16,9 +16,9 @@ from engine.ledger.split import Stack
 from engine.predict.bulk.actions import ACTIONS, LATE
 from engine.predict.bulk.chunks import VALUES
 from engine.predict.bulk.pieces import pieces
-from engine.predict.memory.stage_passes import Groups
 from engine.predict.memory.walk import StageWalk
 from engine.schedule.orders import messages_held, passes
+from engine.schedule.stage_passes import Groups
 from engine.spec import SCHEDULE_FACTS, ScheduleName
 
 Real = NDArray[np.float64]

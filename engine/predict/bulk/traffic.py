@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from engine.ledger.dimensions import dimensions, structure
-from engine.ledger.form import Part, Slicing, Structure
+from engine.ledger.form import LOSS_CHUNK, Part, Slicing, Structure
 from engine.ledger.keep import Ledgers
 from engine.ledger.split import Stack
 from engine.ledger.store import LedgerStore, ledger_store
@@ -23,10 +25,10 @@ from engine.ledger.symbolic import letter
 from engine.predict.bulk.pieces import pieces
 from engine.predict.grid import RECOMPUTES, Grid, Whole, chunked_loss, distinct, multiplied
 from engine.predict.traffic.calls import PredictedCall, wire_bytes
-from engine.predict.traffic.chunk import trained
-from engine.predict.traffic.reductions import reductions
+from engine.predict.traffic.chunk import BucketUse, ChunkTraffic, MicrobatchCall, trained
 from engine.predict.traffic.rules import Setting, data_parallel, messages, norm_and_loss, router_biases, tensor_parallel, tie
 from engine.schedule import SCHEDULES
+from engine.schedule.orders import reductions
 from engine.spec import BYTES_OF, ModelSpec, Recompute, WorkloadSpec
 from engine.spec.context import CONTEXTS, Context
 from engine.spec.numbers import evenly
@@ -39,6 +41,7 @@ _SLICINGS: tuple[Slicing, ...] = ("none", "features", "sequence")
 # Kinds of recompute that repeat collectives. That of attention alone repeats those over cp.
 _REPEATING: tuple[Recompute, ...] = ("none", "full", "core_attn")
 _LATE = ("gather", "step")  # phases that no pass overlaps with
+_KEPT = 1024  # shapes of pipelines, and chunks whose calls are summed, the latest
 
 
 class _Case(NamedTuple):
@@ -148,6 +151,7 @@ class _Shape(NamedTuple):
         return np.array(list(dict.fromkeys(map(tuple, self.counts.tolist()))))
 
     @classmethod
+    @lru_cache(maxsize=_KEPT)
     def of(cls, model: ModelSpec, pp: int, chunks: int, v_shaped: bool) -> _Shape:
         index = np.arange(pp * chunks)
         run, place = index // pp, index % pp
@@ -260,9 +264,9 @@ class _Costs:
     def _of_layers(self, made: Structure, setting: Setting) -> Iterator[tuple[StageItem, PredictedCall]]:
         """Calls over tp and cp, and messages over pp."""
         for part in self._parts:
-            traffic = trained(self._ledgers(made.of(part), part))
+            traffic = _summed(trained(self._ledgers(made.of(part), part)), part)
             for call in tensor_parallel(traffic, setting):
-                yield _item_of(part, call), call
+                yield _item_of(part, call.layer), call
             for call in messages(traffic, setting, (0, 1), receives=True):
                 yield StageItem(part, "cut"), call
 
@@ -270,8 +274,9 @@ class _Costs:
         """Calls over dp, and those at the end of a step."""
         for part in self._parts:
             traffic = trained(self._ledgers(made.of(part), part))
-            for call in data_parallel(traffic, part, setting):
-                yield _item_of(part, call), call
+            for item, use, count in _alike(traffic, part):
+                for call in data_parallel(replace(traffic, buckets=(use,)), part, setting):
+                    yield item, call.often(Factor("n", count))
             for call in tie(traffic, part, setting, (0, 1)) if StageItem(part, "ends") in self._numbers else ():
                 yield StageItem(part, "ends"), call
         *norms, loss = norm_and_loss(setting, True)
@@ -297,9 +302,31 @@ class _Costs:
                 into[traffic_class][measure, self._numbers[item], here] += amounts[measure]
 
 
-def _item_of(part: Part, call: PredictedCall) -> StageItem:
-    """The item that has a call of a chunk's recorded layer, or of what is outside of layers."""
+def _item_of(part: Part, layer: int) -> StageItem:
+    """The item of a chunk's recorded layer, or of what is outside of layers."""
     layers, decoders = (0, 0) if part.kinds else part.recorded
-    if layers == 3 and call.layer == 1:
+    if layers == 3 and layer == 1:
         return StageItem(part, "t0")
-    return StageItem(part, "t1" if decoders == 3 and call.layer == layers + 1 else "own")
+    return StageItem(part, "t1" if decoders == 3 and layer == layers + 1 else "own")
+
+
+@lru_cache(maxsize=_KEPT)
+def _summed(chunk: ChunkTraffic, part: Part) -> ChunkTraffic:
+    """The traffic of a chunk with one entry for calls of an item that differ only in the module that makes them."""
+    found: dict[tuple[Any, ...], MicrobatchCall] = {}
+    for one in chunk.calls:
+        call, layer = one.call, one.layer
+        key = _item_of(part, layer), layer == LOSS_CHUNK, call.axis, call.collective, call.payload, call.step
+        found[key] = one._replace(times=one.times + found[key].times) if key in found else one
+    return replace(chunk, calls=tuple(found.values()))
+
+
+@lru_cache(maxsize=_KEPT)
+def _alike(chunk: ChunkTraffic, part: Part) -> list[tuple[StageItem, BucketUse, int]]:
+    """The buckets of each item of a chunk, and how many there are of each. Of those that make the same calls one is given."""
+    found: dict[tuple[Any, ...], tuple[StageItem, BucketUse, int]] = {}
+    for use in chunk.buckets:
+        item = _item_of(part, use.bucket.layer)
+        key = item, use.bucket.parameters, use.bucket.experts, use.deferred, use.gathers
+        found[key] = item, use, found[key][2] + 1 if key in found else 1
+    return list(found.values())

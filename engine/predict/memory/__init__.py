@@ -5,7 +5,6 @@ buckets     sizes of flat buffers of parameters, and of the shares that ZeRO mak
 reducing    what ZeRO's reductions add to a pass
 passes      what the actions of a chunk do
 amounts     what stands on a stage between its passes
-stage_passes  what follows from the order of a stage's passes alone
 walk        how many of each amount stand before each pass, for one layout and for very many
 layout_walk the walk through a stage of one layout, in blocks with names
 stages      what stands on a stage, and its step

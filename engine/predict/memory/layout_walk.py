@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from engine.predict.memory.amounts import LENT, between_passes, trace_amounts
 from engine.predict.memory.blocks import Change, Counts
 from engine.predict.memory.passes import ActionTrace, ChunkPasses, held_by_message
-from engine.predict.memory.reducing import STATES
 from engine.predict.memory.walk import Rows, StageWalk
 from engine.schedule import Action
 from engine.schedule.orders import KINDS, Passes
+from engine.schedule.stage_passes import STATES
 
 # Amounts of no bytes, which give blocks another name: gradients of a B, where the schedule also has I; the lent block while its
 # chunk holds it too, which counts as communication if the message holds it longer.

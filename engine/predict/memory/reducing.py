@@ -55,10 +55,6 @@ class State(NamedTuple):
 _FRESH = State()
 _MANY = 2
 
-# The states in which an action may find its chunk, by name. `engine.predict.memory.stage_passes` says in which one a pass does.
-# "edge": a first one with ZeRO 2 and 3, a last one with ZeRO 1; "more": while W of other microbatches is deferred; "I after B":
-# else, where the backward before was not split. With ZeRO 1 and 0 the latter three are like the others.
-STATES = ("F", "B", "B edge", "I", "I edge", "I more", "I after B", "W", "W edge", "W more")
 Segments = dict[str, list[RepeatedSegment]]  # by action, or by state
 
 

@@ -14,9 +14,9 @@ from engine.predict.memory.passes import ActionTrace
 from engine.predict.memory.peaks import Memory, memory
 from engine.predict.memory.shortened import Shortened
 from engine.predict.memory.stages import Stages
-from engine.predict.timeline import UNIT_NS, textbook
 from engine.schedule import Action, Schedule, plan, replay
 from engine.schedule.orders import KINDS
+from engine.schedule.timeline import UNIT_NS, textbook
 from engine.spec import RunSpec
 from engine.tables import CATEGORIES, KV_CACHE, SCHEMAS, table
 

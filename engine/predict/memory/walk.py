@@ -12,9 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.predict.memory.amounts import AFTER, LENT, SHARED_UNTIL_W
-from engine.predict.memory.reducing import STATES
-from engine.predict.memory.stage_passes import STATE, StagePasses
 from engine.schedule.orders import Passes
+from engine.schedule.stage_passes import STATE, STATES, StagePasses
 
 Whole = NDArray[np.int64]
 Narrow = NDArray[np.int16] | NDArray[np.int32]

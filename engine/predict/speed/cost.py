@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 
 from engine.devices import DeviceSpec
-from engine.families import predicted
 from engine.optimizer import optimizer_of
 from engine.predict.grid import Grid
 from engine.predict.speed.passes import COMPUTE, DP, FORWARD, INPUTS, WEIGHTS, ModelPasses, model_passes
@@ -34,10 +33,21 @@ class HeldParameters:
 class Cost:
     """Seconds of the passes of one microbatch, for each layout of a grid."""
 
-    def __init__(self, model: ModelSpec, workload: WorkloadSpec, grid: Grid, device: DeviceSpec, assumed: Assumptions) -> None:
+    def __init__(
+        self,
+        model: ModelSpec,
+        workload: WorkloadSpec,
+        grid: Grid,
+        device: DeviceSpec,
+        assumed: Assumptions,
+        passes: ModelPasses | None = None,
+    ) -> None:
+        """`passes`: those of the grid's layouts, where they have been read from ledgers already."""
         self.model, self.workload, self.grid, self.device, self.assumed = model, workload, grid, device, assumed
         self.bytes = 2 if workload.precision == "bf16" else 4
         self.gradient_bytes = 2 if workload.precision == workload.accumulate == "bf16" else 4
+        if passes is not None:
+            self.passes = passes
         self.rates = rates(device, workload.precision, assumed)
         self.t = grid.tp.astype(np.float64)
         self.b = grid.microbatch_size.astype(np.float64)
@@ -62,9 +72,7 @@ class Cost:
 
     def take(self, which: Any) -> Cost:
         """The cost of the layouts that an index, a slice or a mask selects."""
-        taken = Cost(self.model, self.workload, self.grid.take(which), self.device, self.assumed)
-        taken.passes = self.passes.take(which)
-        return taken
+        return Cost(self.model, self.workload, self.grid.take(which), self.device, self.assumed, self.passes.take(which))
 
     @cached_property
     def passes(self) -> ModelPasses:
@@ -183,26 +191,3 @@ class Cost:
 
     def _boundary(self) -> Real:
         return self.b * (self.model.rows / self.grid.cp) * self.model.hidden * self.bytes * (2 if self.model.parts.encoder else 1)
-
-
-def model_flops(model: ModelSpec) -> float:
-    """FLOPs of forward and backward for one sequence, without recompute: three times those of forward.
-
-    For a GPT, 72·L·s·h²·(1 + s/(6h) + V/(12·h·L)) (Narayanan et al. 2021, SC21, appendix). Masked scores are counted too.
-    """
-    queries, keys = model.heads * model.head_width, model.key_heads * model.head_width
-    matrices = 3 if model.parts.gated else 2
-    attention = model.hidden * (queries + 2 * keys) + queries * model.hidden
-    crossing = model.layers - model.encoder_layers if model.parts.encoder else 0
-    blocks = model.layers + crossing
-    scores = (4 if model.parts.position == "relative" else 2) * model.seq * queries
-    layers = blocks * (attention + scores) + model.hidden * _inner_products(model, matrices)
-    queries_asked = predicted("permuted", model.seq) if model.parts.objective == "permuted" else model.seq
-    return 6.0 * (model.rows * layers + queries_asked * model.hidden * model.vocab)
-
-
-def _inner_products(model: ModelSpec, matrices: int) -> int:
-    """Products of a token with rows of width `model.hidden`, in the MLPs and experts of all layers that it goes through."""
-    dense = (model.layers - model.expert_layers) * matrices * model.ffn_width
-    each = matrices * (model.expert_choices * model.expert_width + model.shared_ffn) + model.experts
-    return dense + model.expert_layers * each

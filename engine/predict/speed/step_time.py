@@ -15,11 +15,11 @@ import numpy as np
 from engine.devices import DeviceSpec
 from engine.predict.grid import Grid, Whole, distinct
 from engine.predict.speed.cost import Cost, HeldParameters
-from engine.predict.speed.passes import COMPUTE, CP, DP, EP, FORWARD, INPUTS, MODEL_PARTS, TP, WEIGHTS
+from engine.predict.speed.passes import COMPUTE, CP, DP, EP, FORWARD, INPUTS, MODEL_PARTS, TP, WEIGHTS, ModelPasses
 from engine.predict.speed.rates import Assumptions, Real
-from engine.predict.speed.simulation import SimulatedPipeline, pipeline_simulation, simulate_all
-from engine.predict.timeline import Durations
 from engine.schedule import Flow, Kind
+from engine.schedule.simulation import SimulatedPipeline, pipeline_simulation, simulate_all
+from engine.schedule.timeline import Durations
 from engine.spec import RunSpec
 from engine.spec.schedules import PipelineWork
 from engine.topology import CALL_AXES_BY_FREQUENCY
@@ -241,10 +241,12 @@ def durations(spec: RunSpec, device: DeviceSpec, assumed: Assumptions) -> Durati
     return _durations([spec], device, assumed)[0]
 
 
-def _durations(specs: Sequence[RunSpec], device: DeviceSpec, assumed: Assumptions) -> list[Durations]:
-    """The same for several specs at once. They may differ only in layout and microbatches."""
+def _durations(
+    specs: Sequence[RunSpec], device: DeviceSpec, assumed: Assumptions, passes_of: ModelPasses | None = None
+) -> list[Durations]:
+    """The same for several specs at once. They may differ only in layout and microbatches. `passes_of`: see `simulated_all`."""
     model, layouts = specs[0].model, [spec.layout for spec in specs]
-    cost = Cost(model, specs[0].workload, Grid.of(specs), device, assumed)
+    cost = Cost(model, specs[0].workload, Grid.of(specs), device, assumed, passes_of)
     chunks, stages = np.array([(layout.pp * layout.chunks, layout.pp) for layout in layouts]).T
     of_chunk, of_stage = (np.repeat(np.arange(len(specs)), number) for number in (chunks, stages))
     count = np.concatenate([layout.chunk_layers(model.layers) for layout in layouts])
@@ -292,13 +294,17 @@ def simulated(spec: RunSpec, device: DeviceSpec, assumed: Assumptions) -> tuple[
     return simulated_all([spec], device, assumed)[0]
 
 
-def simulated_all(specs: Sequence[RunSpec], device: DeviceSpec, assumed: Assumptions) -> list[tuple[float, float]]:
+def simulated_all(
+    specs: Sequence[RunSpec], device: DeviceSpec, assumed: Assumptions, passes_of: ModelPasses | None = None
+) -> list[tuple[float, float]]:
     """The same for several specs at once. They may differ only in layout and microbatches.
+
+    `passes_of`: the passes of the specs' layouts, where they have been read from ledgers already.
 
     When the pipeline is full, each further round of pp microbatches takes as long as the round before. So only a few rounds are
     simulated. The time of the last one is added for each round that is left out.
     """
-    counts, times = [_simulated_counts(spec) for spec in specs], _durations(specs, device, assumed)
+    counts, times = [_simulated_counts(spec) for spec in specs], _durations(specs, device, assumed, passes_of)
     runs = [
         (
             pipeline_simulation(layout.schedule, layout.pp, count, layout.chunks),

@@ -3,7 +3,6 @@ counts.
 
 calls        a predicted call, and the bytes that it sends
 chunk        the calls of a chunk, read from its ledger
-reductions   how many reductions of a layer's gradients a step has under ZeRO 2 and 3
 rules        the calls of a chunk and of a stage, for one layout or for very many
 step         all calls of one layout
 table        the same as a table

@@ -44,7 +44,7 @@ class BucketUse(NamedTuple):
     gathers: tuple[int, int]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # as a key of a cache it is the object, as a ledger is
 class ChunkTraffic:
     """The communication of a chunk for one microbatch.
 

@@ -10,8 +10,8 @@ from engine.ledger.keep import Ledgers
 from engine.ledger.layout import Chunk, LayoutLedgers
 from engine.predict.traffic.calls import PredictedCall
 from engine.predict.traffic.chunk import ChunkTraffic, generated, trained
-from engine.predict.traffic.reductions import reductions
 from engine.predict.traffic.rules import Setting, data_parallel, messages, norm_and_loss, router_biases, tensor_parallel, tie
+from engine.schedule.orders import reductions
 from engine.spec import LayoutSpec, ModelSpec, Precision, RunSpec, WorkloadSpec, sentence
 from engine.terms import Factor, Term
 from engine.topology import CallAxis

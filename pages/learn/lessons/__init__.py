@@ -2,7 +2,20 @@
 
 from pages.learn import tasks
 from pages.learn.lesson_state import Lesson
-from pages.learn.lessons import attention, checklist, data, fused, memory, pipeline, recompute, tensor, together, zero
+from pages.learn.lessons import (
+    attention,
+    checklist,
+    context,
+    data,
+    experts,
+    fused,
+    memory,
+    pipeline,
+    recompute,
+    tensor,
+    together,
+    zero,
+)
 from pages.learn.task import Task
 
 _ORDER: tuple[tuple[Lesson, Task | None], ...] = (
@@ -16,6 +29,8 @@ _ORDER: tuple[tuple[Lesson, Task | None], ...] = (
     (recompute.LESSON, tasks.RECOMPUTE),
     (fused.LESSON, tasks.FUSED),
     (checklist.LESSON, tasks.LAYOUT),
+    (context.LESSON, None),
+    (experts.LESSON, None),
 )
 LESSONS = tuple(lesson for lesson, _ in _ORDER)
 TASKS = {number: task for number, (_, task) in enumerate(_ORDER, start=1) if task}  # number of the lesson → its task

@@ -10,8 +10,8 @@ from engine import catalog
 from engine.devices import DEVICES
 from engine.launch.recording import with_ledgers
 from engine.planner.advice import Lever, Try, advice, advise, left_out
-from engine.predict.timeline import simulate, textbook
 from engine.schedule import plan
+from engine.schedule.timeline import simulate, textbook
 from engine.spec import LayoutSpec, RequestError
 from pages.charts.units import in_bytes, percent, significant
 from pages.charts.words import Words

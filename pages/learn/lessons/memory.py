@@ -10,7 +10,7 @@ import streamlit as st
 
 from engine import catalog
 from engine.papers.closed_forms import STATE_BYTES, layer_activations, states
-from engine.predict.inference import cache, weights
+from engine.planner.inference import cache, weights
 from engine.spec import LayoutSpec, ModelSpec, RunSpec, WorkloadSpec
 from engine.terms import Term, total
 from pages.charts import teaching

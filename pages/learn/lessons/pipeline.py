@@ -10,8 +10,8 @@ import pandas as pd
 import streamlit as st
 
 from engine import catalog
-from engine.predict.timeline import Timeline, simulate, textbook
 from engine.schedule import SCHEDULES, in_flight, plan
+from engine.schedule.timeline import Timeline, simulate, textbook
 from engine.spec import SCHEDULE_FACTS, LayoutSpec, ModelSpec, RequestError, RunSpec, ScheduleName, WorkloadSpec
 from pages.charts import teaching, timeline
 from pages.charts.drawing import Drawing

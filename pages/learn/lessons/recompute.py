@@ -9,8 +9,8 @@ import streamlit as st
 
 from engine import catalog
 from engine.papers.closed_forms import layer_activations, layer_flops
-from engine.predict.timeline import Durations, simulate, textbook
 from engine.schedule import plan
+from engine.schedule.timeline import Durations, simulate, textbook
 from engine.spec import LayoutSpec, ModelSpec, Recompute, RunSpec, WorkloadSpec
 from engine.terms import total
 from pages.charts import teaching, timeline

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from itertools import pairwise
 
-from engine.predict.timeline import Timeline
 from engine.schedule import Timed
+from engine.schedule.timeline import Timeline
 from pages.charts.look import Look, lane
 from pages.learn.scene import WIDTH, Scene, box, text
 

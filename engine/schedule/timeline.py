@@ -1,7 +1,8 @@
-"""The predicted timeline: a simulation of a schedule's action lists, and the figures of each stage.
+"""The ideal timeline of a schedule: a simulation of its action lists, and the figures of each stage.
 
-There are four kinds of durations: `textbook` unit times; `projected` from a run's measured CPU times; those of a device's figures
-(`engine.predict.speed.step_time.durations`); and any of these with one stage `slowed`.
+There are four kinds of durations: `textbook` unit times; those `projected` from a run's measured CPU times
+(`engine.predict.spans`); those of a device's figures (`engine.predict.speed.step_time.durations`); and any of these with one
+stage `slowed`.
 """
 
 from __future__ import annotations
@@ -9,17 +10,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import cast
 
-import numpy as np
-import pandas as pd
-
-from engine.schedule import Action, Flow, Kind, Schedule, Timed, entries, replay
-from engine.spec import LayoutSpec, RequestError, RunSpec, Sentence, sentence
-from engine.tables import Source, table
+from engine.schedule.actions import Action, Flow, Kind, Schedule
+from engine.schedule.clock import Timed, replay
+from engine.schedule.plans import entries
+from engine.spec import LayoutSpec, RequestError, Sentence, sentence
 
 PASSES = ("F", "B", "I", "W")
-MOST_RANKS = 64  # up to here `spans_table` has rows of every rank
 MOST = 100_000  # passes and messages of a schedule that is simulated for a page or a table
 UNIT_NS = 1e6  # nanoseconds for which a textbook unit is drawn: a stage's forward of one microbatch
 
@@ -64,29 +61,6 @@ def textbook(layout: LayoutSpec) -> Durations:
     units: dict[Kind, float] = {"F": 1.0, "B": 2.0, "I": 1.0, "W": 1.0}
     chunks = range(layout.pp * layout.chunks)
     return Durations({(kind, chunk): time / layout.chunks for kind, time in units.items() for chunk in chunks})
-
-
-def projected(spec: RunSpec, spans: pd.DataFrame) -> Durations:
-    """Every action takes its measured CPU time, in nanoseconds: the times as if each rank had its own device.
-
-    `spans`: the table of a run. The ranks of a stage do equal work, so their mean is taken. Of a collective only the CPU time of
-    the calling thread counts, which sleeps until the collective is done. Its transfer, and messages between stages, take no time.
-    """
-    per_stage = spec.layout.mesh.stride("pp")
-    table = spans[spans["lane"] == "compute"]
-    keys = [(table["rank"] // per_stage).rename("stage"), table["kind"], table["chunk"], table["microbatch"]]
-    each: dict[tuple[Kind, int, int], float] = {}
-    compute: dict[tuple[Kind, int], float] = {}
-    ends: dict[tuple[Kind, int], float] = {}
-    for key, time in table["cpu_ns"].groupby(keys, sort=False).mean().items():
-        stage, kind, chunk, microbatch = cast(tuple[int, Kind, int, int], key)
-        if kind in ("tie", "step", "gather"):
-            ends[kind, int(stage)] = float(time)
-        elif kind == "reduce":
-            compute[kind, int(chunk)] = float(time)
-        else:
-            each[kind, int(chunk), int(microbatch)] = float(time)
-    return Durations(compute, ends=ends, each=each)
 
 
 def slowed(durations: Durations, stage: int, factor: float) -> Durations:
@@ -196,29 +170,3 @@ def textbook_bubble(layout: LayoutSpec, microbatches: int) -> float:
             )
         )
     return float(layout.facts.bubble_share(layout.pp, microbatches, layout.chunks))
-
-
-def spans_table(spec: RunSpec, timeline: Timeline, source: Source = "formula", unit_ns: float = 1.0) -> pd.DataFrame:
-    """The timeline as a table "spans", without rows on the lane "comm". `unit_ns`: nanoseconds of the durations' unit.
-
-    All ranks of a stage have the same timeline. Up to `MOST_RANKS` ranks, each has rows. Beyond that, only the first rank of each
-    stage has rows.
-    """
-    layout = spec.layout
-    per_stage = layout.mesh.stride("pp")
-    rows = [
-        {
-            "rank": t.stage * per_stage, "lane": "compute", "kind": t.action.kind, "chunk": t.action.chunk,
-            "microbatch": t.action.microbatch, "step": spec.workload.steps, "start_ns": round(t.start * unit_ns),
-            "end_ns": round(t.end * unit_ns), "cpu_ns": round((t.end - t.start) * unit_ns),
-            "axis": "none", "exposed_ns": 0,
-        }
-        for t in sorted(timeline.timed, key=lambda t: (t.stage, t.start))
-        if t.action.kind not in ("send", "recv")
-    ]  # fmt: skip
-    one = table("spans", rows, source)
-    if layout.ranks > MOST_RANKS:
-        return one
-    every = one.loc[np.repeat(one.index.to_numpy(), per_stage)].reset_index(drop=True)
-    every["rank"] += np.tile(np.arange(per_stage), len(one))
-    return every.sort_values(["rank", "start_ns"], kind="stable", ignore_index=True)

@@ -15,10 +15,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.predict.timeline import Durations
 from engine.schedule import Flow, ScheduleError
 from engine.schedule.actions import Kind
 from engine.schedule.orders import KINDS, messages_held, passes
+from engine.schedule.timeline import Durations
 from engine.schedule.waiting import NOTHING, dependencies
 from engine.spec import LayoutSpec, ScheduleName
 

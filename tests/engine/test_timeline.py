@@ -6,8 +6,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from engine.predict.timeline import Durations, Timeline, projected, simulate, slowed, spans_table, textbook
+from engine.predict.spans import projected, spans_table
 from engine.schedule import SCHEDULES, Action, bubble, plan
+from engine.schedule.timeline import Durations, Timeline, simulate, slowed, textbook
 from engine.spec import SCHEDULE_FACTS, LayoutSpec, RunSpec, ScheduleName, WorkloadSpec
 from engine.tables import SCHEMAS
 from tests.runs import Runs, small

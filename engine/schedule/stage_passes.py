@@ -11,10 +11,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.predict.memory.reducing import STATES
 from engine.schedule.orders import KINDS, Passes
 
 Mask = NDArray[np.bool_]
+# The states in which a pass may find its chunk, by name. What reduces gradients depends on them.
+# "edge": a first one with ZeRO 2 and 3, a last one with ZeRO 1; "more": while W of other microbatches is deferred; "I after B":
+# else, where the backward before was not split. With ZeRO 1 and 0 the latter three are like the others.
+STATES = ("F", "B", "B edge", "I", "I edge", "I more", "I after B", "W", "W edge", "W more")
 STATE = {name: number for number, name in enumerate(STATES)}
 _PLAIN, _EDGE, _MORE = (
     np.array([STATE[name] for name in names])

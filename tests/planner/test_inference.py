@@ -6,7 +6,7 @@ import pytest
 
 from engine.catalog import MODELS
 from engine.launch.recordings import shipped_models
-from engine.predict.inference import cache, inference_table, inference_traffic, most_sequences, weights
+from engine.planner.inference import cache, inference_table, inference_traffic, most_sequences, weights
 from engine.spec import LayoutSpec, ModelSpec
 from engine.tables import KV_CACHE
 from engine.terms import total

@@ -7,10 +7,9 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 
-from engine.predict.errors import memory_errors, traffic_differences
 from engine.predict.run import predict
 from engine.spec import LayoutSpec, RunSpec
-from engine.tables import RunResult
+from engine.tables import RunResult, memory_errors, traffic_differences
 
 ANSWER = predict(RunSpec(layout=LayoutSpec(dp=2, tp=2)))
 

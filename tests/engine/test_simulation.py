@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from engine.predict.speed.simulation import pipeline_simulation, simulate_all
-from engine.predict.timeline import Durations, simulate
 from engine.schedule import SCHEDULES, Action, ScheduleError, compute_order, plan
 from engine.schedule.orders import KINDS, passes
+from engine.schedule.simulation import pipeline_simulation, simulate_all
+from engine.schedule.timeline import Durations, simulate
 from engine.spec import SCHEDULE_FACTS, LayoutSpec
 
 
