@@ -34,8 +34,8 @@ LAYOUTS = {  # all of one model have few structures, whose ledgers are recorded 
 
 def _specs(model: ModelSpec, codes: list[str]) -> list[RunSpec]:
     found = []
-    for code, zero, (schedule, chunks), m in itertools.product(codes, range(4), (("1f1b", 1), ("zb-v", 2)), (1, 5)):
-        layout = {"zero": zero, "schedule": schedule, "chunks": chunks, "sequence_parallel": True}
+    for code, zero, m in itertools.product(codes, range(4), (1, 5)):
+        layout = {"zero": zero, "sequence_parallel": True}
         try:
             found.append(
                 RunSpec(
@@ -52,7 +52,7 @@ def _specs(model: ModelSpec, codes: list[str]) -> list[RunSpec]:
 @pytest.mark.parametrize("what", LAYOUTS)
 def test_many_layouts_are_predicted_as_each(what: str) -> None:
     specs = _specs(*LAYOUTS[what])
-    assert len(specs) > 30
+    assert len(specs) > 20
     model, workload, grid = specs[0].model, specs[0].workload, Grid.of(specs)
     found, stages = with_ledgers(lambda: fullest(model, workload, grid))
     wire = with_ledgers(lambda: bulk_traffic(model, workload, grid))
