@@ -57,15 +57,19 @@ def _spec(draw: random.Random) -> RunSpec:
     model |= {number: value for number, value in numbers.items() if draw.random() < _CHOSEN}
     name = draw.choice(SCHEDULES)
     dp, tp, pp = (draw.choice((1, 1, 2, 2, 3, 4)) for _ in range(3))
+    zero = draw.choice((0, 1, 2, 3)) if dp > 1 else 0
+    recompute = draw.choice(("none", "full", *RECOMPUTES))
     layout = LayoutSpec(
         dp=dp,
         tp=tp,
         pp=pp,
         schedule=name,
         chunks=SCHEDULE_FACTS[name].chunks or draw.choice((2, 3)),
-        zero=draw.choice((0, 1, 2, 3)) if dp > 1 else 0,
+        zero=zero,
+        zero_replicas=draw.choice((1, 2)) if zero and dp == 4 else 1,
         sequence_parallel=tp > 1 and draw.random() < 0.5,
-        recompute=draw.choice(("none", "full", *RECOMPUTES)),
+        recompute=recompute,
+        **(draw.choice(({}, {"recompute_layers": draw.randint(1, 3)}, {"recompute_every": 2})) if recompute == "full" else {}),
     )
     precision = draw.choice(("fp32", "bf16"))
     optimizer = draw.choice(("adamw", *OPTIMIZERS))

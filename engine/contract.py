@@ -17,7 +17,7 @@ from engine.schedule import Kind
 from engine.schedule.orders import KINDS, passes
 from engine.spec import RequestError, RunSpec, Sentence, sentence
 from engine.tables import COLLECTIVES, CUT, TABLES, RunResult, group_name, misfits_of
-from engine.topology import EP, Axis, Mesh
+from engine.topology import EP, Axis, Mesh, Subgroups
 
 _OPTIONAL = ("parity", "expert_load")
 _OF_EACH_RANK = ("memory_peak", "memory_curve", "process", "spans")
@@ -71,7 +71,7 @@ def _across_tables(result: RunResult) -> Iterator[Sentence]:
     yield from _ranks(result, mesh)
     if (named := result.environment.get("nodes")) and len(named) != mesh.size:
         yield sentence("run.json has the nodes of {count} ranks, and its layout has {ranks}", count=len(named), ranks=mesh.size)
-    yield from _groups(result.tables["traffic"], mesh, result.spec.model.key_copies(mesh.tp), layout.ep)
+    yield from _groups(result.tables["traffic"], mesh, result.spec.subgroups)
     yield from _numbers(result)
     yield from _passes(result.spec, result.tables["spans"], mesh)
     yield from _instants(result.tables["spans"])
@@ -104,27 +104,34 @@ def _ranks(result: RunResult, mesh: Mesh) -> Iterator[Sentence]:
             )
 
 
-def _groups(traffic: pd.DataFrame, mesh: Mesh, key_copies: int, ep: int) -> Iterator[Sentence]:
-    """A group contains its rank. Along other axes than pp it is the whole group of the axis, or the ranks with copies of a key
-    head or of experts. Along ep it is the ranks that share experts. A message is between two stages.
+def _groups(traffic: pd.DataFrame, mesh: Mesh, subgroups: Subgroups) -> Iterator[Sentence]:
+    """A group contains its rank. Along other axes than pp it is the whole group of the axis, or one of its subgroups. Along ep it
+    is the ranks that share experts. A message is between two stages.
     """
     transfer = traffic["collective"].isin(_TRANSFERS)
     rows = traffic[["rank", "axis", "group"]].assign(transfer=transfer).drop_duplicates()
     for rank, axis, group, message in rows.itertuples(index=False):
         pair = axis == "pp" and group.count(",") == 1  # messages, and the all-reduce of tied weights
-        shares = axis == "tp" and group == group_name(mesh.neighbours("tp", rank, key_copies), cut=False)
-        whole = (shares and key_copies > 1) or (ep > 1 and axis in ("dp", EP) and group == _of_experts(axis, rank, mesh, ep))
-        whole = whole or (axis != EP and _is_whole(group, rank, axis, mesh))
+        parts = (group_name(ranks, cut=False) for ranks in _parts_of(axis, rank, mesh, subgroups))
+        whole = (axis != EP and _is_whole(group, rank, axis, mesh)) or group in parts
         good = _is_pair(group, rank, mesh) if pair else not message and whole
         if not good:
             named = {"group": group[:40], "rank": rank, "axis": axis}
             yield sentence("traffic has the group {group!r}, which is not a group of rank {rank} along {axis}", **named)
 
 
-def _of_experts(axis: str, rank: int, mesh: Mesh, ep: int) -> str:
-    """The name of the group of ranks that share the experts of a layer, or along dp of those that have the same."""
-    same = mesh.group("dp", rank)[mesh.index("dp", rank) % ep :: ep]
-    return group_name(mesh.neighbours("dp", rank, ep) if axis == EP else same, cut=False)
+def _parts_of(axis: str, rank: int, mesh: Mesh, subgroups: Subgroups) -> Iterator[tuple[int, ...]]:
+    """The groups of a rank that are a part of its axis's."""
+    copies, ep, replicas = subgroups
+    if axis == "tp" and copies > 1:
+        yield mesh.neighbours("tp", rank, copies)
+    if axis == EP and ep > 1:
+        yield mesh.neighbours("dp", rank, ep)
+    if axis == "dp" and ep > 1:
+        yield mesh.group("dp", rank)[mesh.index("dp", rank) % ep :: ep]
+    if axis == "dp" and replicas > 1:
+        yield mesh.shard_group(rank, replicas)
+        yield mesh.shard_replicas(rank, replicas)
 
 
 def _is_pair(group: str, rank: int, mesh: Mesh) -> bool:

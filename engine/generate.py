@@ -35,9 +35,9 @@ class Generator:
         total = self.prompt.shape[1] + spec.generate.new_tokens
         attentions = [m for chunk in chunks.values() for m in chunk.modules() if isinstance(m, SelfAttention)]
         model = spec.model
-        shape = (1, model.keys_on_rank(comm.mesh.tp), total, model.head_width)
+        shapes = tuple((1, heads, total, width) for heads, width in model.cached(comm.mesh.tp))
         dtype = next(p.dtype for chunk in chunks.values() for p in chunk.parameters())
-        self.cache = KVCache(attentions, shape, dtype, comm.device)
+        self.cache = KVCache(attentions, shapes, dtype, comm.device)
 
     @torch.no_grad()
     def run(self, on_token: Callable[[int, int], None] = lambda number, ns: None) -> list[int]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from math import prod
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar, get_args
 
 if TYPE_CHECKING:
     import numpy as np
@@ -30,6 +30,17 @@ CALL_AXES_BY_FREQUENCY: tuple[CallAxis, ...] = (*AXES_BY_FREQUENCY, EP)
 # summed over all of them, and ZeRO shards over all of them. Their calls count as dp's; so a layout with cp = 1 is a special case.
 REPLICATED: tuple[Axis, ...] = ("dp", "cp")  # from slow to fast
 MOST_MEMBERS = 2**20  # ranks × members of a rank's group along one axis; no layout of 1,024 ranks has more
+
+
+class Subgroups(NamedTuple):
+    """How ranks along an axis form groups of their own."""
+
+    key_copies: int = 1  # tp ranks that hold the same key head, see `ModelSpec.key_copies`
+    ep: int = 1  # neighbours along dp that share the experts
+    zero_replicas: int = 1  # groups of ranks over which ZeRO shards, see `LayoutSpec.zero_replicas`
+
+
+NO_SUBGROUPS = Subgroups()
 
 _Ranks = TypeVar("_Ranks", int, "NDArray[np.int64]")
 
@@ -172,6 +183,22 @@ class Mesh(_ByAxis):
         first = rank - sum(self.index(axis, rank) * self._strides[axis] for axis in REPLICATED)
         slow, fast = (range(0, self[axis] * self._strides[axis], self._strides[axis]) for axis in REPLICATED)
         return tuple(first + far + near for far in slow for near in fast)
+
+    def shard_group(self, rank: int, replicas: int) -> tuple[int, ...]:
+        """The ranks that shard ZeRO's states with `rank`, itself included: neighbours in `replica_group`.
+
+        `replicas`: how many such groups there are.
+        """
+        group = self.replica_group(rank)
+        count = len(group) // replicas
+        first = group.index(rank) // count * count
+        return group[first : first + count]
+
+    def shard_replicas(self, rank: int, replicas: int) -> tuple[int, ...]:
+        """The ranks that hold the same shard as `rank`, one of each such group."""
+        group = self.replica_group(rank)
+        count = len(group) // replicas
+        return group[group.index(rank) % count :: count]
 
     def members(self, axis: Axis, rank: int) -> tuple[int, ...]:
         """The ranks of collectives over `axis`: the group of the axis, and over dp all ranks with the same parameters."""

@@ -80,8 +80,7 @@ def work(
         torch.cuda.set_device(backend.device)
     recorder = Recorder()
     mesh = spec.layout.mesh
-    copies = spec.model.key_copies(mesh.tp)
-    comm = Comm.connect(store, mesh, rank, backend, spec.workload.time_limit, recorder, copies, spec.layout.ep)
+    comm = Comm.connect(store, mesh, rank, backend, spec.workload.time_limit, recorder, spec.subgroups)
     link.set_status("building the model")
     task: Task = Inference(spec, comm, link) if spec.generate.skip_training else Trainer(spec, comm, link)
     comm.common_instant()
@@ -114,6 +113,7 @@ class Trainer:
         layout, workload = spec.layout, spec.workload
         schedule = plan(layout, workload.microbatches, spec.model.parts.tied)
         ranges = layout.layer_ranges(spec.model.layers)
+        recomputed = layout.recomputed_whole(spec.model.layers, spec.model.encoder_layers)
         last = len(schedule.placement) - 1
         routing = Routing(workload.balanced_router, layout.dp * workload.microbatches)
         precision = DTYPES[workload.precision]
@@ -132,6 +132,7 @@ class Trainer:
                 self.data.through,
                 spec.attention,
                 workload.loss_tokens(spec.model, layout.tp, layout.cp),
+                [layer for layer, again in zip(ranges[c], recomputed[c], strict=True) if again],
             )
             for c, stage in enumerate(schedule.placement)
             if stage == comm.at.pp

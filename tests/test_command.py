@@ -179,9 +179,11 @@ def test_flags_override_the_fields_of_a_named_model(monkeypatch: pytest.MonkeyPa
 
 def test_models_schema_and_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["models"]) == 0
-    assert capsys.readouterr().out.splitlines()[1].split() == ["gpt-tiny", "4", "64", "4", "256", "64", "220,544"]
+    assert capsys.readouterr().out.splitlines()[1].split() == ["gpt-tiny", "4", "64", "4", "256", "64", "220,544", "220,544"]
     assert main(["models", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)[0]["parameters"] == 220_544
+    listed = {row["name"]: row for row in json.loads(capsys.readouterr().out)}
+    assert listed["gpt-tiny"]["parameters"] == 220_544
+    assert listed["mixtral-8x7b"]["of a token"] == 12_879_925_248
     assert main(["schema"]) == 0
     assert json.loads(capsys.readouterr().out)["properties"].keys() == RunSpec.model_fields.keys()
     assert main(["runs", "--out", str(tmp_path)]) == 0

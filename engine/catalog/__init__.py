@@ -5,18 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from difflib import get_close_matches
 
-from engine.catalog import papers, released, small
+from engine.catalog import experts, papers, released, small
 from engine.spec import ModelSpec, RequestError, sentence
 
 # By their makers, as people look for them. The first are to run here.
 MAKERS: Mapping[str, Mapping[str, ModelSpec]] = {
     "": small.MODELS,
-    "Meta": released.META,
+    "Meta": {**released.META, **experts.LLAMA4},
     "Qwen": released.QWEN,
     "Google": released.GOOGLE,
     "Mistral AI": released.MISTRAL,
     "Microsoft": released.MICROSOFT,
-    "OpenAI": papers.OPENAI,
+    "DeepSeek": experts.DEEPSEEK,
+    "OpenAI": {**papers.OPENAI, **experts.GPT_OSS},
     "open data": released.OPEN,
     "others": released.OTHERS,
     "encoders": papers.ENCODERS,

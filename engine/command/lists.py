@@ -38,7 +38,11 @@ def _models(arguments: argparse.Namespace) -> int:
     rows = []
     for name, spec in catalog.MODELS.items():
         shape = spec.model_dump(include={"layers", "hidden", "heads", "vocab", "seq"})
-        rows.append({"name": name, "maker": catalog.maker_of(name)} | shape | {"parameters": spec.parameters()})
+        rows.append(
+            {"name": name, "maker": catalog.maker_of(name)}
+            | shape
+            | {"parameters": spec.parameters(), "of a token": spec.active_parameters()}
+        )
     (print_json if arguments.json else print_table)(rows)
     return 0
 

@@ -134,5 +134,9 @@ def _print(spec: RunSpec, result: RunResult, peaks: tuple[Peak, ...]) -> None:
         held = {name: size(peak.bytes[name]) for name in (*CATEGORIES, KV_CACHE) if name in peak.bytes}
         rows.append({"stage": peak.stage, "peak": size(sum(peak.bytes.values())), **held, "at": peak.action})
     print_table(rows)
+    if spec.model.experts:
+        print(
+            f"  model    {spec.model.parameters():,} parameters, of which a token goes through {spec.model.active_parameters():,}"
+        )
     print(f"  traffic  {size(summary['wire_bytes_per_rank'])} sent by a rank in a step, on average")
     print(f"  bubble   {summary['bubble']:.1%} of the pipeline's time, in textbook times")

@@ -232,7 +232,8 @@ def _kept_free_text(plan: Plan) -> str:
     first = plan.layouts.iloc[0]
     degrees = int(first["dp"]) * int(first["cp"]), int(first["tp"]), int(first["pp"])
     copies = plan.model.key_copies(int(first["tp"]))
-    terms = reserve_terms(plan.device, *degrees, plan.model.parts.tied, int(first["memory_bytes"]), copies, int(first["cp"]))
+    others = copies, int(first["cp"]), int(first["zero_replicas"])
+    terms = reserve_terms(plan.device, *degrees, plan.model.parts.tied, int(first["memory_bytes"]), *others)
     parts = ", ".join(f"{term.bytes / 2**30:.2f} GiB {term.name}" for term in terms)
     return f"kept free on the first: {parts or 'nothing'}"
 
@@ -263,9 +264,9 @@ def _row(plan: Plan, row: int, uneven: bool) -> dict[str, Any]:
         "schedule": r["schedule"] + (f" × {r['chunks']}" if r["chunks"] > 1 else ""),
         **({"layers": in_runs(LayoutSpec.split_of(r["split"])) or "even"} if uneven else {}),
         "microbatches": f"{r['microbatches']:,} × {r['microbatch_size']}",
-        "zero": int(r["zero"]),
+        "zero": f"{r['zero']}" + (f" in {r['zero_replicas']} groups" if r["zero_replicas"] > 1 else ""),
         "sp": "yes" if r["sequence_parallel"] else "no",
-        "recompute": r["recompute"],
+        "recompute": r["recompute"] + (f", {r['recompute_layers']} of a chunk" if r["recompute_layers"] else ""),
         "memory": f"{r['memory_bytes'] / 2**30:7.1f} GiB",
         "reserve": f"{r['reserve_bytes'] / 2**30:5.1f} GiB",
         "step": f"{r['step_s']:8.3f} s",

@@ -22,6 +22,7 @@ from engine.export.common import (
 from engine.spec import RunSpec
 
 VERSION = "0.19.8"
+_SHARDS_PARAMETERS = 3  # the ZeRO stage that does
 _WITH_PIPELINE = 1  # the highest ZeRO stage that it supports with a pipeline
 
 
@@ -42,7 +43,7 @@ def config(spec: RunSpec) -> str:
         "gradient_clipping": 0.0,
         "bf16": {"enabled": workload.precision == "bf16"} | _bf16_optimizer(spec),
         "data_types": {"grad_accum_dtype": workload.accumulate if workload.precision == "bf16" else "fp32"},
-        "zero_optimization": {"stage": _stage(spec)},
+        "zero_optimization": {"stage": _stage(spec)} | ({"mics_shard_size": layout.shards} if _is_mics(spec) else {}),
     }
     if workload.optimizer == "sgd" and _stage(spec):
         found["zero_allow_untested_optimizer"] = True
@@ -51,9 +52,18 @@ def config(spec: RunSpec) -> str:
     if layout.recompute != "none":
         found["activation_checkpointing"] = {
             "partition_activations": layout.sequence_parallel,
-            "number_checkpoints": layout.stage_layers(spec.model.layers)[0],
+            "number_checkpoints": _checkpoints(spec),
         }
     return json.dumps(found, indent=2) + "\n"
+
+
+def _checkpoints(spec: RunSpec) -> int:
+    """On the first stage."""
+    layout, layers = spec.layout, spec.model.layers
+    if layout.recompute != "full":
+        return layout.stage_layers(layers)[0]
+    each = zip(layout.placement, layout.recomputed_whole(layers, spec.model.encoder_layers), strict=True)
+    return sum(sum(again) for stage, again in each if stage == 0)
 
 
 def _differences(spec: RunSpec) -> Iterator[str]:
@@ -78,8 +88,13 @@ def _differences(spec: RunSpec) -> Iterator[str]:
         yield "its sequence parallelism is another (Ulysses); this one, of tensor parallelism, it has not"
     if layout.pp > 1 and layout.zero > _WITH_PIPELINE:
         yield f"a pipeline goes with ZeRO up to {_WITH_PIPELINE}, so ZeRO {layout.zero} becomes {_WITH_PIPELINE}"
+    yield from _hybrid_differences(spec)
     if layout.recompute != "none":
-        what = "each layer" if layout.recompute == "full" else layout.recompute
+        what: str = "each layer" if layout.recompute == "full" else layout.recompute
+        if layout.recompute_layers:
+            what = f"each of the first {layout.recompute_layers} layers of a stage"
+        elif layout.recompute_every > 1:
+            what = f"every n-th layer of a stage, n = {layout.recompute_every}"
         yield f"recompute is called in the model: deepspeed.checkpointing.checkpoint around {what}"
     how = "scaled_dot_product_attention" if spec.attention == "fused" else "the scores written out"
     yield f"attention is the model's: {how}, here"
@@ -88,6 +103,14 @@ def _differences(spec: RunSpec) -> Iterator[str]:
     yield from weights_note(spec)
     yield from loss_note(spec, "in your model a fused linear cross-entropy does the same, such as Liger Kernel's")
     yield "steps, sequence length and data are the training script's"
+
+
+def _hybrid_differences(spec: RunSpec) -> Iterator[str]:
+    layout = spec.layout
+    if layout.zero_replicas > 1 and not _is_mics(spec):
+        yield f"its hybrid sharding, MiCS, is of ZeRO 3 alone, so all ranks shard, and not {layout.zero_replicas} groups of them"
+    elif layout.zero_replicas > 1:
+        yield "for mics_shard_size the model is made inside deepspeed.zero.MiCS_Init"
 
 
 def _precision_differences(spec: RunSpec) -> Iterator[str]:
@@ -114,6 +137,11 @@ def _stage(spec: RunSpec) -> int:
     """The ZeRO stage that DeepSpeed runs."""
     wanted = max(spec.layout.zero, 1 if spec.workload.precision == "bf16" else 0)  # see `_differences`
     return min(wanted, _WITH_PIPELINE) if spec.layout.pp > 1 else wanted
+
+
+def _is_mics(spec: RunSpec) -> bool:
+    """Whether it is DeepSpeed's MiCS, whose groups shard all. Its hpZ is another: a second copy of parameters within a node."""
+    return spec.layout.zero_replicas > 1 and _stage(spec) == _SHARDS_PARAMETERS
 
 
 def _optimizer(spec: RunSpec) -> dict[str, Any]:

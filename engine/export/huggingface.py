@@ -22,6 +22,12 @@ _CLASSES = {
     "gemma": "GemmaForCausalLM",
     "gemma2": "Gemma2ForCausalLM",
     "gemma3_text": "Gemma3ForCausalLM",
+    "mixtral": "MixtralForCausalLM",
+    "qwen3_moe": "Qwen3MoeForCausalLM",
+    "deepseek_v2": "DeepseekV2ForCausalLM",
+    "deepseek_v3": "DeepseekV3ForCausalLM",
+    "gpt_oss": "GptOssForCausalLM",
+    "llama4_text": "Llama4ForCausalLM",
     "phi": "PhiForCausalLM",
     "phi3": "Phi3ForCausalLM",
     "olmo2": "Olmo2ForCausalLM",
@@ -51,6 +57,7 @@ def config(spec: RunSpec) -> str:
     kind, differences = _nearest(spec.model)
     if kind == "roberta":
         differences.append("the embedding has one row of segments in this file, and none here")
+    differences += [f"the model has {what} in this file, and not here" for what in MODEL_TYPES[kind].besides]
     entries: dict[str, Any] = {"architectures": [_CLASSES[kind]], "model_type": kind, **_written(kind, spec.model)}
     entries |= {"torch_dtype": _DTYPES[spec.workload.precision], **dict.fromkeys(_NO_DROPOUT.get(kind, ()), 0.0)}
     if differences:
@@ -89,4 +96,10 @@ def _complete(model: ModelSpec) -> dict[str, Any]:
     parts = {name: getattr(model.parts, name) for name in type(model.parts).__dataclass_fields__}
     sizes = {name: value for name, value in model if name not in parts and name not in ("family", "decoder_layers")}
     sizes |= {"head_dim": model.head_width, "kv_heads": model.key_heads, "ffn": model.ffn_width}
+    if model.experts:
+        sizes |= {"expert_ffn": model.expert_width, "experts_per_token": model.expert_choices}
+        balances = model.parts.balancing != "none"
+        sizes |= {"chosen_groups": model.chosen_groups or 1, "balancing_rate": model.rate_of_balancing if balances else 0.0}
+    if model.latent:
+        sizes |= {"qk_nope_head_dim": model.unturned, "qk_rope_head_dim": model.rotated, "v_head_dim": model.value_width}
     return sizes | parts | {"encoder_layers": model.encoder_layers}

@@ -18,6 +18,7 @@ from engine.export.common import (
     optimizer_settings,
     weights_note,
 )
+from engine.export.megatron_experts import experts, experts_differences, experts_layout, experts_refusal, latents
 from engine.families import ModelParts
 from engine.planner.frameworks import parts_lacked
 from engine.spec import AttentionName, LayoutSpec, ModelSpec, RunSpec, recomputes
@@ -89,6 +90,7 @@ def _refusal(spec: RunSpec) -> Iterator[str]:
     """Why Megatron-LM cannot start the layout; nothing if it can."""
     if spec.model.parts.encoder and spec.layout.pp > 1:
         yield f"Megatron-LM {VERSION} has no pipeline for T5, and this layout has {spec.layout.pp} stages"
+    yield from experts_refusal(spec)
 
 
 def _differences(spec: RunSpec) -> Iterator[str]:
@@ -116,6 +118,7 @@ def _model_differences(model: ModelSpec) -> Iterator[str]:
         yield _OTHERWISE[model.family]
     if "rotary_local_base" in model.sized_parts:
         yield "it has one base of rotary positions for layers with and without a window"
+    yield from experts_differences(model)
     if model.family in _SCRIPTS and (lacked := parts_lacked("megatron", model)):
         yield f"it has no {', '.join(lacked)}; the nearest that it has stands there"
 
@@ -130,6 +133,8 @@ def _workload_differences(spec: RunSpec) -> Iterator[str]:
         yield "its optimizer has an fp32 copy and fp32 states; states in bf16 need AdamW and its distributed optimizer (ZeRO)"
     if workload.precision == "bf16" and workload.accumulate == "bf16":
         yield "gradients are reduced in bf16 as well as added up in it"
+    if layout.recompute_every > 1:
+        yield f"it recomputes the first layers of a chunk, and not every n-th; n={layout.recompute_every} becomes as many of them"
     if recomputes(layout.recompute, "mlp_act"):
         yield "it computes an activation again for experts alone (moe_act), or the whole MLP (mlp); mlp_act is left out"
     if workload.optimizer == "lion":
@@ -187,6 +192,8 @@ def _model(spec: RunSpec) -> Iterator[Argument]:
         yield "--num-query-groups", model.key_heads
     yield from _positions(model)
     yield from _layer_parts(model.parts)
+    yield from latents(model)
+    yield from experts(model)
     yield "--attention-dropout", 0
     yield "--hidden-dropout", 0
     yield from _vocabulary(spec)
@@ -200,7 +207,7 @@ def _positions(model: ModelSpec) -> Iterator[Argument]:
     yield "--position-embedding-type", "relative" if relative else _POSITIONS.get(parts.position, "learned_absolute")
     if parts.position == "rotary":
         yield "--rotary-base", model.angle_base
-        if model.rotated < model.head_width:
+        if "rotary_width" in model.sized_parts:
             yield "--rotary-percent", model.rotated / model.head_width
     if "window" in model.sized_parts:
         yield "--window-size", f"{model.window - 1},0"  # the tokens before this one, and behind it
@@ -258,6 +265,7 @@ def _layout(spec: RunSpec) -> Iterator[Argument]:
     if layout.cp > 1:
         yield "--context-parallel-size", layout.cp
         yield "--cp-comm-type", {"ring": "p2p", "all_gather": "all_gather", "ulysses": "a2a"}[layout.context_parallel]
+    yield from experts_layout(spec)
     yield "--pipeline-model-parallel-size", layout.pp
     if layout.pp == 1 or spec.model.parts.encoder:
         return
@@ -272,6 +280,12 @@ def _layout(spec: RunSpec) -> Iterator[Argument]:
         rounds = microbatches // layout.pp if layout.schedule == "interleaved" else 1
         if (each := microbatches // rounds) != layout.pp:
             yield "--microbatch-group-size-per-virtual-pipeline-stage", each
+
+
+def _recomputed_layers(spec: RunSpec) -> int:
+    """How many layers it recomputes in each chunk, the first ones."""
+    each = spec.layout.recomputed_whole(spec.model.layers, spec.model.encoder_layers)
+    return spec.layout.recompute_layers or max(1, *map(sum, each))
 
 
 def _recomputed_modules(layout: LayoutSpec) -> list[str]:
@@ -290,6 +304,8 @@ def _levers(spec: RunSpec) -> Iterator[Argument]:
         yield "--sequence-parallel", True
     if _zero(spec):
         yield "--use-distributed-optimizer", True
+        if layout.zero_replicas > 1:
+            yield "--num-distributed-optimizer-instances", layout.zero_replicas
     if _shards_more_than_states(spec):
         yield "--use-megatron-fsdp", True
         yield "--data-parallel-sharding-strategy", _SHARDING[layout.zero]
@@ -301,8 +317,8 @@ def _levers(spec: RunSpec) -> Iterator[Argument]:
         yield "--recompute-modules", " ".join(modules)
     elif layout.recompute == "full":
         yield "--recompute-granularity", "full"
-        yield "--recompute-method", "uniform"
-        yield "--recompute-num-layers", 1
+        yield "--recompute-method", "block" if layout.recomputes_some else "uniform"
+        yield "--recompute-num-layers", _recomputed_layers(spec) if layout.recomputes_some else 1
     if workload.precision == "bf16":
         yield "--bf16", True
         yield ("--accumulate-allreduce-grads-in-fp32" if workload.accumulate == "fp32" else "--grad-reduce-in-bf16"), True

@@ -48,6 +48,7 @@ def settings(spec: RunSpec, to: Framework) -> str:
         raise RequestError(
             sentence("there are no settings for {to}; there are for {known}", to=brief(to), known=listed(FRAMEWORKS))
         )
-    if to != "slurm":  # which starts this engine
+    # DeepSpeed's settings say no experts, and torchtitan's only those of some models.
+    if to == "deepspeed" or (to == "torchtitan" and torchtitan.expert_flavor(spec.model) is None):
         refuse_experts(spec.model, sentence("an export to {framework}", framework=NAMES[to]))
     return _WRITERS[to](spec)

@@ -11,6 +11,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
+from engine import catalog
 from engine.export.common import (
     global_batch,
     learning_rate,
@@ -20,7 +21,7 @@ from engine.export.common import (
     optimizer_settings,
     weights_note,
 )
-from engine.imports.torchtitan import FLAVORS
+from engine.imports.torchtitan import DEEPSEEK, FLAVORS, with_bias
 from engine.planner.frameworks import parts_lacked
 from engine.spec import LayoutSpec, ModelSpec, RunSpec
 from engine.spec.numbers import evenly
@@ -69,31 +70,36 @@ def _refusals(spec: RunSpec) -> Iterator[str]:
 
 def _differences(spec: RunSpec) -> Iterator[str]:
     model, layout = spec.model, spec.layout
-    if model.family != "llama":
+    if model.experts:
+        yield from _expert_differences(model)
+    elif model.family != "llama":
         yield f"torchtitan has no {model.family}; a Llama of this size stands in its place"
     elif lacked := [part for part in parts_lacked("torchtitan", model) if not part.startswith(_SAID)]:
         yield f"its Llama has no {', '.join(lacked)}; the parts of a Llama stand there"
     if model.head_dim and model.head_dim * model.heads != model.hidden:
         yield f"its heads are hidden ÷ heads wide, not {model.head_dim}"
-    if model.family == "llama":
+    if model.family == "llama" and not model.experts:
         yield from _position_differences(model)
     yield from _schedule_differences(spec)
-    if layout.zero == 0 and layout.dp > 1 and _shards(spec):
-        yield "it has no replicas beside tp or pp, so they shard optimizer and gradients, as with ZeRO 2"
-    if layout.zero == 1:
-        yield "torchtitan shards optimizer and gradients together, so ZeRO 1 becomes ZeRO 2"
+    yield from _sharding_differences(spec)
     if layout.tp > 1 and not layout.sequence_parallel:
         yield "its tensor parallelism is sequence parallel too"
     if spec.attention == "written":
         yield "its attention is always fused (scaled_dot_product_attention or FlexAttention); here the scores are written"
-    if layout.recompute not in ("none", "full"):
-        yield f"its selective recompute chooses among all operators; here {layout.recompute} is computed again"
+    yield from _recompute_differences(layout)
     yield from _precision_differences(spec)
     yield from optimizer_note(spec, "torchtitan", "torchtitan")
     yield from weights_note(spec)
     yield from loss_note(spec, "torchtitan keeps whole logits")
     if spec.generate.prompt:
         yield "nothing is generated after training"
+
+
+def _recompute_differences(layout: LayoutSpec) -> Iterator[str]:
+    if layout.recompute not in ("none", "full"):
+        yield f"its selective recompute chooses among all operators; here {layout.recompute} is computed again"
+    if layout.recompute_layers:
+        yield f"it recomputes all layers or every n-th, and not the first {layout.recompute_layers} of a chunk; all are, there"
 
 
 def _position_differences(model: ModelSpec) -> Iterator[str]:
@@ -115,7 +121,23 @@ def _schedule_differences(spec: RunSpec) -> Iterator[str]:
 
 
 def _model(model: ModelSpec) -> dict[str, Any]:
-    return {"name": "llama3", "flavor": _flavor(model)}
+    return {"name": "deepseek_v3" if model.experts else "llama3", "flavor": expert_flavor(model) or _flavor(model)}
+
+
+def expert_flavor(model: ModelSpec) -> str | None:
+    """The flavor of its deepseek_v3 that has these sizes, of a model with experts."""
+    known = {
+        name: ModelSpec.model_validate(with_bias(catalog.model(ours)) | {"seq": model.seq}) for name, ours in DEEPSEEK.items()
+    }
+    if not model.experts:
+        return None
+    same = ModelSpec.model_validate(with_bias(model))
+    return next((name for name, flavored in known.items() if flavored == same), None)
+
+
+def _expert_differences(model: ModelSpec) -> Iterator[str]:
+    if model.parts.balancing != "bias":
+        yield f"it keeps loads alike by a bias of the router; here it is balancing={model.parts.balancing}"
 
 
 def _flavor(model: ModelSpec) -> str:
@@ -126,7 +148,7 @@ def _flavor(model: ModelSpec) -> str:
 
 
 def _has_flavor(model: ModelSpec) -> bool:
-    return _flavor(model) in FLAVORS
+    return expert_flavor(model) is not None or _flavor(model) in FLAVORS
 
 
 def _entry(model: ModelSpec) -> str:
@@ -169,17 +191,27 @@ def _shards(spec: RunSpec) -> bool:
     return layout.zero > 0 or (layout.dp > 1 and layout.tp * layout.pp > 1)
 
 
+def _replicas(layout: LayoutSpec) -> int:
+    """Its replicas are of dp alone, and cp is among the ranks that shard."""
+    return layout.zero_replicas if layout.dp % layout.zero_replicas == 0 else 1
+
+
 def _parallelism(spec: RunSpec) -> dict[str, Any]:
-    """With a sharding degree of dp it is ZeRO 2 if parameters are kept after forward, and ZeRO 3 if they are freed."""
+    """With a sharding degree it is ZeRO 2 if parameters are kept after forward, and ZeRO 3 if they are freed.
+
+    A degree of replicas beside it makes that hybrid sharding.
+    """
     layout = spec.layout
     sharded = _shards(spec)
     found: dict[str, Any] = {
-        "data_parallel_replicate_degree": 1 if sharded else layout.dp,
-        "data_parallel_shard_degree": layout.dp if sharded else 1,
+        "data_parallel_replicate_degree": _replicas(layout) if sharded else layout.dp,
+        "data_parallel_shard_degree": layout.dp // _replicas(layout) if sharded else 1,
     }
     if sharded:
         found["fsdp_reshard_after_forward"] = "always" if layout.zero == 3 else "never"
     found["tensor_parallel_degree"] = layout.tp
+    if spec.model.experts:
+        found["expert_parallel_degree"], found["expert_tensor_parallel_degree"] = layout.ep, layout.tp
     if layout.cp > 1:
         found["context_parallel_degree"] = layout.cp
         found["context_parallel_rotate_method"] = "alltoall" if layout.context_parallel == "ring" else "allgather"
@@ -196,6 +228,16 @@ def _parallelism(spec: RunSpec) -> dict[str, Any]:
     return found
 
 
+def _sharding_differences(spec: RunSpec) -> Iterator[str]:
+    layout = spec.layout
+    if layout.zero == 0 and layout.dp > 1 and _shards(spec):
+        yield "it has no replicas beside tp or pp, so they shard optimizer and gradients, as with ZeRO 2"
+    if layout.zero == 1:
+        yield "torchtitan shards optimizer and gradients together, so ZeRO 1 becomes ZeRO 2"
+    if layout.zero_replicas != _replicas(layout):
+        yield f"its replicas are of dp alone, and dp={layout.dp} has no {layout.zero_replicas} of them; dp × cp shards as a whole"
+
+
 def _precision_differences(spec: RunSpec) -> Iterator[str]:
     layout, workload = spec.layout, spec.workload
     if workload.bf16_optimizer:
@@ -209,7 +251,11 @@ def _precision_differences(spec: RunSpec) -> Iterator[str]:
 
 
 def _checkpoint(layout: LayoutSpec) -> dict[str, Any]:
-    """Its selective mode by operator keeps most matrix products and attention, and computes all else again."""
+    """Its selective mode with a number recomputes every n-th layer. By operator it keeps most matrix products and attention, and
+    computes all else again.
+    """
+    if layout.recompute_every > 1:
+        return {"mode": "selective", "selective_ac_option": str(layout.recompute_every)}
     if layout.recompute in ("none", "full"):
         return {"mode": layout.recompute}
     return {"mode": "selective", "selective_ac_option": "op"}

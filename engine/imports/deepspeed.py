@@ -17,6 +17,7 @@ KNOWN_BY = ("train_batch_size", "train_micro_batch_size_per_gpu", "zero_optimiza
 _OPTIMIZERS = {"adamw": "adamw", "adam": "adamw", "fusedadam": "adamw", "sgd": "sgd", "lion": "lion"}
 # The precision of accumulated gradients. fp16 has the size of bf16.
 _ACCUMULATED = {"fp32": "fp32", "float32": "fp32"} | dict.fromkeys(("bf16", "bfloat16", "fp16", "float16"), "bf16")
+_MICS_STAGE = 3  # the ZeRO stage that its hybrid sharding is of
 _HARMLESS = (
     "_comments", "gradient_clipping", "scheduler", "steps_per_print", "wall_clock_breakdown", "tensorboard", "wandb",
     "csv_monitor", "comet", "flops_profiler", "dump_state", "prescale_gradients", "zero_allow_untested_optimizer", "comms_logger",
@@ -75,6 +76,14 @@ def _layout(fields: Fields, of_a_replica: int, remarks: list[Sentence]) -> Value
         remarks.append(sentence("the number of ranks is not in the file, so dp is 1"))
     zero = _section(fields, "zero_optimization")
     found["zero"] = zero.whole("stage") if found["dp"] > 1 else 0
+    group = zero.whole("mics_shard_size") if "mics_shard_size" in zero else -1
+    if group > 0 and found["zero"] == _MICS_STAGE:
+        if found["dp"] % group:
+            raise RequestError(sentence("mics_shard_size={group} does not divide dp={dp}", group=group, dp=found["dp"]))
+        if group > 1:
+            found["zero_replicas"] = found["dp"] // group
+        else:
+            found["zero"] = 0
     for name in ("offload_optimizer", "offload_param"):
         if name in zero:
             remarks.append(sentence("{name} is left out: all memory here is the device's", name=name))

@@ -34,6 +34,8 @@ classifier_dropout classifier_dropout_prob start_n_top end_n_top n_ctx original_
 chunk_size_feed_forward cross_attention_hidden_size tie_encoder_decoder tie_word_embeddings gradient_checkpointing_kwargs
 relative_attention_max_distance reuse_len clamp_len same_length bi_data use_mems_eval use_mems_train is_decoder
 directionality pooler_fc_size pooler_num_attention_heads pooler_num_fc_layers pooler_size_per_head pooler_type
+ep_size seq_aux no_rope_layers no_rope_layer_interval attention_chunk_size use_qk_norm attn_temperature_tuning attn_scale
+floor_scale for_llm_compression experts_per_token swiglu_limit initial_context_length
 dense_act_fn is_gated_act is_llama_config rope_interleaved rotary sliding_window_size _comments
 """
 _HARMLESS = frozenset(_HARMLESS_NAMES.split())
@@ -49,12 +51,16 @@ _OTHER_LAYERS = {
     "mamba_d_state": sentence("a state space"),
     "linear_num_value_heads": sentence("linear attention"),
 }
+_KNOWN_WITH_EXPERTS = {
+    "num_local_experts", "num_experts", "n_routed_experts", "moe_intermediate_size", "kv_lora_rank", "q_lora_rank",
+}  # fmt: skip
 # Entries that change what is computed, and no size.
 _LEFT_OUT = {
     "rope_scaling": sentence("{name} is left out: it changes the angles of rotary positions, and no size", name="rope_scaling"),
     "attn_logit_softcapping": sentence("attn_logit_softcapping is left out: scores of attention are not capped"),
     "final_logit_softcapping": sentence("final_logit_softcapping is left out: logits are not capped"),
     "quantization_config": sentence("quantization_config is left out: the precision is chosen for the run"),
+    "num_nextn_predict_layers": sentence("num_nextn_predict_layers is left out: one token is predicted, not more (MTP)"),
     "mem_len": sentence("mem_len is left out: there is no memory of the text before"),
 }
 _DROPOUTS = (
@@ -76,25 +82,31 @@ def model(entries: Mapping[str, Any]) -> Imported:
         kind = entries.get("model_type")
     if kind is None:
         raise RequestError(sentence("there is no model_type, which names the kind of model"))
+    known_type = MODEL_TYPES.get(kind) if isinstance(kind, str) else None
     for name, what in _OTHER_LAYERS.items():
-        if entries.get(name):
+        if entries.get(name) and not (known_type is not None and known_type.experts and name in _KNOWN_WITH_EXPERTS):
             text = sentence(
-                "{name}={value} means {what}, and models here have none", name=name, value=brief(entries[name]), what=what
+                "{name}={value} means {what}, and models of the type {type} have none here",
+                name=name,
+                value=brief(entries[name]),
+                what=what,
+                type=brief(kind),
             )
             raise RequestError(text)
-    if not isinstance(kind, str) or kind not in MODEL_TYPES:
+    if known_type is None:
         known = ", ".join(MODEL_TYPES)
         raise RequestError(sentence("model_type={kind} is not known here; {known} are", kind=brief(kind), known=known))
-    fields = Fields(entries, MODEL_TYPES[kind].usual)
-    values = MODEL_TYPES[kind].read(fields)
+    fields = Fields(entries, known_type.usual)
+    values = known_type.read(fields)
     found = _plain(values)
     if "seq" in values and not any(name in fields for name in _names_of_seq(kind)):
         remarks.append(sentence("the file has no sequence length; {seq} tokens are taken", seq=found.seq))
     remarks += _missing_caps(entries) if kind == "gemma2" else []
+    remarks += [sentence("of the type {type} are left out: {what}", type=kind, what=what) for what in known_type.besides]
     return Imported(found, (*remarks, *_remarks(fields, found)))
 
 
-def _names_of_seq(kind: str) -> list[str]:
+def _names_of_seq(kind: Any) -> list[str]:
     return MODEL_TYPES[kind].sizes.get("seq", "").split("|")
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from engine.families import BUCKETS, FARTHEST, ROTARY_BASE
 from engine.imports.fields import Fields, Imported, brief, unsupported
+from engine.imports.megatron_experts import HARMLESS, USUAL, expert_layout, experts, latents
 from engine.imports.parts import Values, stacks
 from engine.imports.words import arguments, number_or_text
 from engine.spec import LayoutSpec, ModelSpec, RequestError, Sentence, WorkloadSpec, sentence
@@ -23,7 +24,9 @@ _FLAGS = frozenset(
         "untie_embeddings_and_output_weights", "use_rotary_position_embeddings", "sequence_parallel", "use_distributed_optimizer",
         "use_megatron_fsdp", "bf16", "fp16", "grad_reduce_in_bf16", "accumulate_allreduce_grads_in_fp32",
         "use_precision_aware_optimizer", "recompute_activations", "no_position_embedding", "quick_geglu",
-        "multi_latent_attention", "attention_output_gate",
+        "multi_latent_attention", "attention_output_gate", "moe_router_pre_softmax", "moe_router_enable_expert_bias",
+        "moe_grouped_gemm", "moe_permute_fusion", "moe_shared_expert_overlap", "moe_per_layer_logging", "moe_router_fusion",
+        "moe_pad_expert_input_to_capacity", "moe_use_legacy_grouped_gemm",
     )
 )  # fmt: skip
 _LISTS = ("recompute_modules",)
@@ -31,14 +34,14 @@ _USUAL: dict[str, Any] = {
     "position_embedding_type": "learned_absolute", "rotary_base": 10_000, "rotary_percent": 1.0, "normalization": "LayerNorm",
     "make_vocab_size_divisible_by": 128, "tensor_model_parallel_size": 1, "pipeline_model_parallel_size": 1, "optimizer": "adam",
     "sgd_momentum": 0.9, "micro_batch_size": 1, "seed": 1234, "attention_backend": "auto", "recompute_method": "uniform",
-    "data_parallel_sharding_strategy": "no_shard",
+    "data_parallel_sharding_strategy": "no_shard", **USUAL,
 }  # fmt: skip
 _POSITIONS = {"learned_absolute": "learned", "rope": "rotary", "relative": "buckets", "none": "none"}
 _OPTIMIZERS = {"adam": "adamw", "sgd": "sgd", "lion": "lion"}
 _NORMS = {"LayerNorm": "layer", "RMSNorm": "rms"}
 _ZERO = {"no_shard": 0, "optim": 1, "optim_grads": 2, "optim_grads_params": 3}
 _RECOMPUTED = ("core_attn", "layernorm")
-_OTHER_LAYERS = ("quick_geglu", "multi_latent_attention", "mtp_num_layers", "attention_output_gate")  # sizes depend on them
+_OTHER_LAYERS = ("quick_geglu", "mtp_num_layers", "moe_shared_expert_gate", "attention_output_gate")  # sizes depend on them
 # Arguments of data, logging, checkpoints, launching, learning rates and kernels: they change no size.
 _HARMLESS_PREFIXES = (
     "adam_", "lion_", "lr", "min_lr", "weight_decay", "clip_grad", "init_", "log_", "load", "eval_", "tensorboard", "wandb",
@@ -49,7 +52,7 @@ _HARMLESS_PREFIXES = (
     "manual_gc", "exit_", "distribute_", "bert_no", "main_grads", "exp_avg", "use_mcore", "train_samples", "rotary_seq",
     "use_cpu", "deterministic", "check_", "empty_unused", "override_opt", "end_weight", "start_weight", "reset_", "eod_",
     "max_", "group_", "num_dataset", "tp_comm", "fp8_", "disable_bf16", "calculate_", "decoupled_", "use_checkpoint",
-    "gradient_accumulation", "num_distributed", "local_rank", "profile", "config", "microbatch_group", "save",
+    "gradient_accumulation", "num_distributed", "local_rank", "profile", "config", "microbatch_group", "save", *HARMLESS,
 )  # fmt: skip
 
 
@@ -98,6 +101,9 @@ def _model(fields: Fields, text: str) -> Values:
         return model | _stacks(fields, "swiglu" if gated else None, model["position"] == "buckets")
     seq = fields.whole("seq_length")
     model |= {"layers": fields.whole("num_layers"), "seq": seq}
+    model |= experts(fields, model["layers"], ffn) | latents(fields)
+    if model.get("kv_lora_rank"):
+        model |= {"qk_norm": "none", "head_dim": 0, "rotary_width": 0}
     if model["position"] == "learned":
         model["spare_positions"] = max(0, fields.whole("max_position_embeddings") - seq)
     model["inner"] = "swiglu" if gated else "relu2" if squared else None
@@ -171,10 +177,6 @@ def _context(fields: Fields) -> Values:
 
 
 def _layout(fields: Fields, model: ModelSpec) -> tuple[LayoutSpec, list[Sentence]]:
-    for name in ("expert_model_parallel_size", "num_experts"):
-        if fields.get(name) not in (None, 1):
-            text = sentence("--{name} {value} has no part here", name=name.replace("_", "-"), value=brief(fields.get(name)))
-            raise RequestError(text)
     tp, pp = fields.whole("tensor_model_parallel_size"), fields.whole("pipeline_model_parallel_size")
     ranks, remarks = _ranks(fields)
     of_context = _context(fields)
@@ -186,12 +188,15 @@ def _layout(fields: Fields, model: ModelSpec) -> tuple[LayoutSpec, list[Sentence
                 "tp={tp} × cp={cp} × pp={pp} does not divide the {ranks} ranks of torchrun", tp=tp, cp=cp, pp=pp, ranks=ranks
             )
         raise RequestError(text)
-    values: Values = {"dp": ranks // (tp * cp * pp) if ranks else 1, "tp": tp, "pp": pp, **of_context}
+    dp = ranks // (tp * cp * pp) if ranks else 1
+    values: Values = {"dp": dp, "tp": tp, "pp": pp, **of_context, **expert_layout(fields, tp, dp)}
     parallel = _is_set(fields, "sequence_parallel") and tp > 1  # Megatron-LM turns it off without tp
-    values |= {"sequence_parallel": parallel, "recompute": _recompute(fields, remarks)}
+    values |= {"sequence_parallel": parallel, **_recompute(fields, remarks)}
     sharded = fields.one_of("data_parallel_sharding_strategy", _ZERO)
     states = _is_set(fields, "use_distributed_optimizer")
     values["zero"] = (sharded if _is_set(fields, "use_megatron_fsdp") else int(states)) if values["dp"] * cp > 1 else 0
+    if values["zero"] and "num_distributed_optimizer_instances" in fields:
+        values["zero_replicas"] = fields.whole("num_distributed_optimizer_instances")
     counts = _chunks(fields, model.layers, pp)
     if len(counts) > pp:
         values |= {"chunks": len(counts) // pp, "schedule": "interleaved"}
@@ -230,11 +235,18 @@ def _chunks(fields: Fields, layers: int, pp: int) -> tuple[int, ...]:
     return (1,) * max(chunks, pp, 1)
 
 
-def _recompute(fields: Fields, remarks: list[Sentence]) -> str:
+def _recompute(fields: Fields, remarks: list[Sentence]) -> Values:
+    kind = _kind_of_recompute(fields, remarks)
+    if kind == "full" and fields.get("recompute_method") == "block" and "recompute_num_layers" in fields:
+        return {"recompute": kind, "recompute_layers": fields.whole("recompute_num_layers")}
+    return {"recompute": kind}
+
+
+def _kind_of_recompute(fields: Fields, remarks: list[Sentence]) -> str:
     granularity, modules = fields.get("recompute_granularity"), fields.get("recompute_modules") or ["core_attn"]
     method, count = fields.get("recompute_method"), fields.get("recompute_num_layers")
     if granularity == "full":
-        if method != "uniform" or count not in (None, 1):
+        if method not in ("uniform", "block") or (method == "uniform" and count not in (None, 1)):
             text = sentence(
                 "--recompute-method {method} of {count} layers is left out: every layer is recomputed here, each on its own",
                 method=brief(method),

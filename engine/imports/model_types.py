@@ -9,10 +9,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from engine.families import BUCKETS, FARTHEST, ROTARY_BASE, FamilyName
+from engine.families import BUCKETS, FARTHEST, FamilyName
+from engine.imports.expert_parts import Balanced, Deepseek, Experts, Interleaved
 from engine.imports.fields import Fields
-from engine.imports.parts import TIED, Activation, Always, Demanded, Part, Rotary, Switch, Values, Window, stacks
-from engine.spec import ModelSpec, RequestError, sentence
+from engine.imports.own_parts import T5, Falcon, LocalBase, Opt, Roberta, Uncapped
+from engine.imports.parts import TIED, Activation, Always, Demanded, Part, Rotary, Switch, Values, Window
+from engine.spec import ModelSpec, Sentence, sentence
 
 CAPS = {"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0}  # of Gemma 2, in a file that does not name them
 
@@ -25,6 +27,9 @@ class ModelType:
     usual: Mapping[str, Any] = field(default_factory=dict)  # of entries that files of this type may lack
     optional: tuple[str, ...] = ()  # sizes that may be missing: then they are 0, as in `ModelSpec`
     seq: int = 0  # the sequence length if the file has none
+    # What models of this type have and models here have not. Reading a file says so, and a file that is written has it.
+    besides: tuple[Sentence, ...] = ()
+    experts: bool = False  # its entries of experts and latents are understood
 
     def read(self, fields: Fields) -> Values:
         """Raises `RequestError`."""
@@ -46,143 +51,6 @@ class ModelType:
         return entries
 
 
-@dataclass(frozen=True)
-class _Falcon:
-    """Its key heads and its norms follow from the generation of its decoder."""
-
-    def read(self, fields: Fields, model: Values) -> Values:
-        new = fields.flag("new_decoder_architecture")
-        if new:
-            key_heads = fields.whole("num_kv_heads")
-        else:
-            fields.get("num_kv_heads")
-            key_heads = 1 if fields.flag("multi_query") else model["heads"]
-        parallel = "none"
-        norms = fields.get("num_ln_in_parallel_attn")
-        if new or fields.flag("parallel_attn"):
-            parallel = "two_norms" if new and norms in (None, 2) else "one_norm"
-        fields.get("parallel_attn"), fields.get("multi_query")
-        bias = fields.flag("bias")
-        positions = {"position": "alibi"} if fields.flag("alibi") else Rotary().read(fields, model)
-        return {
-            "kv_heads": key_heads, "parallel": parallel, "attention_bias": "all" if bias else "none", "mlp_bias": bias,
-            **positions,
-        }  # fmt: skip
-
-    def write(self, model: ModelSpec) -> Mapping[str, Any]:
-        parts = model.parts
-        new = parts.parallel == "two_norms" or model.key_heads not in (1, model.heads)
-        entries: dict[str, Any] = {
-            "new_decoder_architecture": new,
-            "multi_query": model.key_heads == 1,
-            "num_kv_heads": model.key_heads,
-            "parallel_attn": parts.parallel != "none",
-            "bias": parts.mlp_bias,
-            "alibi": parts.position == "alibi",
-        }
-        if new:
-            entries["num_ln_in_parallel_attn"] = 2 if parts.parallel == "two_norms" else 1
-        return entries | (dict(Rotary().write(model)) if parts.position == "rotary" else {})
-
-
-@dataclass(frozen=True)
-class _Opt:
-    def read(self, fields: Fields, model: Values) -> Values:
-        before = fields.flag("do_layer_norm_before")
-        bare = not before or fields.flag("_remove_final_layer_norm")
-        fields.get("_remove_final_layer_norm")
-        width = fields.get("word_embed_proj_dim")
-        if width not in (None, model["hidden"]):
-            text = sentence(
-                "word_embed_proj_dim={width} is not hidden_size={hidden}, and there is no projection between them here",
-                width=width,
-                hidden=model["hidden"],
-            )
-            raise RequestError(text)
-        bias = fields.flag("enable_bias")
-        return {
-            "placement": "pre" if before else "post", "head": "bare" if bare else "norm",
-            "attention_bias": "all" if bias else "none", "mlp_bias": bias,
-            "spare_positions": 2,  # its rows of positions begin at 2
-        }  # fmt: skip
-
-    def write(self, model: ModelSpec) -> Mapping[str, Any]:
-        before = model.parts.placement == "pre"
-        return {
-            "do_layer_norm_before": before,
-            "_remove_final_layer_norm": before and model.parts.head == "bare",
-            "word_embed_proj_dim": model.hidden,
-            "enable_bias": model.parts.mlp_bias,
-        }
-
-
-_T5_INNER = {"relu": "relu", "gelu": "gelu", "gated-gelu": "geglu", "gated-silu": "swiglu"}  # gated-gelu is the tanh form
-
-
-@dataclass(frozen=True)
-class _T5:
-    """It counts the layers of encoder and decoder each. An output that is tied is scaled."""
-
-    def read(self, fields: Fields, model: Values) -> Values:
-        encoder = model["layers"]
-        decoder = fields.whole("num_decoder_layers") if fields.get("num_decoder_layers") is not None else encoder
-        tied = fields.flag("tie_word_embeddings")
-        return {
-            **stacks(encoder, decoder),
-            "inner": fields.one_of("feed_forward_proj", _T5_INNER), "tied": tied, "scaled_output": tied,
-        }  # fmt: skip
-
-    def write(self, model: ModelSpec) -> Mapping[str, Any]:
-        inner = next((name for name, ours in _T5_INNER.items() if ours == model.parts.inner), "relu")
-        layers = {"num_layers": model.encoder_layers, "num_decoder_layers": model.layers - model.encoder_layers}
-        return {**layers, "feed_forward_proj": inner, "tie_word_embeddings": model.parts.tied, "is_encoder_decoder": True}
-
-
-@dataclass(frozen=True)
-class _Roberta:
-    """Its first positions are those of padding, up to its id."""
-
-    def read(self, fields: Fields, model: Values) -> Values:
-        spare = fields.whole("pad_token_id") + 1
-        return {"seq": model["seq"] - spare, "spare_positions": spare}
-
-    def write(self, model: ModelSpec) -> Mapping[str, Any]:
-        spare = model.spare_positions or 2
-        return {"max_position_embeddings": model.seq + spare, "pad_token_id": spare - 1}
-
-
-@dataclass(frozen=True)
-class _Uncapped:
-    """What transformers computes in a Gemma 2 or 3 unless a file says otherwise, and is not computed here."""
-
-    entries: tuple[str, ...] = ()  # that are null here
-
-    def read(self, fields: Fields, model: Values) -> Values:
-        return {}
-
-    def write(self, model: ModelSpec) -> Mapping[str, Any]:
-        return {"query_pre_attn_scalar": model.head_width, **dict.fromkeys(self.entries)}
-
-
-@dataclass(frozen=True)
-class _LocalBase:
-    """The base of rotary positions in layers with a window. Files of version 5 of transformers have it beside the other."""
-
-    def read(self, fields: Fields, model: Values) -> Values:
-        new = fields.get("rope_parameters")
-        inner = new.get("sliding_attention") if isinstance(new, dict) else None
-        local = inner.get("rope_theta") if isinstance(inner, dict) else None
-        base = Fields({"rope_theta": local}, {}).number("rope_theta") if local else fields.number("rope_local_base_freq")
-        fields.get("rope_local_base_freq")
-        if base != int(base):
-            raise RequestError(sentence("{name}={value} must be a whole number", name="rope_local_base_freq", value=base))
-        same = int(base) == (model["rotary_base"] or ROTARY_BASE)
-        return {"rotary_local_base": 0 if same or not model.get("window") else int(base)}
-
-    def write(self, model: ModelSpec) -> Mapping[str, Any]:
-        return {"rope_local_base_freq": float(model.rotary_local_base or model.angle_base)}
-
-
 def _sizes(**others: str) -> dict[str, str]:
     usual = {"layers": "num_hidden_layers", "hidden": "hidden_size", "heads": "num_attention_heads", "vocab": "vocab_size"}
     return usual | {"seq": "max_position_embeddings", "ffn": "intermediate_size"} | others
@@ -197,6 +65,8 @@ _BIASED = Switch("attention_bias", "attention_bias", "all", "none")
 _QWEN = {"use_sliding_window": False, "max_window_layers": 28}
 _LLAMA = {"tie_word_embeddings": False, "attention_bias": False, "mlp_bias": False, "hidden_act": "silu"}
 _GEMMA = {"tie_word_embeddings": True, "attention_bias": False, "hidden_activation": "gelu_pytorch_tanh"}
+_NORMALIZED = Switch("norm_topk_prob", "normalized_router")
+_DEEPSEEK = {"moe_layer_freq": 1, "first_k_dense_replace": 0, "n_shared_experts": 0, "routed_scaling_factor": 1.0}
 _MASKED = Demanded({"is_decoder": False, "add_cross_attention": False, "position_embedding_type": "absolute"})
 
 
@@ -230,12 +100,12 @@ MODEL_TYPES: dict[str, ModelType] = {
         _GEMMA | {"head_dim": 256},
         _NO_SHAPE,
     ),
-    "gemma2": _gemma(2, _Uncapped(tuple(CAPS)), query_pre_attn_scalar=256),
+    "gemma2": _gemma(2, Uncapped(tuple(CAPS)), query_pre_attn_scalar=256),
     "gemma3_text": _gemma(
         6,
         Always({"qk_norm": "head"}),
-        _LocalBase(),
-        _Uncapped(),
+        LocalBase(),
+        Uncapped(),
         # Files of models that see images too leave out what is usual.
         num_attention_heads=8,
         num_key_value_heads=4,
@@ -246,6 +116,67 @@ MODEL_TYPES: dict[str, ModelType] = {
         sliding_window=4096,
         query_pre_attn_scalar=256,
         rope_local_base_freq=10_000,
+    ),
+    "mixtral": ModelType(
+        "llama",
+        _GROUPED,
+        (TIED, _SILU, Rotary(), Window(), Experts("num_local_experts"), Balanced()),
+        _LLAMA | {"num_local_experts": 8, "num_experts_per_tok": 2, "rope_theta": 1e6},
+        _NO_SHAPE,
+        experts=True,
+    ),
+    "qwen3_moe": ModelType(
+        "llama",
+        _GROUPED,
+        (
+            TIED,
+            _SILU,
+            Rotary(),
+            _BIASED,
+            Always({"qk_norm": "head"}),
+            Window("use_sliding_window"),
+            Experts("num_experts", "moe_intermediate_size"),
+            _NORMALIZED,
+            Balanced(),
+            Demanded({"decoder_sparse_step": 1, "mlp_only_layers": []}),
+        ),
+        _LLAMA | _QWEN | {"norm_topk_prob": False, "num_experts_per_tok": 8},
+        _NO_SHAPE,
+        experts=True,
+    ),
+    "deepseek_v2": ModelType(
+        "llama",
+        _sizes(),
+        (TIED, _SILU, Deepseek("softmax"), Rotary(), _NORMALIZED),
+        _LLAMA
+        | _DEEPSEEK
+        | {"norm_topk_prob": False, "scoring_func": "softmax", "topk_method": "greedy", "aux_loss_alpha": 0.001},
+        experts=True,
+    ),
+    "deepseek_v3": ModelType(
+        "llama",
+        _sizes(),
+        (TIED, _SILU, Deepseek("sigmoid"), Rotary(), _NORMALIZED),
+        _LLAMA | _DEEPSEEK | {"norm_topk_prob": True, "scoring_func": "sigmoid", "topk_method": "noaux_tc"},
+        experts=True,
+    ),
+    "gpt_oss": ModelType(
+        "llama",
+        _GROUPED,
+        (TIED, _SILU, Rotary(), _BIASED, Window(pattern=2), Experts("num_local_experts"), Balanced()),
+        _LLAMA | {"attention_bias": True, "head_dim": 64, "sliding_window": 128, "num_experts_per_tok": 4},
+        ("kv_heads", "head_dim"),
+        besides=(sentence("sinks of attention, biases of the router and of experts, and the bounds of their gate"),),
+        experts=True,
+    ),
+    "llama4_text": ModelType(
+        "llama",
+        _GROUPED | {"ffn": "intermediate_size_mlp"},
+        (TIED, _SILU, Rotary(), _BIASED, Interleaved(), Experts("num_local_experts", "intermediate_size"), Balanced()),
+        _LLAMA | {"num_experts_per_tok": 1, "interleave_moe_layer_step": 1},
+        _NO_SHAPE,
+        besides=(sentence("layers without positions, attention in chunks, and norms of queries and keys, which learn nothing"),),
+        experts=True,
     ),
     "phi": ModelType(
         "gpt",
@@ -297,7 +228,7 @@ MODEL_TYPES: dict[str, ModelType] = {
     "falcon": ModelType(
         "gpt",
         _sizes(ffn="ffn_hidden_size"),
-        (TIED, Activation(("activation",), gated=False), _Falcon()),
+        (TIED, Activation(("activation",), gated=False), Falcon()),
         {"tie_word_embeddings": True, "activation": "gelu", "max_position_embeddings": 2048, "new_decoder_architecture": False}
         | {"multi_query": True, "parallel_attn": True, "bias": False, "alibi": False},
         ("ffn",),
@@ -308,7 +239,7 @@ MODEL_TYPES: dict[str, ModelType] = {
         (
             TIED,
             Activation(("activation_function",), gated=False),
-            _Opt(),
+            Opt(),
             Demanded({"layer_norm_elementwise_affine": True}),
         ),
         {"tie_word_embeddings": True, "activation_function": "relu", "do_layer_norm_before": True}
@@ -330,7 +261,7 @@ MODEL_TYPES: dict[str, ModelType] = {
     "roberta": ModelType(
         "roberta",
         _sizes(),
-        (_GELU, _MASKED, _Roberta(), Demanded({"type_vocab_size": 1})),
+        (_GELU, _MASKED, Roberta(), Demanded({"type_vocab_size": 1})),
         {"hidden_act": "gelu", "pad_token_id": 1},
     ),
     "t5": ModelType(
@@ -344,7 +275,7 @@ MODEL_TYPES: dict[str, ModelType] = {
             "ffn": "d_ff",
             "head_dim": "d_kv",
         },
-        (_T5(), Demanded({"relative_attention_num_buckets": BUCKETS, "relative_attention_max_distance": FARTHEST})),
+        (T5(), Demanded({"relative_attention_num_buckets": BUCKETS, "relative_attention_max_distance": FARTHEST})),
         {"tie_word_embeddings": True, "feed_forward_proj": "relu"},
         seq=512,  # Raffel et al. 2020, section 3.1.2
     ),

@@ -95,7 +95,7 @@ class Rotary:
         }
 
     def write(self, model: ModelSpec) -> Mapping[str, Any]:
-        share = model.rotated / model.head_width
+        share = 1.0 if model.latent else model.rotated / model.head_width
         return {self.base: float(model.angle_base)} | ({} if share == self.usual_share else {self.share: share})
 
 

@@ -7,6 +7,7 @@ import tomllib
 from collections.abc import Mapping
 from typing import Any
 
+from engine import catalog
 from engine.imports.fields import Fields, Imported, brief
 from engine.imports.parts import Values
 from engine.spec import SCHEDULE_FACTS, LayoutSpec, ModelSpec, RequestError, Sentence, WorkloadSpec, sentence
@@ -19,6 +20,9 @@ FLAVORS: Mapping[str, tuple[int, ...]] = {
     "70B": (80, 8192, 64, 8, 28672, 128256, 0),
     "405B": (126, 16384, 128, 8, 53248, 128256, 0),
 }
+# The flavors of its deepseek_v3, by the names of the same models in the catalog. Loads are kept alike by a bias in all of them.
+# torchtitan, `torchtitan/models/deepseek_v3/__init__.py`.
+DEEPSEEK: Mapping[str, str] = {"16B": "deepseek-v2-lite", "236B": "deepseek-v2", "671B": "deepseek-v3"}
 _SIZES = ("layers", "hidden", "heads", "kv_heads", "ffn", "vocab", "rotary_base")
 _ENTRY = re.compile(r'"(?P<flavor>[^"]+)": TransformerModelArgs\((?P<sizes>[^)]*)\)')
 _REST = -1  # of a degree: as many ranks as are left
@@ -31,14 +35,14 @@ _USUAL: Mapping[str, Mapping[str, Any]] = {
         "pipeline_parallel_degree": 1, "pipeline_parallel_schedule": "1F1B", "pipeline_parallel_microbatch_size": 1,
         "pipeline_parallel_first_stage_less_layers": 1, "pipeline_parallel_last_stage_less_layers": 1,
     },
-    "activation_checkpoint": {"mode": "selective"},
+    "activation_checkpoint": {"mode": "selective", "selective_ac_option": "2"},
 }  # fmt: skip
 _SECTIONS = ("model", "training", "optimizer", "lr_scheduler", "parallelism", "activation_checkpoint", "debug")
 _HARMLESS = ("job", "profiling", "metrics", "checkpoint", "comm", "validation", "compile", "experimental", "memory_estimation")
 _ALSO_HARMLESS = (
     "tokenizer_path", "hf_assets_path", "converters", "dataset", "dataset_path", "max_norm", "gc_freq", "beta1", "beta2",
     "weight_decay", "eps", "implementation", "early_step_in_backward", "warmup_steps", "decay_ratio", "decay_type",
-    "min_lr_factor", "deterministic", "selective_ac_option", "mixed_precision_reduce", "enable_async_tensor_parallel",
+    "min_lr_factor", "deterministic", "mixed_precision_reduce", "enable_async_tensor_parallel",
     "pipeline_parallel_first_stage_less_layers", "pipeline_parallel_last_stage_less_layers", "pipeline_parallel_microbatch_size",
 )  # fmt: skip
 
@@ -74,10 +78,21 @@ def _table(entries: Mapping[str, Any], name: str) -> Mapping[str, Any]:
 
 def _model(fields: Fields, training: Fields, text: str) -> ModelSpec:
     kind, flavor = fields.text("name"), fields.text("flavor")
+    if kind == "deepseek_v3" and flavor in DEEPSEEK:
+        return ModelSpec.model_validate(with_bias(catalog.model(DEEPSEEK[flavor])) | {"seq": training.whole("seq_len")})
+    if kind == "deepseek_v3":
+        known = ", ".join(DEEPSEEK)
+        raise RequestError(sentence("the flavor {flavor} is in torchtitan's code; {known} are known", flavor=flavor, known=known))
     if kind != "llama3":
-        raise RequestError(sentence("torchtitan's model {name} is not known here; llama3 is", name=brief(kind)))
+        text = sentence("torchtitan's model {name} is not known here; {known} are", name=brief(kind), known="llama3, deepseek_v3")
+        raise RequestError(text)
     sizes: Values = dict(zip(_SIZES, FLAVORS[flavor], strict=True)) if flavor in FLAVORS else _own_flavor(flavor, text)
     return ModelSpec.model_validate({"family": "llama", "seq": training.whole("seq_len"), **sizes})
+
+
+def with_bias(model: ModelSpec) -> Values:
+    """The fields of a model with experts as torchtitan has it, whose loads are kept alike by a bias."""
+    return model.model_dump() | {"balancing": "bias", "balancing_rate": 0.0}
 
 
 def _own_flavor(flavor: str, text: str) -> Values:
@@ -103,24 +118,35 @@ def _layout(parts: Mapping[str, Fields], model: ModelSpec, remarks: list[Sentenc
         remarks.append(
             sentence("data_parallel_shard_degree=-1 depends on the number of ranks, so dp is 1 and nothing is sharded")
         )
-    if shard > 1 and replicas > 1:
-        raise RequestError(sentence("replicas of shards are not supported here: data_parallel_replicate_degree must be 1"))
-    fields.demand("expert_parallel_degree", 1)
     cp = fields.whole("context_parallel_degree") if "context_parallel_degree" in fields else 1
     methods = {"allgather": "all_gather", "alltoall": "ring"}  # it rotates keys and values by either
     kind = (
         fields.one_of("context_parallel_rotate_method", methods) if "context_parallel_rotate_method" in fields else "all_gather"
     )
     tp, pp = fields.whole("tensor_parallel_degree"), fields.whole("pipeline_parallel_degree")
+    ep = fields.whole("expert_parallel_degree") if "expert_parallel_degree" in fields else 1
+    if model.experts:
+        fields.demand("expert_tensor_parallel_degree", tp)
     always = fields.get("fsdp_reshard_after_forward")
     zero = 0 if shard == 1 else 2 if always == "never" or (always in (None, "default") and pp > 1) else 3
-    mode = parts["activation_checkpoint"].get("mode")
+    mode, every = _recompute(parts["activation_checkpoint"])
     if mode not in ("none", "full"):
         remarks.append(sentence("activation_checkpoint.mode={mode} is left out: nothing is computed again", mode=brief(mode)))
         mode = "none"
     values: Values = {"dp": shard * replicas, "tp": tp, "pp": pp, "zero": zero, "sequence_parallel": tp > 1, "recompute": mode}
+    values |= {"zero_replicas": replicas} if zero else {}
+    values |= {"recompute_every": every} if every > 1 else {}
     values |= {"cp": cp, "context_parallel": kind} if cp != 1 else {}
+    values |= {"ep": ep} if ep != 1 else {}
     return LayoutSpec.model_validate(values | _pipeline(fields, model, pp))
+
+
+def _recompute(fields: Fields) -> tuple[Any, int]:
+    """Its mode, and every how many layers are recomputed: its selective mode with a number n recomputes every n-th whole."""
+    mode, option = fields.get("mode"), str(fields.get("selective_ac_option"))
+    if mode != "selective" or not re.fullmatch(r"\d{1,4}", option):
+        return mode, 1
+    return "full", max(1, int(option))
 
 
 def _pipeline(fields: Fields, model: ModelSpec, pp: int) -> Values:

@@ -87,7 +87,7 @@ def dry_run_rank(
             recorder.resized, make_tracer = allocator.resized, allocator.tracer
         mesh = spec.layout.mesh
         on = torch.device("cpu" if device == "none" else device)
-        comm = Comm.without_others(mesh, rank, recorder, on, spec.model.key_copies(mesh.tp), spec.layout.ep)
+        comm = Comm.without_others(mesh, rank, recorder, on, spec.subgroups)
         if spec.model.experts:  # what a router says about fake tensors is not known
             spec = spec.model_copy(update={"workload": spec.workload.model_copy(update={"balanced_router": True})})
         trace = _traced(spec, comm, make_tracer, warm_up=device != "none")

@@ -83,14 +83,14 @@ def _as_rank(name: str, rows: pd.DataFrame, of: int, rank: int, mesh: Mesh) -> p
 
 def _group(mesh: Mesh, of: int, rank: int, axis: Axis, group: str) -> str:
     """The group that goes through `rank` as `group` goes through the rank `of`. It may be one of several parts of an axis."""
-    within = members(group)
-    places = [mesh.index(axis, member) for member in within]
+    every = mesh.members(axis, of)
+    places = [every.index(member) for member in members(group)]
     spread = places[1] - places[0] if len(places) > 1 else 1
 
     def first(one: int) -> int:
         """The first place of the group of a rank, if groups have as many members, as far apart."""
-        place = mesh.index(axis, one)
+        place = mesh.members(axis, one).index(one)
         return place - place // spread % len(places) * spread
 
-    ranks = [mesh.peer(axis, rank, place + first(rank) - first(of)) for place in places]
+    ranks = [mesh.members(axis, rank)[place + first(rank) - first(of)] for place in places]
     return group_name(ranks, cut=not mesh.all_listed and ranks[0] == rank)

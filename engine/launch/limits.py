@@ -136,7 +136,8 @@ def need(spec: RunSpec) -> Need:
     activations = layout.dp * sum(_stage_activations(spec, stage) for stage in range(layout.pp))
     if spec.parity:  # the whole model in one process, fp32 with Adam, and every rank's gradients beside it
         state += model.parameters() * (16 + 4 * (1 + layout.mesh.replicas))
-        activations += _microbatch_activations(spec, model.layers, head=True)
+        again = sum(map(sum, layout.recomputed_whole(model.layers, model.encoder_layers)))
+        activations += _microbatch_activations(spec, model.layers, again, head=True)
     return Need(state, activations, layout.ranks * _PROCESS)
 
 
@@ -150,11 +151,14 @@ def _cached(spec: RunSpec) -> int:
 
 def _state_of_a_parameter(spec: RunSpec) -> int:
     """Bytes that all replicas together keep for one parameter."""
-    workload, replicas, zero = spec.workload, spec.layout.mesh.replicas, spec.layout.zero
+    workload, layout = spec.workload, spec.layout
     weight = BYTES_OF[workload.precision]
     gradient = BYTES_OF[workload.gradient_precision]
     optimizer = optimizer_of(workload).bytes_of_a_parameter(workload) + workload.master_bytes
-    return sum(size * (1 if zero >= stage else replicas) for stage, size in ((1, optimizer), (2, gradient), (3, weight)))
+    copies, replicas = layout.zero_replicas, layout.mesh.replicas
+    return sum(
+        size * (copies if layout.zero >= stage else replicas) for stage, size in ((1, optimizer), (2, gradient), (3, weight))
+    )
 
 
 def _stage_activations(spec: RunSpec, stage: int) -> int:
@@ -163,7 +167,9 @@ def _stage_activations(spec: RunSpec, stage: int) -> int:
     in_flight = in_flight_bound(layout.schedule, stage, layout.pp, spec.workload.microbatches, layout.chunks)
     layers = layout.stage_layers(spec.model.layers)[stage]
     # A pass through one of several chunks holds that much less.
-    kept = in_flight * _microbatch_activations(spec, layers, head=stage == layout.placement[-1]) // layout.chunks
+    recomputed = zip(layout.placement, layout.recomputed_whole(spec.model.layers, spec.model.encoder_layers), strict=True)
+    again = sum(sum(chunk) for place, chunk in recomputed if place == stage)
+    kept = in_flight * _microbatch_activations(spec, layers, again, head=stage == layout.placement[-1]) // layout.chunks
     return kept + (in_flight + 1) * _bias(spec)  # of each microbatch, and the gradient of one
 
 
@@ -173,20 +179,20 @@ def _bias(spec: RunSpec) -> int:
     return BYTES_OF[spec.workload.precision] * spec.model.heads * spec.model.seq**2 if learned else 0
 
 
-def _microbatch_activations(spec: RunSpec, layers: int, head: bool) -> int:
-    """Bytes that a stage's tp ranks together keep of one microbatch in `layers` layers.
+def _microbatch_activations(spec: RunSpec, layers: int, again: int, head: bool) -> int:
+    """Bytes that a stage's tp ranks together keep of one microbatch in `layers` layers, of which `again` are recomputed whole.
 
     A layer's norms and residuals (4 h) are whole on each rank, unless the sequence is sharded. Sharded over tp are q, k, v and
     the attention's output (4 h), its weights (heads × seq) if it is written, and the MLP before and after its activation (2 f).
-    The head keeps logits and softmax. With full recompute only the inputs of layers are kept, and all activations of one layer at
-    a time.
+    The head keeps logits and softmax. Of layers that are recomputed whole only the inputs are kept, and all activations of one
+    layer at a time.
     """
     model, layout = spec.model, spec.layout
     copies = 1 if layout.sequence_parallel else layout.tp
     written = spec.attention == "written" and not recomputes(layout.recompute, "core_attn")
     attention = model.heads * model.seq if written else 0
     layer = 4 * model.hidden * (copies + 1) + 2 * model.ffn_width + attention
-    kept = layers * copies * model.hidden + layer if layout.recompute == "full" else layers * layer
+    kept = again * copies * model.hidden + (layers - again + (again > 0)) * layer
     tokens = spec.workload.microbatch_size * model.seq
     with_logits = min(tokens, spec.workload.loss_tokens(model, layout.tp) or tokens) if head else 0
     return BYTES_OF[spec.workload.precision] * (tokens * kept + with_logits * 2 * model.padded_vocab(layout.tp))
@@ -218,6 +224,8 @@ def _smaller(spec: RunSpec) -> Iterator[tuple[str, RunSpec]]:
     model, layout, workload = spec.model, spec.layout, spec.workload
     one = 2 if layout.zero and layout.cp == 1 else 1  # ZeRO needs two replicas
     for dp in range(layout.dp - 1, one - 1, -1):
+        if dp * layout.cp % layout.zero_replicas or dp * layout.cp == layout.zero_replicas > 1:
+            continue
         yield f"dp={dp}", _changed(spec, "layout", dp=dp)
     for size in range(workload.microbatch_size - 1, 0, -1):
         yield f"microbatch_size={size}", _changed(spec, "workload", microbatch_size=size)

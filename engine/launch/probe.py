@@ -22,6 +22,9 @@ _CONTEXT, _CONTEXT_SHARING = (7, 11, 13, 17, 29, 37, 23, 59), (3, 13, 17, 19, 23
 _ULYSSES, _ULYSSES_SHARING = (7, 13, 47, 11, 17, 37, 23, 59), (3, 47, 17, 13, 23, 37, 29, 101)
 _GROUP = (5, 7)
 _WIDE, _TURNED = 67, 31  # width of a head, and half of what is turned, where rotary positions turn a part of it
+# Of latent attention: D′/2, Dn, Dv, Lkv and Lq. These, and their sums D, Dn + Dv, Lkv + D′ and Lq + Lkv + D′, have primes of
+# their own: 67, 17, 113, 89 and 109; 101, 181, 223 and 83.
+_LATENT = {"turned": 67, "unturned": 68, "values": 113, "latent": 89, "queries": 109}
 _MANY = 110  # more than any of these primes
 # When generating: tokens of the prompt, tokens in all, tokens that fit, and the vocabulary, which is not V/tp times tp.
 _PROMPT, _TOKENS, _FIT = 43, 47, 53
@@ -97,6 +100,8 @@ def _chosen(structure: Structure, primes: Sequence[int]) -> tuple[dict[str, int]
     chosen = dict(zip(_NAMES, primes or usual, strict=True))
     if one_sequence and not streams:
         chosen |= {"S": _CHUNKED["S"]} | ({"tp": _CHUNKED["tp"]} if f"{rows}/tp" in structure.ones else {})
+    if "kv_lora_rank" in structure.sized_parts:
+        chosen["D"] = _LATENT["unturned"] + 2 * _LATENT["turned"]
     return chosen | ({"D": _WIDE} if "rotary_width" in structure.sized_parts else {}), rows
 
 
@@ -104,7 +109,8 @@ def probe(structure: Structure, part: Part, primes: Sequence[int] = ()) -> Probe
     """The probe of a part of a structure. `primes`: in place of the usual ones; the ledger must not depend on them."""
     parts, sequence = structure.parts, structure.slicing == "sequence"
     streams, shares, partly = parts.objective == "permuted", "A/G" not in structure.ones, "rotary_width" in structure.sized_parts
-    rotary, ulysses = parts.position == "rotary" and not partly, structure.context == "ulysses"
+    latent, ulysses = "kv_lora_rank" in structure.sized_parts, structure.context == "ulysses"
+    rotary = parts.position == "rotary" and not partly and not latent
     chosen, rows = _chosen(structure, primes)
     keys = "G/cp/tp" if ulysses else "G/tp"
     cuts = sequence and not streams  # with two streams the rows are sharded, which are more than the tokens
@@ -130,10 +136,10 @@ def probe(structure: Structure, part: Part, primes: Sequence[int] = ()) -> Probe
     key_heads = tp * sizes[keys] * (cp if ulysses else 1)
     model = ModelSpec(
         family=structure.family, layers=layers, decoder_layers=decoders, hidden=sizes["H"],
-        heads=group, kv_heads=1, head_dim=2 * sizes["D/2"] if rotary else sizes["D"],
+        heads=group, kv_heads=0 if latent else 1, head_dim=0 if latent else 2 * sizes["D/2"] if rotary else sizes["D"],
         ffn=tp * sizes["F/tp"], vocab=_vocabulary(structure, tp, sizes["V/tp"]), seq=seq,
         **dict(structure.chosen_parts), **_numbers(structure, seq), **experts,
-    ).model_copy(update={"heads": key_heads * group, "kv_heads": key_heads})  # fmt: skip  # more than a model may have
+    ).model_copy(update={"heads": key_heads * group, "kv_heads": key_heads * (not latent)})  # fmt: skip  # more than may be
     ep = sizes.get("ep", 1)
     assert model.vocab >= BYTE_VOCABULARY, "every token of the text has a row"
     every = dimensions(model, structure.slicing, tp, sizes["B"], tokens, None, cp, structure.context, ep)
@@ -168,7 +174,13 @@ def _numbers(structure: Structure, seq: int) -> dict[str, int]:
         "spare_positions": next(n for n in itertools.count(max(seq, _MANY)) if _is_prime(n)) - seq,
     }
     names = {*structure.sized_parts} | ({"window"} if "rotary_local_base" in structure.sized_parts else set())
-    return {name: number for name, number in every.items() if name in names}
+    found = {name: number for name, number in every.items() if name in names}
+    if "kv_lora_rank" not in names:
+        return found
+    turned, unturned, latent = 2 * _LATENT["turned"], _LATENT["unturned"], _LATENT["latent"]
+    values = _LATENT["values"] if "v_head_dim" in names else unturned + turned
+    found |= {"kv_lora_rank": latent, "qk_nope_head_dim": unturned, "qk_rope_head_dim": turned, "v_head_dim": values}
+    return found | ({"q_lora_rank": _LATENT["queries"]} if "q_lora_rank" in names else {})
 
 
 def _experts(structure: Structure, part: Part, sizes: Mapping[str, int], tp: int) -> dict[str, int]:
@@ -188,8 +200,13 @@ def _experts(structure: Structure, part: Part, sizes: Mapping[str, int], tp: int
             if wanted
             == "".join("e" if at >= begins and (at + 1) % every == 0 else "d" for at in range(start, start + len(wanted)))
         )
+    behind = max(1, every)
+    if structure.generates and part.last:  # these are the model's last layers
+        behind = 0
+        if "e" not in wanted:  # a layer with experts is before them
+            first, every, begins = len(wanted) + 1, len(wanted) + 1, 0
     found = {
-        "start": first, "layers": first + len(wanted) + max(1, every), "dense_layers": begins, "expert_every": every,
+        "start": first, "layers": first + len(wanted) + behind, "dense_layers": begins, "expert_every": every,
         "experts": sizes["E/ep"] * sizes["ep"], "experts_per_token": sizes["k"], "expert_ffn": tp * sizes["X/tp"],
     }  # fmt: skip
     having = {"shared_ffn": tp * sizes["Z/tp"], "router_scale": 2, "capacity_factor": 1}

@@ -8,7 +8,6 @@ the other references to it. Under a dispatch mode, which fake tensors need, it d
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -53,7 +52,7 @@ from engine.parallel.routing import Routing
 from engine.parallel.tensor import DTYPES, ShardedParameter, TensorParallel
 from engine.schedule import Action, Kind, Schedule
 from engine.spec.context import kind_of
-from engine.topology import Mesh
+from engine.topology import Mesh, Subgroups
 
 _DP = 2  # replicas: with one, data parallelism would do nothing
 
@@ -96,7 +95,7 @@ class _Data(DataParallel):
 
     def through(self, uses: Sequence[ParameterUse], streams: Streams) -> Streams:
         self.before.setdefault(_get_sequence_nr(), -1)  # nodes after the last layer belong to none
-        return super().through([replace(use, run=partial(self._run, use)) for use in uses], streams)
+        return super().through([use._replace(run=partial(self._run, use)) for use in uses], streams)
 
     def _run(self, use: ParameterUse, streams: Streams) -> Streams:
         self._mark_layer(use)
@@ -184,7 +183,7 @@ class _Chunk:
         mesh = Mesh({"dp": _DP * made.ep, "cp": made.cp, "tp": made.tp, "pp": pp})
         recorder, device = MarkingRecorder(), torch.device("cpu")
         self.recorder = recorder
-        comm = Comm.without_others(mesh, mesh.rank({"pp": at}), recorder, device, ep=made.ep)
+        comm = Comm.without_others(mesh, mesh.rank({"pp": at}), recorder, device, Subgroups(ep=made.ep))
         kind, routing = kind_of(structure.context), Routing(balanced=True, received=made.received)
         own = own_tokens(kind, model.seq, made.cp, 0)
         tp = TensorParallel(comm, sequence, DTYPES[structure.precision], kind, routing=routing)

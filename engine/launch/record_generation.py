@@ -20,7 +20,7 @@ from engine.parallel.data import ParameterUse, Streams
 from engine.parallel.routing import Routing
 from engine.phases import SilentLink
 from engine.spec import GenerateSpec, LayoutSpec, RunSpec, WorkloadSpec
-from engine.topology import Mesh
+from engine.topology import Mesh, Subgroups
 
 Seen = dict[str, SeenMicrobatch]
 
@@ -57,7 +57,7 @@ def _inference(structure: Structure, part: Part, made: Probe, draws: bool) -> In
         ),
     )  # fmt: skip
     mesh, recorder = Mesh({**spec.layout.mesh, "dp": made.ep}), MarkingRecorder()
-    comm = Comm.without_others(mesh, mesh.rank({"pp": int(not part.first)}), recorder, torch.device("cpu"), ep=made.ep)
+    comm = Comm.without_others(mesh, mesh.rank({"pp": int(not part.first)}), recorder, torch.device("cpu"), Subgroups(ep=made.ep))
     return Inference(spec, comm, SilentLink(), Routing(balanced=True, received=made.received))
 
 

@@ -16,6 +16,10 @@ of the tail. These are S/cp/tp and S/2cp/tp under sequence parallelism. With uly
 With experts there are also: E/ep experts of a rank, and ep ranks that share them; k experts of a token; X/tp inner width of an
 expert on a rank, Z/tp that of the shared ones; M rows of tokens that the experts of a rank get in a pass, if ep is more than 1.
 
+With latent attention D is the width of a query or a key, of which D′ are turned and Dn are not. There are also: Dv, the width of
+a value, if that is less than D; Lkv and Lq, the latents; Lq + Lkv + D′, all that is projected down to; Dn + Dv, of a key and a
+value.
+
 With two-stream attention there are also: R rows of a sequence, or R/tp; T of these rows that are query rows, one for each
 predicted token; 2 S − 1 distances. When generating there are also: P tokens of the prompt; N tokens in the KV cache when the last
 token goes through the model; V, the vocabulary without rounding.
@@ -59,9 +63,10 @@ def dimensions(
         "B": microbatch_size, "H": model.hidden, "G/tp": keys, "A/G": shared, QKV: shared + 2,
         "F/tp": model.ffn_width // tp, "V/tp": model.vocab_rows(tp),
     }  # fmt: skip
-    whole = position == "rotary" and "rotary_width" not in model.sized_parts
-    found |= {"D/2": model.head_width // 2} if whole else {"D": model.head_width}
-    found |= {"D′/2": model.rotated // 2} if "rotary_width" in model.sized_parts else {}
+    partly = "rotary_width" in model.sized_parts or model.latent
+    found |= {"D/2": model.head_width // 2} if position == "rotary" and not partly else {"D": model.head_width}
+    found |= {"D′/2": model.rotated // 2} if partly else {}
+    found |= _latents(model) if model.latent else {}
     found |= {"H/2": -(-model.hidden // 2)} if position in ("sinusoidal", "relative") else {}
     if model.experts:
         found |= {"k": model.expert_choices, "E/ep": model.experts // ep, "X/tp": model.expert_width // tp, "ep": ep}
@@ -84,6 +89,15 @@ def dimensions(
         found |= {"P": tokens[0], "N": tokens[1]} | ({} if slicing == "none" else {"V": model.vocab})
     found |= {} if loss_chunk is None else {"C": loss_chunk}
     return found | ({} if slicing == "none" else {"tp": tp})
+
+
+def _latents(model: ModelSpec) -> dict[str, int]:
+    """What latent attention has: its latents, all that is projected down to, and the parts of a head."""
+    queries, latent, unturned, values = model.q_lora_rank, model.kv_lora_rank, model.unturned, model.value_width
+    found = {"Lkv": latent, "Dn": unturned, "Lkv + D′": latent + model.rotated, "Dn + Dv": unturned + values}
+    if queries:
+        found |= {"Lq": queries, "Lq + Lkv + D′": queries + found.pop("Lkv + D′")}
+    return found | ({"Dv": values} if values < model.head_width else {})
 
 
 def _context_dimensions(model: ModelSpec, slicing: Slicing, tp: Any, cp: Any, context: Context) -> dict[str, Any]:
@@ -191,6 +205,7 @@ _ORDER = [  # of the factors of a formula, by the first letters of their symbols
     "D",
     "F",
     "H",
+    "L",
     "V",
     "T",
     "C",

@@ -108,6 +108,10 @@ class Part(NamedTuple):
     kinds         of a model with experts whose layers with an MLP and with experts alternate: the kind of each layer, d for dense
                   and e for experts. Then all layers are recorded, and `layers` and `decoders` count them
 
+    again         with full recompute of some layers: of each recorded layer, r for recomputed or k for kept. Nothing is recorded
+                  of such a part: `engine.ledger.mixed` puts its ledger together. Of a model whose layers are alike, if those
+                  that are recomputed come first, these count as layers, the others as decoders. Else `kinds` lists all layers
+
     Of a model with experts, layers with an MLP count as layers, those with experts as decoders.
     """
 
@@ -118,13 +122,14 @@ class Part(NamedTuple):
     decoders: int = 0
     closes: bool = False
     kinds: str = ""
+    again: str = ""
 
     @property
     def name(self) -> str:
         """A name that can be a file name."""
         which = ("first" if self.first else "") + ("last" if self.last else "") or "middle"
         name = f"{which}_{self.layers}{'_ends' * self.ends}_{self.decoders}{'_closes' * self.closes}"
-        return f"{name}_{self.kinds}" if self.kinds else name
+        return "_".join([name, *[self.kinds] * bool(self.kinds), *[self.again] * bool(self.again)])
 
     @property
     def recorded(self) -> tuple[int, int]:

@@ -66,6 +66,33 @@ def kernels(ledger: Ledger, segments: Iterable[Segment]) -> Iterator[Kernel | Ca
     yield from _kernels(group, False, step)
 
 
+def beside(ledger: Ledger, segments: Iterable[Segment]) -> Iterator[tuple[Call, Kernel]]:
+    """The calls over tp of a whole backward, B, that run beside a matrix product, each with that product.
+
+    The rule is that of `engine.parallel.tensor.ColumnLinear.backward`. It starts to gather the input before the product that
+    makes the input's gradient, and to reduce that gradient before the product that makes the weight's, and waits for each behind
+    the product. So in a ledger, a module's gather, product, reduction and product without rows follow each other.
+    """
+    order = [
+        (ledger.calls[number], None) if kind == CALLS else (None, ledger.operations[number])
+        for segment in segments
+        for kind, number in segment.events()
+        if (kind == CALLS and ledger.calls[number].axis == "tp") or (kind == RUNS and ledger.operations[number].flops)
+    ]
+    for place, (call, _) in enumerate(order):
+        if call is None:
+            continue
+        following = order[place + 1 : place + 3]
+        product = following[0][1] if following else None
+        if product is None or _module(product) != call.name:
+            continue
+        makes_rows, reduces = any(map(_has_rows, product.written)), call.collective != "all_gather"
+        then = following[1][0] if len(following) > 1 else None
+        before_reduction = then is not None and then.name == call.name and then.collective != "all_gather"
+        if (reduces and not makes_rows) or (not reduces and makes_rows and before_reduction):
+            yield call, Kernel(product.flops, product.read + product.written)
+
+
 def _kernels(group: Iterable[Operation], apart: bool, step: Step) -> Iterator[Kernel]:
     """The kernels of operations between two products or calls. `apart`: each operation is one."""
     return (kernel._replace(step=step) for kernel in _joined(group, apart))

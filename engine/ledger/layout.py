@@ -7,6 +7,7 @@ from typing import NamedTuple
 from engine.ledger.dimensions import dimensions, slicing, structure
 from engine.ledger.form import Ledger, Part
 from engine.ledger.keep import Key, Ledgers
+from engine.ledger.mixed import ledger_of, recorded_keys
 from engine.ledger.split import ChunkSplit, Layers
 from engine.ledger.store import LedgerStore, ledger_store
 from engine.spec import BYTES_OF, LayoutSpec, ModelSpec, WorkloadSpec
@@ -60,7 +61,7 @@ class LayoutLedgers:
         context = context_of(layout)
         self.sizes = dimensions(model, cut, layout.tp, batch, tokens, loss_chunk, layout.cp, context, layout.ep)
         self.structure = structure(model, workload, recompute, cut, self.sizes, tokens is not None, context)
-        self.split = ChunkSplit(model, layout)
+        self.split = ChunkSplit(model, layout, tokens is None)
         self.e, self.g = Factor("e", BYTES_OF[workload.precision]), Factor("g", BYTES_OF[workload.gradient_precision])
         self._ledgers = ledger_store() if ledgers is None else ledgers
         if isinstance(self._ledgers, LedgerStore):
@@ -68,12 +69,12 @@ class LayoutLedgers:
 
     def needs(self) -> set[Key]:
         """The keys of the ledgers that the layout needs."""
-        return {(self.structure.of(part), part) for part, _ in self.split.chunks}
+        return {key for part, _ in self.split.chunks for key in recorded_keys(self.structure, part)}
 
     def chunk(self, number: int) -> Chunk:
         """A chunk of the model, by its number."""
         part, layers = self.split.chunks[number]
-        return Chunk(number, part, layers, self._ledgers(self.structure.of(part), part))
+        return Chunk(number, part, layers, ledger_of(self._ledgers, self.structure, part))
 
     def on(self, stage: int) -> list[Chunk]:
         """The chunks of a stage."""

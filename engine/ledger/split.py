@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from engine.ledger.form import Part
+from engine.ledger.mixed import KEPT, RECOMPUTED
 from engine.spec import LayoutSpec, ModelSpec
 
 Layers = tuple[int, int]  # layers of an encoder, or of a model with one stack; layers of a decoder
@@ -26,11 +27,16 @@ class Stack(NamedTuple):
         experts = tuple(map(model.has_experts, range(model.layers))) if model.experts else ()
         return cls(model.layers, model.encoder_layers, experts)
 
-    def part(self, layers: range, first: bool, last: bool) -> tuple[Part, Layers]:
-        """The part of the model that a chunk with these layers is, and the number of its layers of each kind."""
+    def part(self, layers: range, first: bool, last: bool, recomputed: Sequence[bool] = (True,)) -> tuple[Part, Layers]:
+        """The part of the model that a chunk with these layers is, and the number of its layers of each kind.
+
+        `recomputed`: with full recompute, which of its layers are recomputed.
+        """
         if self.experts:
-            return _with_experts(self.experts[layers.start : layers.stop], first, last)
-        return part_of_stack(self.layers, self.encoders, layers, first, last)
+            found = _with_experts(self.experts[layers.start : layers.stop], first, last)
+        else:
+            found = part_of_stack(self.layers, self.encoders, layers, first, last)
+        return found if all(recomputed) else _with_recompute(*found, recomputed, bool(self.experts or self.encoders))
 
     @property
     def alike(self) -> bool:
@@ -41,6 +47,20 @@ class Stack(NamedTuple):
 def part_of(model: ModelSpec, layers: range, first: bool, last: bool) -> tuple[Part, Layers]:
     """The part of the model that a chunk with these layers is, and the number of its layers of each kind."""
     return Stack.of(model).part(layers, first, last)
+
+
+def _with_recompute(part: Part, layers: Layers, recomputed: Sequence[bool], two_kinds: bool) -> tuple[Part, Layers]:
+    """A chunk of which only some layers are recomputed. `part`, `layers`: if all are. `two_kinds`: its layers may differ."""
+    if not any(recomputed):
+        return part._replace(again=KEPT * sum(part.recorded)), layers
+    count, first = sum(recomputed), all(recomputed[: sum(recomputed)])
+    if first and not two_kinds:
+        found = part._replace(layers=min(count, 2), decoders=min(len(recomputed) - count, 2))
+        again = "".join(kind * number for kind, number in zip((RECOMPUTED, KEPT), found.recorded, strict=True))
+        return found._replace(again=again), (count, len(recomputed) - count)
+    kinds = part.kinds or "d" * layers[0] + "e" * layers[1]
+    again = "".join(RECOMPUTED if one else KEPT for one in recomputed)
+    return part._replace(layers=layers[0], decoders=layers[1], kinds=kinds, again=again), layers
 
 
 def _with_experts(has: Sequence[bool], first: bool, last: bool) -> tuple[Part, Layers]:
@@ -63,10 +83,17 @@ def part_of_stack(total: int, encoder_layers: int, layers: range, first: bool, l
 class ChunkSplit:
     """How a layout splits a model into chunks. `chunks`: the part and the layers of each, in the order of the model."""
 
-    def __init__(self, model: ModelSpec, layout: LayoutSpec) -> None:
+    def __init__(self, model: ModelSpec, layout: LayoutSpec, trains: bool = True) -> None:
+        """`trains`: it does not only generate."""
         last = len(layout.placement) - 1
-        ranges, stack = enumerate(layout.layer_ranges(model.layers)), Stack.of(model)
-        self.chunks = [stack.part(layers, number == 0, number == last) for number, layers in ranges]
+        ranges, stack = layout.layer_ranges(model.layers), Stack.of(model)
+        recomputed: Sequence[Sequence[bool]] = [(True,)] * (last + 1)
+        if trains and layout.recomputes_some:
+            recomputed = layout.recomputed_whole(model.layers, model.encoder_layers)
+        self.chunks = [
+            stack.part(layers, number == 0, number == last, again)
+            for number, (layers, again) in enumerate(zip(ranges, recomputed, strict=True))
+        ]
         self._on: dict[int, list[int]] = defaultdict(list)
         for number, stage in enumerate(layout.placement):
             self._on[stage].append(number)

@@ -14,13 +14,13 @@ from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
-from torch.autograd import Function
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from engine.model.norm import make_qk_norm
 from engine.model.position import AttentionInputs, Distances, unseen
 from engine.parallel.context import ContextParallel
+from engine.parallel.function import Function
 from engine.parallel.tensor import (
     Again,
     ColumnParallelLinear,
@@ -46,10 +46,11 @@ class Attention(nn.Module):
         super().__init__()
         self.heads, self.key_heads, self.width = spec.heads // tp.degree, spec.keys_on_rank(tp.degree), spec.head_width
         self.queries, self.keys = spec.heads * spec.head_width, spec.key_heads * spec.head_width  # features over all tp ranks
+        values = spec.heads * spec.value_width
         self.selective, self.parallel = selective, spec.parts.parallel != "none"
         self.context = ContextParallel(tp.comm, tp.context) if tp.comm.mesh.cp > 1 else None
         self.scaled = spec.parts.scaled_scores
-        self.out = RowParallelLinear(self.queries, spec.hidden, tp, std=output_std(spec), bias=spec.parts.attention_bias == "all")
+        self.out = RowParallelLinear(values, spec.hidden, tp, std=output_std(spec), bias=spec.parts.attention_bias == "all")
 
     def split(self, x: Tensor, *heads: int) -> list[Tensor]:
         """Concatenated features → one tensor for each number of heads. (B, R, n · D) → (B, heads, R, D) each"""
@@ -81,6 +82,10 @@ class SelfAttention(Attention):
         self.window = window if window < spec.seq else 0  # a longer one hides nothing
         self.fused = attention == "fused" and spec.parts.position != "buckets"  # torch's fused operation learns no bias
         self.masked = self.window > 0 or spec.parts.position == "alibi"
+        self._project(spec, tp)
+
+    def _project(self, spec: ModelSpec, tp: TensorParallel) -> None:
+        """Make what makes queries, keys and values."""
         bias = spec.parts.attention_bias != "none"
         blocks, least = (self.queries, self.keys, self.keys), (0, self.width, self.width)
         self.qkv = ColumnParallelLinear(spec.hidden, blocks, tp, bias, least)
@@ -234,7 +239,7 @@ def written_attention(
         if distances is not None:
             by_head = by_head.addcmul_(distances.ahead, distances.slopes)
         scores = by_head.masked_fill_(hidden, float("-inf")).view(scores.shape)
-    return (scores.softmax(-1) @ v).view(b, heads, rows, width)
+    return (scores.softmax(-1) @ v).view(b, heads, rows, -1)
 
 
 CORE_ATTENTION: dict[AttentionName, Callable[[Tensor, Tensor, Tensor, bool, bool], Tensor]] = {

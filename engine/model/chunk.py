@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import partial
 
 import torch
@@ -49,15 +49,20 @@ class TransformerChunk(nn.Module):
         through: Through = run_in_order,
         attention: AttentionName = "fused",
         loss_chunk: int | None = None,
+        whole: Collection[int] | None = None,
     ) -> None:
         """`through` runs the uses of parameters one after the other, with their values gathered: `DataParallel.through`.
 
         `loss_chunk`: tokens of a chunk of the loss, fewer than a microbatch predicts. None: the loss is computed as a whole.
+        `whole`: with full recompute, the numbers of the layers that are recomputed. None: all of them.
         """
         super().__init__()
         self.loss_chunk, self.attention = loss_chunk, attention
         self.through = through
         self.spec, self.first, self.last, self.batch, self.tp, self.recompute = spec, first, last, batch, tp, recompute
+        self.whole = set(layers if whole is None else whole) if recompute == "full" else set[int]()
+        self.kinds = spec.parts  # kept, as a spec looks them up each time
+        self._shared_inputs: AttentionInputs | None = None  # of attention, if they are the same in each pass
         self.embedding = Embedding(spec, tp, first) if first or (last and spec.parts.tied) else None
         self.layers = nn.ModuleDict({str(i): Layer(spec, tp, recompute, i, attention) for i in layers})
         # With a norm before the output matrix, the encoder ends with one as well.
@@ -76,7 +81,7 @@ class TransformerChunk(nn.Module):
         return self.last and self.loss_chunk is not None
 
     def forward(self, inputs: tuple[Tensor, ...], microbatch: int) -> tuple[Tensor, ...]:
-        needed = self.first or (self.last and not self.loss_in_backward) or self.spec.parts.position == "relative"
+        needed = self.first or (self.last and not self.loss_in_backward) or self.kinds.position == "relative"
         feed = self.batch(microbatch) if needed else None
         uses = self._uses(feed)
         return self.through([*uses] if self.loss_in_backward else [*uses, *self._head_uses(feed)], inputs)
@@ -89,11 +94,20 @@ class TransformerChunk(nn.Module):
         """The uses of parameters before the head, in order."""
         if self.first:
             yield from self._embedding_uses(feed)
-        attention_inputs = AttentionInputs.of(self.spec, feed, self.tp, self.attention) if self.layers else AttentionInputs()
+        attention_inputs = self._inputs_of_attention(feed)
         for number, layer in self.layers.items():
             yield ParameterUse(buckets_of(layer), partial(self._run_layer, int(number), layer, attention_inputs))
             if (norm := self.encoder_norm) is not None and int(number) == self.spec.encoder_layers - 1:
                 yield ParameterUse((norm,), partial(_after_encoder, norm))
+
+    def _inputs_of_attention(self, feed: Feed | None) -> AttentionInputs:
+        """What all layers share in a pass. It is made anew in each, as it takes memory, unless the model's attention has none."""
+        if self._shared_inputs is not None:
+            return self._shared_inputs
+        made = AttentionInputs.of(self.spec, feed, self.tp, self.attention) if self.layers else AttentionInputs()
+        if all(one is None for one in made):
+            self._shared_inputs = made
+        return made
 
     def _head_uses(self, feed: Feed | None) -> Iterator[ParameterUse]:
         if self.head is not None:
@@ -126,13 +140,14 @@ class TransformerChunk(nn.Module):
 
     def _table(self) -> VocabParallelEmbedding | None:
         """The token table, if it is the output matrix too."""
-        return self.embedding.token if self.embedding is not None and self.spec.parts.tied else None
+        embedding = self.embedding
+        return embedding.token if embedding is not None and self.kinds.tied else None
 
     def _embedding_uses(self, feed: Feed | None) -> Iterator[ParameterUse]:
         embedding = self.embedding
         assert embedding is not None and embedding.places is not None and feed is not None
         yield ParameterUse(self._embedded, lambda _: (*embedding.embed(feed), *embedding.tables()), lookup=True)
-        norm, count = embedding.norm, self.spec.parts.stacks
+        norm, count = embedding.norm, self.kinds.stacks
         if norm is not None:
             yield ParameterUse((norm,), lambda streams: (*(norm(x) for x in streams[:count]), *streams[count:]))
 
@@ -143,9 +158,9 @@ class TransformerChunk(nn.Module):
         then follow the tables. The tables that go to another chunk are a copy: what was received is kept until backward.
         """
         spec = self.spec
-        if spec.parts.position != "buckets":
+        if self.kinds.position != "buckets":
             return self._activations(number, layer, attention_inputs, streams)
-        stacks, decodes = spec.parts.stacks, number >= spec.encoder_layers > 0
+        stacks, decodes = self.kinds.stacks, number >= spec.encoder_layers > 0
         tables, bias = streams[stacks], streams[stacks + 1 :] or (bucket_bias(streams[stacks], decodes, spec.seq, decodes),)
         out = self._activations(number, layer, attention_inputs._replace(bias=bias[0]), streams[:stacks])
         if number == spec.layers - 1:
@@ -156,19 +171,19 @@ class TransformerChunk(nn.Module):
 
     def _activations(self, number: int, layer: nn.Module, attention_inputs: AttentionInputs, streams: Streams) -> Streams:
         spec = self.spec
-        if not spec.parts.encoder:
-            return (self._checkpointed(layer, streams[0], attention_inputs),)
+        if not self.kinds.encoder:
+            return (self._checkpointed(number, layer, streams[0], attention_inputs),)
         if number < spec.encoder_layers:
             x, following = streams
-            x = self._checkpointed(layer, x, attention_inputs)
+            x = self._checkpointed(number, layer, x, attention_inputs)
             return (x, following) if number < spec.encoder_layers - 1 else (following, x)
         y, memory = streams
-        y = self._checkpointed(layer, y, attention_inputs, memory)
+        y = self._checkpointed(number, layer, y, attention_inputs, memory)
         return (y, memory) if number < spec.layers - 1 else (y,)
 
-    def _checkpointed(self, layer: nn.Module, *inputs: object) -> Tensor:
-        """The layer's output. With full recompute only its inputs are kept, and the rest is recomputed in backward."""
-        if self.recompute != "full":
+    def _checkpointed(self, number: int, layer: nn.Module, *inputs: object) -> Tensor:
+        """The layer's output. If it is recomputed whole, only its inputs are kept, and the rest is recomputed in backward."""
+        if number not in self.whole:
             return layer(*inputs)
         return checkpoint(layer, *inputs, use_reentrant=False, preserve_rng_state=False)
 

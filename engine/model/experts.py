@@ -12,13 +12,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import Function
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from engine.model.attention import output_std
 from engine.model.mlp import INNER, MLP
 from engine.parallel.expert import Dispatch, from_experts, grouped_linear, to_experts, to_tensor_parallel
+from engine.parallel.function import Function
 from engine.parallel.tensor import Again, ShardedParameter, ShardSpec, TensorParallel
 from engine.parallel.vocabulary import reduce_from_tp
 from engine.spec import ModelSpec

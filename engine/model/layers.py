@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from engine.model.attention import CrossAttention, RelativeAttention, SelfAttention
 from engine.model.experts import ExpertLayer
+from engine.model.latent import LatentAttention
 from engine.model.mlp import MLP
 from engine.model.norm import make_norm
 from engine.model.position import AttentionInputs
@@ -39,7 +40,8 @@ class Layer(nn.Module):
             self.attention = RelativeAttention(spec, tp, selective)
         else:
             causal, window = decodes or parts.objective == "causal", spec.window if spec.local(number) else 0
-            self.attention = SelfAttention(spec, tp, selective, causal, attention, window)
+            kind = LatentAttention if spec.latent else SelfAttention
+            self.attention = kind(spec, tp, selective, causal, attention, window)
         self.cross_norm = make_norm(spec, tp) if decodes else None
         self.cross = CrossAttention(spec, tp, selective, attention) if decodes else None
         self.cross_output_norm = make_norm(spec, tp) if decodes and parts.placement == "both" else None

@@ -9,9 +9,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import Function
-from torch.nn import functional as F
 
+from engine.parallel.function import Function
 from engine.parallel.tensor import ShardedParameter, ShardSpec, TensorParallel
 from engine.spec import ModelSpec
 
@@ -25,9 +24,10 @@ class LayerNorm(nn.Module):
         self.bias = ShardedParameter.of(ShardSpec((width,), init="zeros"), tp)
 
     def forward(self, x: Tensor) -> Tensor:
+        weight, bias = self.weight, self.bias
         if x.dtype == torch.float32:
-            return F.layer_norm(x, self.weight.shape, self.weight, self.bias, LAYER_EPSILON)
-        return _WideLayerNorm.apply(x, self.weight, self.bias)
+            return torch.layer_norm(x, weight.shape, weight, bias, LAYER_EPSILON)
+        return _WideLayerNorm.apply(x, weight, bias)
 
 
 class _WideLayerNorm(Function):

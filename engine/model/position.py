@@ -11,12 +11,12 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import Function
 from torch.nn import functional as F
 
 from engine.families import BUCKETS, FARTHEST, ROTARY_BASE
 from engine.objective import Feed
 from engine.parallel.context import own_tokens, places_of
+from engine.parallel.function import Function
 from engine.parallel.tensor import ShardedParameter, ShardSpec, TensorParallel
 from engine.spec import AttentionName, ModelSpec
 
@@ -137,15 +137,14 @@ class Rotation(NamedTuple):
 
 
 class KVCache:
-    """Keys and values of the tokens so far, of every self-attention on this rank."""
+    """Keys and values of the tokens so far, of every self-attention on this rank. Latent attention keeps its latent instead."""
 
-    def __init__(self, attentions: Sequence[nn.Module], shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> None:
-        """`shape` (B, G, S, D): of the keys of one attention for the whole sequence. G: `ModelSpec.keys_on_rank`."""
+    def __init__(
+        self, attentions: Sequence[nn.Module], shapes: tuple[tuple[int, ...], ...], dtype: torch.dtype, device: torch.device
+    ) -> None:
+        """`shapes`: of both tensors of one attention for the whole sequence, (B, n, S, D) each: see `ModelSpec.cached`."""
         self.length = 0
-        self.kept = {
-            a: (torch.zeros(shape, dtype=dtype, device=device), torch.zeros(shape, dtype=dtype, device=device))
-            for a in attentions
-        }
+        self.kept = {a: tuple(torch.zeros(shape, dtype=dtype, device=device) for shape in shapes) for a in attentions}
 
     def extend(self, attention: nn.Module, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Add keys and values (B, G, n, D) of n more tokens. Returns those of all tokens so far."""

@@ -26,7 +26,7 @@ from engine.families import FAMILIES, FamilyName, ModelParts
 from engine.papers.closed_forms import SCORES, SHARED_FROM, STATE_SIZES
 from engine.papers.megatron import key_copies, megatron_stages
 from engine.predict.bulk import memory as bulk
-from engine.predict.grid import RECOMPUTES, Grid, Whole
+from engine.predict.grid import Grid, Whole
 from engine.spec import ModelSpec, RequestError, WorkloadSpec, sentence
 
 AccountingName = Literal["engine", "megatron-core", "korthikanti2022", "zero2020"]
@@ -34,7 +34,6 @@ ACCOUNTINGS: tuple[AccountingName, ...] = get_args(AccountingName)
 Real = NDArray[np.float64]
 Fullest = tuple[Whole, Whole]  # bytes of the fullest rank of each layout, and its stage: (n,) each
 _WITHOUT_DROPOUT: tuple[FamilyName, ...] = ("llama",)
-_FULL = RECOMPUTES.index("full")
 
 
 def accounting(name: str) -> Callable[[ModelSpec, WorkloadSpec, Grid], Fullest]:
@@ -75,7 +74,8 @@ def korthikanti2022(model: ModelSpec, workload: WorkloadSpec, grid: Grid) -> Ful
     does, the sharded part is divided by dp. Raises `RequestError` if layers differ or are not of the paper's kind.
     """
     _must_be_one_stack(model, "korthikanti2022")
-    sharded = _shared(STATE_SIZES | {"gradients": 4}, grid.dp, grid.zero)
+    _refuse(model, "korthikanti2022", "kv_lora_rank", "experts")
+    sharded = _shared(STATE_SIZES | {"gradients": 4}, grid.shards, grid.zero)
     parameters = model.layers * matrices_of_a_layer(model, key_copies(model, grid)) / (grid.pp * grid.tp)
     held = passes_held(grid) / grid.chunks / grid.pp * model.layers  # layers' worth of activations
     total = sharded * parameters + held * activations_of_a_layer(model, grid)
@@ -114,7 +114,8 @@ def activations_of_a_layer(model: ModelSpec, grid: Grid) -> Real:
     whole = (8 + 2 * drops) * h / np.where(grid.sequence_parallel, t, 1.0)
     divided = 4 * (queries + keys * key_copies(model, grid)) + 2 * (3 if _gated(model) else 2) * model.ffn_width
     scores = np.where(grid.recomputes("core_attn"), 0.0, (SCORES if drops else 2) * model.heads * s / t)
-    return np.where(grid.recompute == _FULL, 2.0 * h, whole + divided / t + scores) * (s * grid.microbatch_size)
+    again = grid.recomputed_share(model.layers)  # of some layers alone, the paper has no figure: this is the mean
+    return (again * 2.0 * h + (1 - again) * (whole + divided / t + scores)) * (s / grid.cp * grid.microbatch_size)
 
 
 def _must_be_one_stack(model: ModelSpec, account: str) -> None:
@@ -149,6 +150,18 @@ def _must_be_one_stack(model: ModelSpec, account: str) -> None:
         )
 
 
+def _refuse(model: ModelSpec, account: str, *names: str) -> None:
+    """Raises `RequestError` if one of these numbers of the model, which the account does not count, is not 0."""
+    if what := next((name for name in names if getattr(model, name)), None):
+        raise RequestError(
+            sentence(
+                "{account} does not count {what}; the memory model engine does",
+                account=account,
+                what=f"{what}={getattr(model, what)}",
+            )
+        )
+
+
 def _widths(model: ModelSpec) -> tuple[int, int]:
     """q and k: the width of all heads, and of all key heads."""
     return model.heads * model.head_width, model.key_heads * model.head_width
@@ -177,13 +190,17 @@ def _shared(sizes: Mapping[str, int], dp: Any, zero: Any) -> Any:
 def zero2020(model: ModelSpec, workload: WorkloadSpec, grid: Grid) -> Fullest:
     """States as in figure 1. Activations as in section 3.2, footnote 3: about 12·h numbers of 16 bits for each layer and token.
 
+    The paper knows no experts. States of those that ranks share are sharded over the ranks that hold the same ones.
     With full recompute it is the layer's input only, h. The paper divides a model evenly, so a stage has the average of encoder
     and decoder layers.
     """
-    states = zero_states(model.parameters() / (grid.tp * grid.pp), grid.dp, grid.zero)
-    numbers = np.where(grid.recompute == _FULL, model.hidden, numbers_of_a_token(model))
+    cut, routed = grid.tp * grid.pp, model.expert_layers * model.expert_parameters[0] if model.experts else 0
+    states = zero_states((model.parameters() - routed) / cut, grid.shards, grid.zero)
+    states = states + zero_states(routed / (cut * grid.ep), grid.shards // grid.ep, grid.zero)
+    again = grid.recomputed_share(model.layers)
+    numbers = again * model.hidden + (1 - again) * numbers_of_a_token(model)
     held = passes_held(grid) / grid.chunks / grid.pp * model.layers
-    activations = 2 * numbers * grid.microbatch_size * model.rows * held
+    activations = 2 * numbers * grid.microbatch_size * (model.rows / grid.cp) * held
     return np.ceil(states + activations).astype(np.int64), np.zeros(len(grid), np.int64)
 
 

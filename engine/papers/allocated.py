@@ -39,6 +39,12 @@ _SIMUMAX_ROWS: tuple[tuple[str, ModelSpec, tuple[tuple[int, int, int, tuple[floa
     ),
 )  # fmt: skip
 
+# Four layers, of which the first has an MLP, by the arguments of simu_tools/megatron_scripts: each expert gets as many rows. dp,
+# ep, pp; GiB of the fullest rank of the first and of the last stage.
+_DEEPSEEK_ROWS: tuple[tuple[str, int, int, int, tuple[float, ...]], ...] = (
+    ("deepseek-v2", 8, 8, 1, (45.63,)), ("deepseek-v2", 4, 4, 2, (31.59, 44.70)), ("deepseek-v3", 8, 8, 1, (104.30,)),
+)  # fmt: skip
+
 _GPT: dict[str, Any] = {"family": "gpt", "layers": 32, "kv_heads": 8, "tied": False}
 _7B: dict[str, Any] = _GPT | {"hidden": 4096, "heads": 32, "seq": 8192, "vocab": 131073}
 _15B: dict[str, Any] = _GPT | {
@@ -87,6 +93,12 @@ def _simumax() -> Iterator[Reference]:
             for stage, (theirs, ours) in enumerate(zip(published, _stages(model, layout, _mixed(4, 1)), strict=False)):
                 described = sentence("{layout}, stage {stage}", layout=layout.code, stage=stage)
                 yield Reference(SIMUMAX, name, described, "memory", theirs, ours, device="b200")
+    for name, dp, ep, pp, published in _DEEPSEEK_ROWS:
+        layout, model = LayoutSpec(dp=dp, ep=ep, pp=pp, zero=1), named(name).model_copy(update={"layers": 4, "dense_layers": 1})
+        stages = _stages(model, layout, _mixed(4, 1))
+        for stage, (theirs, ours) in enumerate(zip(published, stages, strict=False)):
+            described = sentence("{layout}, stage {stage}", layout=layout.code, stage=stage)
+            yield Reference(SIMUMAX, f"{name}, 4 layers", described, "memory", theirs, ours, device="b200")
 
 
 def _by_engine() -> Iterator[Reference]:

@@ -67,10 +67,12 @@ def model_flops(model: ModelSpec) -> float:
     """
     queries, keys = model.heads * model.head_width, model.key_heads * model.head_width
     matrices = 3 if model.parts.gated else 2
-    attention = model.hidden * (queries + 2 * keys) + queries * model.hidden
+    attention = model.hidden * (queries + 2 * keys) + queries * model.hidden + model.more_with_latents
     crossing = model.layers - model.encoder_layers if model.parts.encoder else 0
     blocks = model.layers + crossing
-    scores = (4 if model.parts.position == "relative" else 2) * model.seq * queries
+    scores = 4 * model.seq * queries
+    if model.parts.position != "relative":
+        scores = model.seq * model.heads * (model.head_width + model.value_width)
     layers = blocks * (attention + scores) + model.hidden * _inner_products(model, matrices)
     queries_asked = predicted("permuted", model.seq) if model.parts.objective == "permuted" else model.seq
     return 6.0 * (model.rows * layers + queries_asked * model.hidden * model.vocab)

@@ -24,8 +24,8 @@ activations; `layernorm` and `mlp_act` drop those results. ZeRO shards states. O
 parameters of two layers and of the table (ZeRO 3), and the gradients of one layer (ZeRO 2 and 3).
 The peak is that of the first or the last stage.
 
-Symbols: s tokens, b sequences of a microbatch, h hidden, f the MLP's width, t = tp, V vocabulary, u = 2·s·b, the bytes of one
-number of every token.
+Symbols: s tokens of a sequence on a rank, b sequences of a microbatch, h hidden, f the MLP's width, t = tp, V vocabulary,
+u = 2·s·b, the bytes of one number of every token.
 """
 
 from __future__ import annotations
@@ -38,6 +38,15 @@ from numpy.typing import NDArray
 
 from engine.optimizer import optimizer_of
 from engine.papers.closed_forms import SHARED_FROM
+from engine.papers.megatron_layers import (
+    attention_kept,
+    attention_matrices,
+    beside_matrices,
+    expert_layers,
+    experts_kept,
+    mlp_kept,
+    mlp_matrices,
+)
 from engine.predict.grid import RECOMPUTES, Grid, Whole
 from engine.spec import BYTES_OF, ModelSpec, WorkloadSpec
 
@@ -76,14 +85,14 @@ class _Asked:
     def __init__(self, model: ModelSpec, workload: WorkloadSpec, grid: Grid, run: MegatronRun) -> None:
         self.model, self.workload, self.grid, self.run = model, workload, grid, run
         self.e = BYTES_OF[workload.precision]
-        self.unit = self.e * model.seq * grid.microbatch_size  # u
+        self.unit = self.e * model.seq / grid.cp * grid.microbatch_size  # u
         self.cut = np.where(grid.sequence_parallel, grid.tp, 1)  # what shards the residual stream
         self.layers = np.ceil(model.layers / grid.pp)
-        self.queries, self.keys = model.heads * model.head_width, model.key_heads * model.head_width * key_copies(model, grid)
+        self.copies = key_copies(model, grid)
         self.gated = model.parts.gated
         multiple = model.vocab_multiple or 128
         self.words = multiple * -(-model.vocab // (multiple * grid.tp))  # rows of the vocabulary on a rank
-        self.logits = model.seq * grid.microbatch_size * self.words
+        self.logits = model.seq / grid.cp * grid.microbatch_size * self.words
 
     def within_layers(self, stage: Any, has_head: Any) -> Real:
         """The backward of the last layer of a stage, while all that it holds is there.
@@ -92,7 +101,9 @@ class _Asked:
         or 2·f with a gate. Sequence parallelism gathers the first, u·h more.
         """
         m, grid = self.model, self.grid
-        inside = self.unit * (m.hidden / self.cut + (2 if self.gated else 1) * m.ffn_width / grid.tp)
+        rows = np.where(self.with_experts(stage) > 0, m.expert_choices * m.hidden * (2 if grid.ep > 1 else 1), 0)
+        inner = np.where(self.with_experts(stage) < self.layers, (2 if self.gated else 1) * m.ffn_width / grid.tp, 0)
+        inside = self.unit * (m.hidden / self.cut + np.maximum(rows, inner))
         inside = inside + np.where(grid.sequence_parallel, self.unit * m.hidden, 0)
         inside = inside + np.where(grid.recompute == _FULL, self.of_a_layer(full=False), 0)
         if not self.run.fused_accumulation:
@@ -118,22 +129,28 @@ class _Asked:
             "gradients": BYTES_OF[workload.gradient_precision],
             "optimizer": workload.master_bytes + optimizer_of(workload).bytes_of_a_parameter(workload),
         }
-        share = sum(np.where(grid.zero >= SHARED_FROM[name], size / grid.dp, float(size)) for name, size in sizes.items())
-        keys = m.key_heads * m.head_width
-        matrices = m.hidden * (2 * self.queries + 2 * keys) + (3 if self.gated else 2) * m.hidden * m.ffn_width
-        whole = m.parts.layer_parameters(m.hidden, m.ffn_width, self.queries, keys, m.head_width, False)
-        beside = whole - matrices  # norms and most biases are not sharded, and small
-        sharded = matrices + 2 * m.hidden * (self.keys - keys)
-        of_a_layer = sharded / grid.tp + beside
+        share, of_experts = (
+            sum(np.where(grid.zero >= SHARED_FROM[name], size / replicas, float(size)) for name, size in sizes.items())
+            for replicas in (grid.shards, grid.shards // grid.ep)
+        )
+        experts = self.with_experts(stage)
+        dense, has = self.layers - experts, experts > 0
+        attention, mlp = attention_matrices(m, self.copies).over(grid.tp), mlp_matrices(m, m.ffn_width) / grid.tp
+        shared, one = mlp_matrices(m, m.shared_ffn) / grid.tp, mlp_matrices(m, m.expert_width) / grid.tp
+        of_a_layer = attention + beside_matrices(m) + mlp
+        with_experts = of_a_layer - mlp + shared + m.experts * m.hidden
+        routed = experts * (m.experts // grid.ep) * one
         table = m.hidden * self.words
         positions = m.hidden * m.places if m.parts.position == "learned" else 0
         output = np.where((stage == 0) & m.parts.tied, 0, table)
         outer = np.where(stage == 0, table + positions, 0) + np.where(has_head, output, 0)
-        dummies = e * sharded / grid.tp if self.run.fused_accumulation and workload.precision == "bf16" else 0
+        shapes = attention + np.where(dense > 0, mlp, 0) + np.where(has, one + shared, 0)
+        dummies = e * shapes if self.run.fused_accumulation and workload.precision == "bf16" else 0
         gathered = np.where(grid.sequence_parallel & has_head, self.unit * m.hidden, 0)
         whole_again = np.where(grid.zero == 3, e * (2 * of_a_layer + table), 0)
         whole_again = whole_again + np.where(grid.zero >= 2, sizes["gradients"] * of_a_layer, 0)
-        return (self.layers * of_a_layer + outer) * share + whole_again + dummies + gathered + self.run.workspaces
+        held = (dense * of_a_layer + experts * with_experts + outer) * share + routed * of_experts
+        return held + whole_again + dummies + gathered + self.run.workspaces
 
     def held(self, stage: Any) -> Real:
         """Activations of the layers of all microbatches in flight on a stage."""
@@ -142,13 +159,19 @@ class _Asked:
         for facts, rows in grid.schedules():
             at = np.broadcast_to(stage, len(grid))[rows]
             passes[rows] = facts.in_flight(at, grid.pp[rows], grid.microbatches[rows], grid.chunks[rows])
-        kept = self.of_a_layer(full=True) * self.layers * passes / grid.chunks
+        experts = self.with_experts(stage)
+        kept = self.of_a_layer(full=True) * (self.layers - experts) + self.of_a_layer(full=True, experts=True) * experts
+        kept = kept * passes / grid.chunks
         if self.run.dropout:
             masks = self.unit / self.e * self.model.hidden / self.cut
             kept = kept + np.where(np.asarray(stage) == 0, masks * passes / grid.chunks, 0)
         return kept
 
-    def of_a_layer(self, full: bool) -> Real:
+    def with_experts(self, stage: Any) -> Any:
+        """How many layers of a stage have experts. (n,)"""
+        return expert_layers(self.model, stage, self.grid.pp) if self.model.experts else np.zeros(len(self.grid))
+
+    def of_a_layer(self, full: bool, experts: bool = False) -> Real:
         """Bytes that one layer keeps for one microbatch. `full`: where whole layers are recomputed, their input alone."""
         m, grid, u = self.model, self.grid, self.unit
         norms = np.where(grid.recomputes("layernorm"), 0, 2)
@@ -156,8 +179,11 @@ class _Asked:
         if self.run.dropout:
             whole = whole + 2 * m.hidden / self.cut / self.e
         results = {"relu": 0}.get(m.parts.inner, 1 + self.gated) + np.where(grid.recomputes("mlp_act"), 0, 1)
-        divided = 2 * self.queries + 2 * self.keys + results * m.ffn_width
+        attention, inner = attention_kept(m, self.copies), (experts_kept if experts else mlp_kept)(m, results)
+        whole = whole + attention.whole / self.cut + inner.whole
+        divided = attention.divided + inner.divided
         if self.workload.attention_of(m) == "written":
             divided = divided + np.where(grid.recomputes("core_attn"), 0, m.heads * m.seq)
         bytes_: Real = u * (whole + divided / grid.tp)
-        return np.where(grid.recompute == _FULL, u * m.hidden / self.cut, bytes_) if full else bytes_
+        again = grid.recomputed_share(m.layers)
+        return again * u * m.hidden / self.cut + (1 - again) * bytes_ if full else bytes_

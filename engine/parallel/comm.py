@@ -31,12 +31,15 @@ from engine.parallel.pending import CommError, Pending, of_others, wait_for
 from engine.parallel.transport import Group, NoPeers, Parts, Reduction, Transport, Works
 from engine.parallel.unowned import unowned_view
 from engine.schedule import Flow
-from engine.topology import EP, CallAxis, Mesh
+from engine.topology import EP, NO_SUBGROUPS, CallAxis, Mesh, Subgroups
 
 # What is sent, and in which direction.
 _PIPELINE_GROUPS = "activation downstream", "activation upstream", "gradient downstream", "gradient upstream"
 KEY_COPIES = "key copies"  # the name of the group of the tp ranks that hold the same key head
 EXPERT_REPLICAS = "expert replicas"  # the name of the group of the dp ranks that hold the same experts
+# The names of the groups over which ZeRO shards, and of the ranks that hold the same shard: `Mesh.shard_group`, `shard_replicas`.
+ZERO_SHARDS, ZERO_REPLICAS = "zero shards", "zero replicas"
+_LIKE_DP = EXPERT_REPLICAS, ZERO_SHARDS  # groups that are often the whole of dp's
 _REDUCTIONS = {"sum": dist.ReduceOp.SUM, "max": dist.ReduceOp.MAX}
 
 
@@ -131,20 +134,19 @@ class Comm:
         recorder: Recorder,
         device: torch.device,
         transport: Transport,
-        key_copies: int = 1,
-        ep: int = 1,
+        subgroups: Subgroups = NO_SUBGROUPS,
     ) -> None:
-        """`key_copies`: how many tp ranks hold the same key head, see `ModelSpec.key_copies`. `ep`: how many neighbours along dp
-        share the experts.
-        """
         self.mesh, self.rank, self.recorder, self.device, self._transport = mesh, rank, recorder, device, transport
         self.at = mesh.coordinate(rank)
         self.clock = Clock()
         self.clock_error_ns = 0  # the largest error between instants of two machines
         self.groups: dict[str, Group] = {axis: Group(axis, mesh.members(axis, rank)) for axis in mesh}
-        self.groups[KEY_COPIES] = Group("tp", mesh.neighbours("tp", rank, key_copies))
+        self.groups[KEY_COPIES] = Group("tp", mesh.neighbours("tp", rank, subgroups.key_copies))
+        ep, copies = subgroups.ep, subgroups.zero_replicas
         self.groups[EP] = Group(EP, mesh.neighbours("dp", rank, ep))
         self.groups[EXPERT_REPLICAS] = Group("dp", mesh.members("dp", rank)[self.at.dp % ep :: ep])
+        self.groups[ZERO_SHARDS] = Group("dp", mesh.shard_group(rank, copies))
+        self.groups[ZERO_REPLICAS] = Group("dp", mesh.shard_replicas(rank, copies))
         self._tags: dict[tuple[int, ...], int] = {}  # of the latest collective that was made of transfers, by ranks
 
     @classmethod
@@ -153,10 +155,10 @@ class Comm:
 
     @classmethod
     def without_others(
-        cls, mesh: Mesh, rank: int, recorder: Recorder, device: torch.device, key_copies: int = 1, ep: int = 1
+        cls, mesh: Mesh, rank: int, recorder: Recorder, device: torch.device, subgroups: Subgroups = NO_SUBGROUPS
     ) -> Comm:
         """Calls are counted as if the peers were there."""
-        comm = cls(mesh, rank, recorder, device, NoPeers(rank), key_copies, ep)
+        comm = cls(mesh, rank, recorder, device, NoPeers(rank), subgroups)
         stages = comm.groups["pp"].ranks
         comm.groups |= dict.fromkeys(_PIPELINE_GROUPS, comm.groups["pp"])
         comm.groups["tie"] = Group("pp", (stages[0], stages[-1]) if mesh.pp > 1 else stages)
@@ -171,16 +173,15 @@ class Comm:
         backend: Backend,
         seconds: float,
         recorder: Recorder,
-        key_copies: int = 1,
-        ep: int = 1,
+        subgroups: Subgroups = NO_SUBGROUPS,
     ) -> Comm:
         """Connect with the other ranks over `store`. `seconds` is the time-out of every later call."""
         limit = timedelta(seconds=seconds)
         try:
             dist.init_process_group(backend.name, store=store, rank=rank, world_size=mesh.size, timeout=limit)
-            comm = cls(mesh, rank, recorder, backend.device, ProcessGroups(rank), key_copies, ep)
+            comm = cls(mesh, rank, recorder, backend.device, ProcessGroups(rank), subgroups)
             for name, group in list(comm.groups.items()):
-                same = name == EXPERT_REPLICAS and group.ranks == comm.groups["dp"].ranks
+                same = name in _LIKE_DP and group.ranks == comm.groups["dp"].ranks
                 comm.groups[name] = comm.groups["dp"] if same else comm._open(group.axis, group.ranks, limit)
             stages = comm.groups["pp"].ranks
             # On NCCL each flow has a process group of its own in each direction. Calls in one group run one after the other, and
@@ -212,11 +213,15 @@ class Comm:
             self.start_all_reduce(tensor, group, reduction).wait()
         return tensor
 
-    def start_all_reduce(self, tensor: torch.Tensor, group: str, reduction: Reduction = "sum") -> Pending:
-        """The same, asynchronous: `tensor` must not be used until the returned call was waited for."""
+    def start_all_reduce(
+        self, tensor: torch.Tensor, group: str, reduction: Reduction = "sum", phase: str | None = None
+    ) -> Pending:
+        """The same, asynchronous: `tensor` must not be used until the returned call was waited for. `phase`: under which it is
+        counted, if not under that of the action.
+        """
         to = self.groups[group]
         payload, n = tensor.nbytes, len(to.ranks)
-        span = self._count(to.axis, "all_reduce", to.ranks, payload, 2 * (n - 1) * payload // n)
+        span = self._count(to.axis, "all_reduce", to.ranks, payload, 2 * (n - 1) * payload // n, phase)
         return self._start(lambda: self._transport.all_reduce(tensor, reduction, to), span, tensor)
 
     def all_gather(self, tensor: torch.Tensor, group: str) -> torch.Tensor:
@@ -345,8 +350,10 @@ class Comm:
         group = self.groups[f"{flow} {'downstream' if downstream else 'upstream'}"]
         return self._start(lambda: transfer(tensor, peer, group, tag), span, tensor)
 
-    def _count(self, axis: CallAxis, collective: str, ranks: tuple[int, ...], payload: int, wire: int) -> Span:
-        return self.recorder.start_call(TrafficKey(axis, collective, self.recorder.phase, ranks), payload, wire)
+    def _count(
+        self, axis: CallAxis, collective: str, ranks: tuple[int, ...], payload: int, wire: int, phase: str | None = None
+    ) -> Span:
+        return self.recorder.start_call(TrafficKey(axis, collective, phase or self.recorder.phase, ranks), payload, wire)
 
     def _start(self, call: Callable[[], Works], span: Span, *kept: torch.Tensor) -> Pending:
         with of_others(), self.recorder.communication_region(span.kind):

@@ -18,15 +18,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd import Function
 
 from engine.parallel.attention_blocks import Blocks, Mixture, blocks_of
 from engine.parallel.comm import Comm
+from engine.parallel.function import Function
+from engine.parallel.passage import passed
 from engine.parallel.pending import Pending
 from engine.spec import ContextParallelName
 
@@ -72,8 +73,9 @@ class ContextParallel:
         `core`: attention on one rank, for whole sequences. Only `ulysses` uses it.
         """
         if self.kind == "ulysses":
-            mixed = core(*(_HeadsForTokens.apply(x, self.comm) for x in (q, k, v)))
-            return _TokensForHeads.apply(mixed, self.comm)
+            to_tokens, to_heads = partial(_to_tokens, comm=self.comm), partial(_to_heads, comm=self.comm)
+            mixed = core(*(passed(x, to_tokens, to_heads) for x in (q, k, v)))
+            return passed(mixed, to_heads, to_tokens)
         return _BlockAttention.apply(q, k, v, self, causal, fused)
 
     def pairs(self, step: int, causal: bool, s: int, fused: bool) -> list[Pair]:
@@ -230,39 +232,16 @@ def _each_pair(
         end(step)
 
 
-class _HeadsForTokens(Function):
-    """All tokens of a part of the heads, for all heads of a part of the tokens. (B, n · h, s, D) → (B, h, n · s, D)"""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, comm: Comm) -> Tensor:
-        ctx.comm = comm
-        return _to_tokens(x, comm)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        return _to_heads(gradient, ctx.comm), None
-
-
-class _TokensForHeads(Function):
-    """The way back. (B, h, n · s, D) → (B, n · h, s, D)"""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, comm: Comm) -> Tensor:
-        ctx.comm = comm
-        return _to_heads(x, comm)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        return _to_tokens(gradient, ctx.comm), None
-
-
 def _to_tokens(x: Tensor, comm: Comm) -> Tensor:
-    """The result has the strides of (B, n · s, h, D)."""
+    """All tokens of a part of the heads, for all heads of a part of the tokens. (B, n · h, s, D) → (B, h, n · s, D)
+
+    The result has the strides of (B, n · s, h, D).
+    """
     parts = x.unflatten(1, (comm.mesh.cp, -1)).movedim(1, 0).contiguous()  # (n, B, h, s, D)
     return comm.all_to_all(parts, "cp").permute(1, 0, 3, 2, 4).flatten(1, 2).transpose(1, 2)
 
 
 def _to_heads(x: Tensor, comm: Comm) -> Tensor:
-    """The result has the strides of (B, s, n · h, D)."""
+    """The way back. (B, h, n · s, D) → (B, n · h, s, D), with the strides of (B, s, n · h, D)"""
     parts = x.unflatten(2, (comm.mesh.cp, -1)).movedim(2, 0).contiguous()  # (n, B, h, s, D)
     return comm.all_to_all(parts, "cp").permute(1, 3, 0, 2, 4).flatten(2, 3).transpose(1, 2)

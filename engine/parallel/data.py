@@ -14,6 +14,10 @@ replicas and zero > 0, only its first transfer does: see `Comm.start_reduce_scat
 and W), a bucket is complete when no started backward of its layer misses a gradient: with zero ≥ 2, overlapping passes are
 accumulated and reduced together. The loss of each replica is divided by dp before backward, so that the average is a sum.
 
+Hybrid sharding (`LayoutSpec.zero_replicas`) cuts dp in two: the ranks that shard, which are neighbours, and those that hold the
+same shard. Above, dp is then the former, and Ψ/dp what one of them has. When a bucket's last reduction of the step is complete,
+its sum, Ψ/dp, is all-reduced over the latter, in place: once a step, as in MiCS (Zhang et al. 2022, section 3.4).
+
 With context parallelism dp here means dp × cp: ranks of both hold the same parameters (`engine.topology.REPLICATED`).
 
 Beyond what stays, reductions take little memory. With zero > 0 each chunk has one under way at a time: the next waits for it. One
@@ -24,23 +28,22 @@ being sent. With zero 1 the sum is made in this rank's share of the gradients, a
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import Function
 
-from engine.parallel.comm import EXPERT_REPLICAS, KEY_COPIES, Comm
+from engine.parallel.comm import EXPERT_REPLICAS, KEY_COPIES, ZERO_REPLICAS, ZERO_SHARDS, Comm
+from engine.parallel.function import Function
 from engine.parallel.pending import Pending
 from engine.parallel.tensor import ShardedParameter, TensorParallel
+from engine.topology import EP
 
 Streams = tuple[Tensor, ...]  # the activations between two uses
 
 
-@dataclass(frozen=True)
-class ParameterUse:
+class ParameterUse(NamedTuple):
     """One use of some layers' parameters in a chunk. `run` maps activations to activations."""
 
     layers: tuple[nn.Module, ...]
@@ -68,7 +71,8 @@ class Bucket:
         self.parameters = sorted(parameters, key=lambda p: p.shard_spec.dim is not None)
         self.replicated_size = sum(p.numel() for p in self.parameters if p.shard_spec.dim is None)
         self.experts = self.parameters[0].shard_spec.experts
-        self.replicas = EXPERT_REPLICAS if self.experts else "dp"  # the group of the ranks that have the same parameters
+        # The group of the ranks that have the same parameters and share the work on them.
+        self.replicas = EXPERT_REPLICAS if self.experts and len(comm.groups[EP].ranks) > 1 else ZERO_SHARDS
         ranks = comm.groups[self.replicas].ranks
         zero = zero if len(ranks) > 1 else 0  # experts that no other rank has are not sharded
         self.comm, self.zero = comm, zero
@@ -96,6 +100,7 @@ class Bucket:
         self.gradients = torch.zeros(kept, dtype=accumulate, device=comm.device)
         self.incoming: Tensor | None = None  # what backward writes to, if not `gradients`
         self.missing = 0  # gradients that are missing until the bucket is complete
+        self.passes = 0  # backward passes of the step that have been expected
         self.resident = zero < 3
         if zero < 2 and not self.converts:
             self._point_gradients_at(self.gradients)
@@ -144,6 +149,7 @@ class Bucket:
             with self.comm.recorder.communication_region("reduce_scatter"):  # so that it counts as communication
                 self.incoming = torch.zeros(self.size, dtype=self.dtype, device=self.comm.device)
             self._point_gradients_at(self.incoming)
+        self.passes += passes
         self.missing += passes * len(self.parameters)
 
     def note_gradient(self, p: ShardedParameter) -> bool:
@@ -177,6 +183,10 @@ class Bucket:
         for p in self.parameters:
             p.grad = None
         return self.comm.start_reduce_scatter(incoming.view(self.parts, -1), self.replicas, self.gradients, accumulate=True)
+
+    def start_sum_of_replicas(self) -> Pending:
+        """Start to sum this rank's share over the ranks that hold the same. It is counted with what waits for it."""
+        return self.comm.start_all_reduce(self.reduced, ZERO_REPLICAS, phase="reduce")
 
     def round_values(self) -> None:
         """After the optimizer's step: copy the new fp32 values to the parameters, in their type."""
@@ -244,15 +254,17 @@ class DataParallel:
         """
         self.tp, self.comm, self.zero, self.accumulate, self.microbatches = tp, tp.comm, zero, accumulate, microbatches
         self.masters = masters
+        self._copies = len(self.comm.groups[ZERO_REPLICAS].ranks)
         self.buckets: dict[nn.Module, Bucket] = {}
         self._chunk_of: dict[Bucket, int] = {}
-        self._reducing: dict[int, list[Pending]] = {}
+        self._reducing: dict[int, list[tuple[Pending, Bucket | None]]] = {}  # each with what is then summed over replicas
+        self._summing: dict[int, list[Pending]] = {}  # over replicas of shards
         self._gathering: dict[nn.Module, Pending] = {}
         tp.gradients.added = self._take_gradient
 
     def add_chunk(self, chunk: int, layers: Sequence[nn.Module]) -> None:
         """Make a bucket of each layer of a chunk. The parameters must have their values already."""
-        self._reducing[chunk] = []
+        self._reducing[chunk], self._summing[chunk] = [], []
         for layer in layers:
             parameters: Any = of_bucket(layer)
             self.buckets[layer] = bucket = Bucket(parameters, self.comm, self.zero, self.accumulate, self.masters)
@@ -266,6 +278,7 @@ class DataParallel:
     def begin_step(self) -> None:
         for bucket in self.buckets.values():
             bucket.gradients.zero_()
+            bucket.passes = 0
             if bucket.zero < 2:
                 bucket.expect(self.microbatches)
 
@@ -273,6 +286,9 @@ class DataParallel:
         """Wait until every bucket of `chunk` is reduced."""
         assert all(b.missing == 0 for b, of in self._chunk_of.items() if of == chunk), "a gradient is missing"
         self._wait_for_reductions(chunk)
+        for pending in self._summing[chunk]:
+            pending.wait()
+        self._summing[chunk].clear()
 
     def all_gather_values(self) -> None:
         """All-gather the updated values over dp."""
@@ -343,9 +359,13 @@ class DataParallel:
             chunk = self._chunk_of[bucket]
             if self.zero:
                 self._wait_for_reductions(chunk)  # one reduction at a time, so that only one bucket has buffers
-            self._reducing[chunk].append(bucket.start_reduce())
+            last = bucket.passes == self.microbatches  # no further reduction of this bucket comes in this step
+            summed = bucket if last and bucket.zero and self._copies > 1 else None
+            self._reducing[chunk].append((bucket.start_reduce(), summed))
 
     def _wait_for_reductions(self, chunk: int) -> None:
-        for pending in self._reducing[chunk]:
+        for pending, summed in self._reducing[chunk]:
             pending.wait()
+            if summed is not None:
+                self._summing[chunk].append(summed.start_sum_of_replicas())
         self._reducing[chunk].clear()

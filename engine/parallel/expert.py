@@ -16,9 +16,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import Function
 
 from engine.parallel.comm import Comm
+from engine.parallel.function import Function
+from engine.parallel.passage import passed
 from engine.parallel.tensor import Again, TensorParallel
 from engine.topology import EP
 
@@ -99,38 +100,18 @@ def _regrouped(rows: Tensor, sizes: Sequence[int], inner: int) -> Tensor:
     return torch.cat([part for number in range(inner) for part in parts[number::inner]])
 
 
-class _ToExperts(Function):
-    @staticmethod
-    def forward(ctx: Any, rows: Tensor, dispatch: Dispatch) -> Tensor:
-        ctx.dispatch = dispatch
-        return dispatch.to_experts(rows)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        dispatch, ctx.dispatch = ctx.dispatch, None  # torch frees saved tensors after backward, but not this
-        return dispatch.from_experts(gradient.contiguous()), None
-
-
-class _FromExperts(Function):
-    @staticmethod
-    def forward(ctx: Any, rows: Tensor, dispatch: Dispatch) -> Tensor:
-        ctx.dispatch = dispatch
-        return dispatch.from_experts(rows)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        dispatch, ctx.dispatch = ctx.dispatch, None  # torch frees saved tensors after backward, but not this
-        return dispatch.to_experts(gradient.contiguous()), None
-
-
 def to_experts(rows: Tensor, dispatch: Dispatch) -> Tensor:
     """`Dispatch.to_experts` with its derivative. In a group of one the rows are there already."""
-    return rows if len(dispatch.received) == 1 else _ToExperts.apply(rows, dispatch)
+    if len(dispatch.received) == 1:
+        return rows
+    return passed(rows, dispatch.to_experts, lambda gradient: dispatch.from_experts(gradient.contiguous()))
 
 
 def from_experts(rows: Tensor, dispatch: Dispatch) -> Tensor:
     """`Dispatch.from_experts` with its derivative."""
-    return rows if len(dispatch.received) == 1 else _FromExperts.apply(rows, dispatch)
+    if len(dispatch.received) == 1:
+        return rows
+    return passed(rows, dispatch.from_experts, lambda gradient: dispatch.to_experts(gradient.contiguous()))
 
 
 class _ToTensorParallel(Function):

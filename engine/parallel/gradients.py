@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 
+import torch
 from torch import Tensor, nn
 
 from engine.parallel.product import outer
@@ -37,6 +38,11 @@ class LinearGradients:
     def defers(self) -> bool:
         return self._waiting is not None
 
+    def add(self, weight: nn.Parameter, gradient: Tensor, x: Tensor) -> None:
+        """Add the gradient of `weight` (out, in) at once. `gradient` (N, out), `x` (…, in) of as many rows."""
+        _accumulate(weight, outer(gradient, x))
+        self.added(weight)
+
     def add_or_defer(self, weight: nn.Parameter, gradient: Tensor, x: Callable[[], Tensor]) -> None:
         """Add the gradient of `weight` (out, in), or store its computation. `gradient` (B, S, out), `x` (B, S, in)."""
         self.add_or_defer_product(weight, lambda: outer(gradient, x()))
@@ -54,9 +60,9 @@ class LinearGradients:
         self.added(weight)
 
     def add_bias(self, bias: nn.Parameter | None, gradient: Tensor) -> None:
-        """Add the gradient of `bias` (out), if there is one. `gradient` (B, S, out)."""
+        """Add the gradient of `bias` (out), if there is one. `gradient` (B, S, out), or (N, out)."""
         if bias is not None:
-            _accumulate(bias, gradient.flatten(0, -2).sum(0))
+            _accumulate(bias, (gradient if gradient.dim() == 2 else gradient.flatten(0, -2)).sum(0))
             self.added(bias)
 
 
@@ -66,3 +72,21 @@ def _accumulate(parameter: nn.Parameter, gradient: Tensor) -> None:
         parameter.grad = gradient
     else:
         so_far.add_(gradient)
+
+
+class LayerInput:
+    """The input `y` of a row-parallel layer in backward: x, or what `between` makes of it, computed again with its graph."""
+
+    def __init__(self, x: Tensor, between: Callable[[Tensor], Tensor] | None) -> None:
+        self.x, self.y, self._result = x, x, None
+        if between is not None:
+            with torch.enable_grad():
+                self._result = between(x.requires_grad_())
+            self.y = self._result.detach()
+
+    def backward(self, gradient: Tensor) -> Tensor:
+        """The gradient of x from that of y. The graph is freed."""
+        if self._result is None:
+            return gradient
+        result, self._result = self._result, None
+        return torch.autograd.grad(result, self.x, gradient)[0]

@@ -26,15 +26,15 @@ def times(x: Tensor, weight: Tensor) -> Tensor:
     """x W, in the same way. (…, out), (out, in) → (…, in)"""
     if _is_large(x, weight.shape[1]):
         return _by_onednn(x, weight.T, None)
-    if x.is_contiguous():
+    if x.is_contiguous():  # autograd adds to its result in place, which it does not with a view
         return x @ weight
     return (x.flatten(0, -2) @ weight).view(*x.shape[:-1], -1)
 
 
 def outer(gradient: Tensor, x: Tensor) -> Tensor:
     """The gradient of a weight, in the same way. (…, out), (…, in) → (out, in)"""
-    rows, columns = gradient.flatten(0, -2).T, x.flatten(0, -2)
-    return _by_onednn(rows, columns.T, None) if _is_large(gradient, x.shape[-1]) else rows @ columns
+    rows, columns = gradient.reshape(-1, gradient.shape[-1]).t(), x.reshape(-1, x.shape[-1])
+    return _by_onednn(rows, columns.t(), None) if _is_large(gradient, x.shape[-1]) else torch.mm(rows, columns)
 
 
 def _is_large(x: Tensor, times: int) -> bool:

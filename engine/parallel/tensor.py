@@ -20,11 +20,11 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import Function
 from torch.nn import functional as F
 
 from engine.parallel.comm import Comm
-from engine.parallel.gradients import LinearGradients
+from engine.parallel.function import Function
+from engine.parallel.gradients import LayerInput, LinearGradients
 from engine.parallel.product import linear, outer, times
 from engine.parallel.routing import Routing
 from engine.spec import ContextParallelName, Precision
@@ -250,6 +250,11 @@ def _start_rows(x: Tensor, first: int, tp: TensorParallel) -> Started:
     return (lambda: whole()[:, first:]) if first else whole
 
 
+def _is_plain(gradient: Tensor, tp: TensorParallel) -> bool:
+    """Whether backward of a linear layer is its products and nothing else: no call to other ranks, and nothing deferred."""
+    return tp.degree == 1 and not tp.gradients.defers and gradient.is_contiguous()
+
+
 class ColumnLinear(Function):
     """y = x Wᵀ + b, where every shard of W reads the same x. So the gradient of x is a sum over tp."""
 
@@ -270,12 +275,18 @@ class ColumnLinear(Function):
         ctx.own, ctx.tp, ctx.first, ctx.shared, ctx.again = own, tp, first, shared is not None, again
         if again is None:
             ctx.save_for_backward(x)
-        return linear(_rows(x, first, tp), *own)
+        return linear(_rows(x, first, tp) if first or tp.shards_sequence else x, *own)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         tp, own, first = ctx.tp, ctx.own, ctx.first
         again, ctx.again = ctx.again, None  # torch frees saved tensors after backward, but not this
+        if not first and again is None and not ctx.shared and _is_plain(gradient, tp):
+            (x,), flat = ctx.saved_tensors, gradient.view(-1, gradient.shape[-1])  # (B·S, out)
+            of_input = times(gradient, own.weight)
+            tp.gradients.add(own.weight, flat, x)
+            tp.gradients.add_bias(own.bias, flat)
+            return of_input, None, None, None, None, None  # (B, S, in)
         # Without its graph, which a deferred weight gradient must not keep.
         x = ctx.saved_tensors[0].detach() if again is None else again()
         later = tp.gradients.defers and not ctx.shared
@@ -308,6 +319,8 @@ class _RowLinear(Function):
         """`xs`: those of `inputs`, so that autograd sees them."""
         ctx.tp, ctx.layers = tp, [(own, between) for _, own, between in inputs]
         ctx.save_for_backward(*xs)
+        if tp.degree == 1 and len(inputs) == 1 and inputs[0].between is None:
+            return linear(xs[0], *inputs[0].own)
 
         def product(one: RowInput) -> Tensor:
             x = one.x if one.between is None else one.between(one.x)
@@ -327,8 +340,14 @@ class _RowLinear(Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         tp, layers = ctx.tp, ctx.layers
+        if len(layers) == 1 and layers[0][1] is None and _is_plain(gradient, tp):
+            (x,), own, flat = ctx.saved_tensors, layers[0][0], gradient.view(-1, gradient.shape[-1])  # (B·S, out)
+            tp.gradients.add_bias(own.bias, flat)
+            of_input = times(gradient, own.weight)
+            tp.gradients.add(own.weight, flat, x)
+            return None, None, of_input  # (B, S, in)
         gathering = tp.start_gather_from_sequence(gradient)
-        inputs = [_LayerInput(x.detach(), between) for x, (_, between) in zip(ctx.saved_tensors, layers, strict=True)]
+        inputs = [LayerInput(x.detach(), between) for x, (_, between) in zip(ctx.saved_tensors, layers, strict=True)]
         for own, _ in layers:
             tp.gradients.add_bias(own.bias, gradient)
         whole, found = gathering(), []  # (B, S, out)
@@ -336,24 +355,6 @@ class _RowLinear(Function):
             found.append(one.backward(times(whole, own.weight)))
             tp.gradients.add_or_defer(own.weight, whole, lambda y=one.y: y)
         return None, None, *found
-
-
-class _LayerInput:
-    """The input `y` of a row-parallel layer in backward: x, or what `between` makes of it, computed again with its graph."""
-
-    def __init__(self, x: Tensor, between: Callable[[Tensor], Tensor] | None) -> None:
-        self.x, self.y, self._result = x, x, None
-        if between is not None:
-            with torch.enable_grad():
-                self._result = between(x.requires_grad_())
-            self.y = self._result.detach()
-
-    def backward(self, gradient: Tensor) -> Tensor:
-        """The gradient of x from that of y. The graph is freed."""
-        if self._result is None:
-            return gradient
-        result, self._result = self._result, None
-        return torch.autograd.grad(result, self.x, gradient)[0]
 
 
 class ColumnParallelLinear(nn.Module):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from engine.optim import make_optimizer
-from engine.parallel.comm import Comm
+from engine.parallel.comm import ZERO_SHARDS, Comm
 from engine.parallel.data import Bucket, DataParallel
 from engine.spec import WorkloadSpec
 from engine.topology import EP
@@ -68,7 +68,7 @@ class DistributedOptimizer:
         """
         squared = self._squared_norm()
         if self.data.zero:
-            self.comm.all_reduce(squared, "dp")
+            self.comm.all_reduce(squared, ZERO_SHARDS)
         self.comm.all_reduce(squared, "tp")
         self.grad_norm.copy_(self.comm.all_reduce(squared, "pp").sqrt())
         if loss is not None:

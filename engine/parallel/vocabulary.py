@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import Function
 from torch.nn import functional as F
 
+from engine.parallel.function import Function
 from engine.parallel.product import linear
 from engine.parallel.tensor import ColumnLinear, ShardedParameter, ShardSpec, TensorParallel, Weights
 

@@ -73,7 +73,11 @@ def candidates(model: ModelSpec, ranks: int, global_batch: int, workload: Worklo
         raise RequestError(_nothing(model, ranks, global_batch))
     dp, cp, context, tp, pp, ep, schedule, chunks, size, count = np.array([row for mesh in meshes for row in mesh]).T.copy()
     none, never = np.zeros_like(dp), np.zeros(len(dp), np.bool_)
-    bare = Grid(dp, tp, pp, chunks, size, count, none, never, none, schedule, cp, context, ep)
+    bare = Grid(
+        dp=dp, cp=cp, tp=tp, pp=pp, ep=ep, chunks=chunks, microbatch_size=size, microbatches=count, zero=none,
+        sequence_parallel=never, recompute=none, schedule=schedule, context=context, recomputed=none,
+        zero_replicas=np.ones_like(dp),
+    )  # fmt: skip
     return _with_levers(model, bare.take(fits(model, bare)), planned_recomputes(model, workload or WorkloadSpec()))
 
 
@@ -171,6 +175,8 @@ def fits(model: ModelSpec, grid: Grid) -> NDArray[np.bool_]:
     for facts, rows in g.schedules():
         fine[rows] &= facts.fits_chunks(g.chunks[rows]) & facts.fits_microbatches(g.pp[rows], m[rows])
     fine &= (g.zero == 0) | (g.replicas > 1)
+    alike = (g.replicas % g.zero_replicas == 0) & (g.ep == 1)  # the groups that shard
+    fine &= (g.zero_replicas == 1) | ((g.zero > 0) & (g.shards > 1) & alike)
     fine &= ~g.sequence_parallel | ((g.tp > 1) & ((g.cp > 1) | (model.rows % g.tp == 0)))
     fine &= (g.ep == 1) | ((g.dp % g.ep == 0) & (model.experts > 0) & (model.experts % g.ep == 0))
     fine &= (g.cp == 1) | (cut_by_context(model) & _cut_evenly(model, g))

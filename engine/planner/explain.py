@@ -63,9 +63,10 @@ def label(plan: Plan, row: int) -> str:
     r = plan.layouts.iloc[row]
     levers = [f"{r['schedule']}" + (f" × {r['chunks']}" if r["chunks"] > 1 else ""), f"microbatch {r['microbatch_size']}"]
     levers += [f"{in_runs(LayoutSpec.split_of(r['split']))} layers"] if r["split"] else []
-    levers += [f"ZeRO {r['zero']}"] if r["zero"] else []
+    levers += [f"ZeRO {r['zero']}" + (f" in {r['zero_replicas']} groups" if r["zero_replicas"] > 1 else "")] if r["zero"] else []
     levers += ["sequence parallel"] if r["sequence_parallel"] else []
-    levers += [f"{r['recompute']} recompute"] if r["recompute"] != "none" else []
+    some = f" of {r['recompute_layers']} layers a chunk" if r["recompute_layers"] else ""
+    levers += [f"{r['recompute']} recompute{some}"] if r["recompute"] != "none" else []
     return f"{r['layout']} ({', '.join(levers)})"
 
 
@@ -204,9 +205,14 @@ def _changes(spec: RunSpec) -> Iterator[tuple[Reason, RunSpec]]:
         (Reason("ZeRO {zero} shards over dp={dp}"), {"zero": zero}, {})  # what it shards is in the docstring of `LayoutSpec.zero`
         for zero in range(layout.zero + 1, 4)
     ]
+    if layout.zero_replicas > 1:
+        offers.append((Reason("ZeRO over all of dp={dp}, not in groups of it"), {"zero_replicas": 1}, {}))
     if layout.recompute == "none":
         cheap = cheap_recompute(spec.model, workload)
         offers.append((_cheap(cheap), {"recompute": cheap}, {}))
+    if layout.recomputes_some:
+        all_layers = {"recompute_layers": 0, "recompute_every": 1}
+        offers.append((Reason("Full recompute keeps each layer's input alone"), all_layers, {}))
     if layout.recompute != "full":
         offers.append((Reason("Full recompute keeps each layer's input alone"), {"recompute": "full"}, {}))
     if workload.microbatch_size % 2 == 0:

@@ -72,19 +72,20 @@ def _megatron_has(model: ModelSpec) -> dict[str, bool]:
 
 def _megatron(model: ModelSpec, workload: WorkloadSpec, grid: Grid) -> Any:
     """Its interleaving wants pp microbatches. T5 has no pipeline. Only Adam is sharded, and with a pipeline only its states.
-    Of a dense MLP it does not recompute the activation alone.
+    Of a dense MLP it does not recompute the activation alone. Of whole layers it recomputes the first, not every n-th.
     """
     fine = (grid.chunks == 1) | (grid.microbatches >= grid.pp)
     if model.parts.encoder:
         fine &= grid.pp == 1
     fine &= (grid.zero < 2) | (grid.pp == 1)
-    fine &= np.array(["mlp_act" not in name for name in RECOMPUTES])[grid.recompute]
+    fine &= np.array(["mlp_act" not in name for name in RECOMPUTES])[grid.recompute] & (grid.recomputed % 2 == 0)
     return fine if workload.optimizer == "adamw" else fine & (grid.zero == 0)
 
 
 def _torchtitan(model: ModelSpec, workload: WorkloadSpec, grid: Grid) -> Any:
     """It shards gradients with the optimizer. Replicas that do not shard are alone. bf16 with an fp32 copy comes with sharding.
-    tp cuts the sequence, and the key heads evenly. Its 1F1B wants pp microbatches. Its selective recompute is another.
+    tp cuts the sequence, and the key heads evenly. Its 1F1B wants pp microbatches. Its selective recompute is another, but for
+    that of every n-th layer.
     """
     alone = grid.tp * grid.pp == 1
     if workload.precision == "bf16":
@@ -95,10 +96,13 @@ def _torchtitan(model: ModelSpec, workload: WorkloadSpec, grid: Grid) -> Any:
     one_chunk = grid.by_schedule(lambda facts: facts.elsewhere.get("torchtitan") == "1F1B")
     fine &= (grid.pp == 1) | ~one_chunk | (grid.microbatches >= grid.pp)
     fine &= np.array([name in ("none", "full") for name in RECOMPUTES])[grid.recompute]
+    fine &= (grid.recomputed == 0) | (grid.recomputed % 2 == 1)
     return fine & (model.seq % (2 * grid.tp) == 0)
 
 
 def _deepspeed(model: ModelSpec, workload: WorkloadSpec, grid: Grid) -> Any:
-    """With a pipeline it shards the optimizer's states alone. bf16 keeps an fp32 copy with ZeRO. tp does not cut the sequence."""
-    fine = ((grid.zero < 2) | (grid.pp == 1)) & ~grid.sequence_parallel
+    """With a pipeline it shards the optimizer's states alone. bf16 keeps an fp32 copy with ZeRO. tp does not cut the sequence.
+    Hybrid sharding is of ZeRO 3 alone.
+    """
+    fine = ((grid.zero < 2) | (grid.pp == 1)) & ~grid.sequence_parallel & ((grid.zero_replicas == 1) | (grid.zero == 3))
     return fine & ((grid.zero > 0) | (grid.dp == 1)) if workload.precision == "bf16" else fine

@@ -80,17 +80,21 @@ def weights(model: ModelSpec, layout: LayoutSpec, precision: Precision, stage: i
 def cache(model: ModelSpec, layout: LayoutSpec, precision: Precision, stage: int, batch: int, length: int) -> tuple[Term, ...]:
     """Bytes of the KV cache on a rank of `stage`, for `batch` sequences of `length` tokens.
 
-    2 · L · B · T · G/tp · D · e. A decoder with an encoder also keeps the keys and values of the source's S tokens. Models that
-    do not generate text have no cache.
+    2 · L · B · T · G/tp · D · e; of latent attention L · B · T · (Lkv + D′) · e. A decoder with an encoder also keeps the keys
+    and values of the source's S tokens. Models that do not generate text have no cache.
     """
-    split = ChunkSplit(model, layout)
-    width = (Factor("G/tp", model.keys_on_rank(layout.tp)), Factor("D", model.head_width), Factor("e", BYTES_OF[precision]))
+    split = ChunkSplit(model, layout, trains=False)
+    e = Factor("e", BYTES_OF[precision])
+    width = (Factor("G/tp", model.keys_on_rank(layout.tp)), Factor("D", model.head_width), e)
     b, two = Factor("B", batch), Factor("2", 2)
     objective = model.parts.objective
     if objective not in ("causal", "seq2seq"):
         return ()
-    decoder = int(objective == "seq2seq")  # the index of the decoder in `Layers`
-    layers = Factor("L", sum(split.chunks[chunk][1][decoder] for chunk in split.on(stage)))
+    decoder = int(objective == "seq2seq")  # an encoder's layers, which come first in `Layers`, have no cache
+    layers = Factor("L", sum(sum(split.chunks[chunk][1][decoder:]) for chunk in split.on(stage)))
+    if model.latent:
+        latent = Factor("Lkv + D′", model.kv_lora_rank + model.rotated)
+        return (Term(sentence("latents of every token"), (layers, b, Factor("T", length), latent, e)),)
     own = Term(sentence("keys and values of every token"), (two, layers, b, Factor("T", length), *width))
     if not decoder:
         return (own,)

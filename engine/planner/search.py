@@ -17,10 +17,12 @@ import pandas as pd
 
 from engine.devices import DeviceSpec
 from engine.optimizer import Framework
-from engine.papers.accounting import AccountingName, accounting
+from engine.papers.accounting import AccountingName, Fullest, accounting
 from engine.papers.closed_forms import model_flops
 from engine.planner.candidates import candidates
 from engine.planner.frameworks import NAMES, SPLIT_BY, had_by
+from engine.planner.hybrid import hybrids
+from engine.planner.partial import partial_recompute
 from engine.planner.reserve import reserve
 from engine.planner.uneven import Split, uneven
 from engine.predict.bulk.traffic import bulk_traffic
@@ -96,10 +98,11 @@ def search(
 
     In the table `layouts`, those that fit come first, sorted by step time. The others follow, sorted by memory. Columns:
 
-        layout, dp, cp, tp, pp, ep, chunks, schedule, microbatch_size, microbatches, zero, sequence_parallel, recompute
-                                      as in a spec
+        layout, dp, cp, tp, pp, ep, chunks, schedule, microbatch_size, microbatches, zero, zero_replicas,
+        sequence_parallel, recompute  as in a spec
         context_parallel              ring, all_gather or ulysses; empty where cp is 1
         split                         layers of each chunk, such as 3,3,2; empty: as even as possible
+        recompute_layers              with full recompute, the first so many layers of each chunk; 0: all
         memory_bytes, fullest_stage   memory of the fullest rank by `account`, and its stage
         reserve_bytes                 kept free beside it
         step_s, bubble                seconds of a step; idle share of the pipeline's total time
@@ -109,7 +112,8 @@ def search(
         fits, reason                  whether both fit the device's memory; if not, by how much they are too large
         pareto                        it fits, and no layout with at most as much memory is faster
 
-    Columns of text are categories, since there are few different texts. A few layouts stand there again with an uneven split, see
+    Columns of text are categories, since there are few different texts. Where full recompute fits and less does not, some layouts
+    stand there again with as few recomputed layers as fit, see `engine.planner.partial`; and a few with an uneven split, see
     `engine.planner.uneven`, if memory is counted by `engine`, some layouts are simulated, and the framework splits so.
     """
     assumed = assumed or Assumptions()
@@ -121,16 +125,21 @@ def search(
                 raise RequestError(sentence("{framework} supports none of the layouts", framework=NAMES[only]))
         cost = Cost(model, workload, grid, device, assumed)
         memory, stage = accounting(account)(model, workload, grid)
-        free = reserve(device, grid, model, memory, kept_free)
+        if account == "engine" and simulate_best:
+            grid, memory, stage = _with_partial(cost, memory, stage, device, only, kept_free)
+            cost = Cost(model, workload, grid, device, assumed)
+
+        def kept(some: Grid, held: Whole) -> Whole:
+            return reserve(device, some, model, held, kept_free)
+
+        fits = memory + kept(grid, memory) <= device.memory_bytes
+        cost, times, memory, stage = _with_hybrids(cost, fits, (memory, stage), account, only)
+        grid, free = cost.grid, kept(cost.grid, memory)
         fits = memory + free <= device.memory_bytes
-        times = _refined(cost, estimate(cost), memory, fits, simulate_best)
+        times = _refined(cost, times, memory, fits, simulate_best)
         wire = bulk_traffic(model, workload, grid, CALL_AXES_BY_FREQUENCY, calls=False)
         splits = np.zeros(len(grid), np.int64), pd.Index([""])
         if account == "engine" and simulate_best and only in (None, *SPLIT_BY):
-
-            def kept(some: Grid, held: Whole) -> Whole:
-                return reserve(device, some, model, held, kept_free)
-
             more = uneven(cost, times, memory, fits, kept)
             if more is not None:
                 grid, times, wire = grid.joined(more.grid), times.joined(more.times), _joined(wire, more.wire)
@@ -143,6 +152,22 @@ def search(
         split = pd.Categorical.from_codes(splits[0][order], splits[1])
         layouts = _table(model, grid, times, held, wire, split, device, workload, global_batch)
     return Plan(model, workload, ranks, global_batch, device, assumed, account, layouts, grid, times, kept_free)
+
+
+def _with_partial(
+    cost: Cost, memory: Whole, stage: Whole, device: DeviceSpec, only: Framework | None, kept_free: int | None
+) -> tuple[Grid, Whole, Whole]:
+    """The layouts, and those with full recompute of some layers behind them; bytes of tensors and fullest stage of each."""
+
+    def fits(some: Grid, held: Whole) -> Any:
+        return held + reserve(device, some, cost.model, held, kept_free) <= device.memory_bytes
+
+    more = partial_recompute(cost, fits(cost.grid, memory), fits)
+    if more is not None and only is not None:
+        more = more.take(had_by(only, cost.model, cost.workload, more.grid))
+    if more is None:
+        return cost.grid, memory, stage
+    return cost.grid.joined(more.grid), np.append(memory, more.memory), np.append(stage, more.stage)
 
 
 @contextmanager
@@ -162,6 +187,25 @@ def _without_garbage_collection() -> Iterator[None]:
             gc.freeze()
             gc.unfreeze()  # into the oldest generation
             gc.enable()
+
+
+def _with_hybrids(
+    cost: Cost, fits: Any, held: Fullest, account: AccountingName, only: Framework | None
+) -> tuple[Cost, StepTime, Whole, Whole]:
+    """All layouts with their times in closed form, memory and fullest stages, and behind them those with hybrid sharding.
+
+    `held`: memory and fullest stages of those of `cost`. `fits`: whether they fit.
+    """
+    (memory, stage), times, grid = held, estimate(cost), cost.grid
+    rows, hybrid, faster = hybrids(cost, times, fits)
+    if len(rows) and only is not None:
+        allowed = np.flatnonzero(had_by(only, cost.model, cost.workload, hybrid))
+        rows, hybrid, faster = rows[allowed], hybrid.take(allowed), faster.take(allowed)
+    if not len(rows):
+        return cost, times, memory, stage
+    more, fullest = accounting(account)(cost.model, cost.workload, hybrid)
+    joined = cost.like(np.append(np.arange(len(grid)), rows), grid.joined(hybrid))
+    return joined, times.joined(faster), np.append(memory, more), np.append(stage, fullest)
 
 
 def _ranked(step: Any, memory: Whole, rows: Any, most: int) -> Any:
@@ -216,8 +260,8 @@ def _table(
         "chunks": grid.chunks, "split": split,
         "schedule": pd.Categorical.from_codes(grid.schedule, pd.Index(SCHEDULES)),
         "microbatch_size": grid.microbatch_size, "microbatches": grid.microbatches,
-        "zero": grid.zero, "sequence_parallel": grid.sequence_parallel,
-        "recompute": pd.Categorical.from_codes(grid.recompute, pd.Index(RECOMPUTES)),
+        "zero": grid.zero, "zero_replicas": grid.zero_replicas, "sequence_parallel": grid.sequence_parallel,
+        "recompute": pd.Categorical.from_codes(grid.recompute, pd.Index(RECOMPUTES)), "recompute_layers": grid.recomputed // 2,
         "memory_bytes": memory, "fullest_stage": stage, "reserve_bytes": free,
         "step_s": times.step, "bubble": times.bubble, "tokens_per_second": batch * model.seq / times.step,
         "tflops_per_device": flops / 1e12, "mfu": flops / device.peak(workload.precision),

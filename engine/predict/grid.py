@@ -28,6 +28,7 @@ from engine.topology import AXES, AXES_AS_WRITTEN, REPLICATED, Axis
 RECOMPUTES: tuple[Recompute, ...] = get_args(Recompute)
 Whole = NDArray[np.int64]
 Real = NDArray[np.float64]
+Marks = NDArray[np.bool_]
 _SMALL = 200_000  # multiplications
 
 
@@ -60,6 +61,32 @@ def chunked_loss(model: ModelSpec, workload: WorkloadSpec, grid: Grid) -> NDArra
     return workload.most_loss_tokens(model, grid.tp) < grid.microbatch_size * (model.output_rows // grid.cp)
 
 
+def which_layers(layout: LayoutSpec) -> int:
+    """Which layers full recompute recomputes, as one number ≥ 0: 0 all, 2 n the first n of each chunk, 2 n + 1 every n-th."""
+    if not layout.recomputes_some:
+        return 0
+    return 2 * layout.recompute_layers if layout.recompute_layers else 2 * layout.recompute_every + 1
+
+
+def recomputed_of(recomputed: Whole, layers: Any, stages: Any, chunks: Any) -> Whole:
+    """How many of `layers` on so many stages with so many chunks each are recomputed whole, where `recomputed` > 0. (n,)"""
+    count, every = recomputed // 2, recomputed % 2 == 1
+
+    def spread(parts: Any, of_part: Callable[[Any], Any]) -> Any:
+        each, more = np.divmod(layers, parts)
+        return (parts - more) * of_part(each) + more * of_part(each + 1)
+
+    first, by_turn = spread(stages * chunks, lambda n: np.minimum(n, count)), spread(stages, lambda n: n // np.maximum(1, count))
+    found: Whole = np.where(every, by_turn, first)
+    return found
+
+
+def chosen_layers(number: int) -> dict[str, int]:
+    """The fields of a layout that `which_layers` says in one number."""
+    count, every = divmod(number, 2)
+    return {"recompute_every": count} if every else {"recompute_layers": count}
+
+
 @dataclass(frozen=True)
 class Grid:
     """Entry i of every array, (n,), is one layout with its microbatches. Layers are split as evenly as possible."""
@@ -77,6 +104,8 @@ class Grid:
     cp: Whole
     context: Whole  # index in CONTEXTS
     ep: Whole
+    recomputed: Whole  # with full recompute, which layers: see `which_layers`
+    zero_replicas: Whole  # groups over which ZeRO shards, see `LayoutSpec`
 
     def __len__(self) -> int:
         return len(self.dp)
@@ -92,6 +121,11 @@ class Grid:
         found: Whole = np.multiply.reduce([self.degrees[axis] for axis in REPLICATED])
         return found
 
+    @property
+    def shards(self) -> Whole:
+        """The ranks over which ZeRO shards. (n,)"""
+        return self.replicas // self.zero_replicas
+
     def take(self, which: Any) -> Grid:
         """The layouts that an index array, a slice or a mask selects."""
         return Grid(**{field.name: getattr(self, field.name)[which] for field in fields(self)})
@@ -103,6 +137,11 @@ class Grid:
     def recomputes(self, part: RecomputePart) -> NDArray[np.bool_]:
         """Whether each layout computes that part of layers again in backward, and not whole layers. (n,)"""
         return np.array([recomputes(kind, part) for kind in RECOMPUTES])[self.recompute]
+
+    def recomputed_share(self, layers: int) -> Real:
+        """The share of so many layers that backward computes again whole. (n,)"""
+        some = recomputed_of(self.recomputed, layers, self.pp, self.chunks) / layers
+        return np.where(self.recompute == RECOMPUTES.index("full"), np.where(self.recomputed > 0, some, 1.0), 0.0)
 
     def by_schedule(self, fact: Callable[[ScheduleFacts], Any]) -> Any:
         """`fact` of each layout's schedule. (n,)"""
@@ -136,6 +175,8 @@ class Grid:
             schedule=whole(SCHEDULES.index(layout.schedule) for layout in layouts),
             context=whole(CONTEXTS.index(context_of(layout)) for layout in layouts),
             ep=whole(layout.ep for layout in layouts),
+            recomputed=whole(map(which_layers, layouts)),
+            zero_replicas=whole(layout.zero_replicas for layout in layouts),
         )
 
     def spec(self, index: int, model: ModelSpec, workload: WorkloadSpec, split: tuple[int, ...] = ()) -> RunSpec:
@@ -148,6 +189,7 @@ class Grid:
             schedule=SCHEDULES[self.schedule[index]], zero=int(self.zero[index]),
             sequence_parallel=bool(self.sequence_parallel[index]), recompute=RECOMPUTES[self.recompute[index]],
             context_parallel=kind_of(CONTEXTS[self.context[index]]), ep=int(self.ep[index]),
+            **chosen_layers(int(self.recomputed[index])), zero_replicas=int(self.zero_replicas[index]),
         )  # fmt: skip
         counts = {"microbatch_size": int(self.microbatch_size[index]), "microbatches": int(self.microbatches[index])}
         return RunSpec(model=model, layout=layout, workload=workload.model_copy(update=counts))

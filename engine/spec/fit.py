@@ -114,7 +114,10 @@ def _expert_misfits(model: ModelSpec, layout: LayoutSpec, workload: WorkloadSpec
             text = sentence("ep={ep} shards experts, and this model has none; ep=1 fits", **values)
             found.append(Misfit("layout.ep", text, (1,)))
         elif layout.ep not in fits:
-            text = sentence("ep={ep} must divide dp={dp} and experts={experts}; {fits} fits", **values)
+            if len(fits) > 1:
+                text = sentence("ep={ep} must divide dp={dp} and experts={experts}; {fits} fit", **values)
+            else:
+                text = sentence("ep={ep} must divide dp={dp} and experts={experts}; {fits} fits", **values)
             found.append(Misfit("layout.ep", text, nearest(fits, layout.ep)))
     if workload.balanced_router:
         rows = workload.microbatch_size * model.rows * model.expert_choices
@@ -155,6 +158,7 @@ def _lever_misfits(model: ModelSpec, layout: LayoutSpec, workload: WorkloadSpec)
             zero=layout.zero,
         )
         found.append(Misfit("layout.zero", text, (0,)))
+    found += _hybrid_misfits(layout)
     if layout.sequence_parallel and layout.tp == 1:
         text = sentence(
             "sequence_parallel shards the sequence over tp, which needs tp of at least 2, not tp=1; turn it off, or increase tp"
@@ -177,6 +181,7 @@ def _lever_misfits(model: ModelSpec, layout: LayoutSpec, workload: WorkloadSpec)
             placement=model.parts.placement,
         )
         found.append(Misfit("layout.recompute", text))
+    found += _partial_misfits(layout)
     if workload.precision == "fp32" and workload.accumulate == "bf16":
         text = sentence("accumulate=bf16 needs precision=bf16: fp32 gradients are added up in fp32")
         found.append(Misfit("workload.accumulate", text))
@@ -190,6 +195,59 @@ def _lever_misfits(model: ModelSpec, layout: LayoutSpec, workload: WorkloadSpec)
             optimizer=workload.optimizer,
         )
         found.append(Misfit("workload.momentum", text))
+    return found
+
+
+def _hybrid_misfits(layout: LayoutSpec) -> list[Misfit]:
+    """zero_replicas cuts the ranks over which ZeRO would shard into equal groups, of two ranks at least."""
+    copies, ranks = layout.zero_replicas, layout.mesh.replicas
+    if copies == 1:
+        return []
+    fits = [copies for copies in divisors(ranks) if copies < ranks] or [1]
+    values = {"copies": copies, "ranks": ranks, "fits": listed(fits), "ep": layout.ep}
+    if not layout.zero:
+        text = sentence(
+            "zero_replicas={copies} makes groups that shard, and zero=0 shards nothing; zero=1, 2 or 3 fits", **values
+        )
+        return [Misfit("layout.zero", text, (1, 2, 3))]
+    if copies not in fits:
+        text = sentence(
+            "zero_replicas={copies} must cut dp × cp = {ranks} into equal groups of at least 2 ranks; {fits} fits", **values
+        )
+        return [Misfit("layout.zero_replicas", text, nearest(fits, copies))]
+    if layout.ep > 1:
+        text = sentence(
+            "zero_replicas={copies} is not built with expert parallelism, whose experts have replicas of their own; "
+            "zero_replicas=1 fits, or ep=1 instead of ep={ep}",
+            **values,
+        )
+        return [Misfit("layout.zero_replicas", text, (1,))]
+    return []
+
+
+def _partial_misfits(layout: LayoutSpec) -> list[Misfit]:
+    """The rules of recompute of some layers."""
+    found = []
+    for name, unset in (("recompute_layers", 0), ("recompute_every", 1)):
+        value = getattr(layout, name)
+        if value != unset and layout.recompute != "full":
+            text = sentence(
+                "{name}={value} says which whole layers are recomputed, which recompute={recompute} does not do; "
+                "{name}={unset} fits, or recompute=full",
+                name=name,
+                value=value,
+                recompute=layout.recompute,
+                unset=unset,
+            )
+            found.append(Misfit(f"layout.{name}", text, (unset,)))
+    if layout.recompute_layers and layout.recompute_every > 1:
+        text = sentence(
+            "recompute_layers={layers} and recompute_every={every} are two ways to choose layers; recompute_every=1 fits, or "
+            "recompute_layers=0",
+            layers=layout.recompute_layers,
+            every=layout.recompute_every,
+        )
+        found.append(Misfit("layout.recompute_every", text, (1,)))
     return found
 
 

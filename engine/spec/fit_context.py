@@ -68,6 +68,8 @@ def _not_built(model: ModelSpec) -> Sentence | None:
         return sentence("position={position} is not built with context parallelism", position=model.parts.position)
     if not model.parts.scaled_scores:
         return sentence("scaled_scores=false is not built with context parallelism")
+    if model.latent:
+        return sentence("latent attention is not built with context parallelism")
     if model.experts:
         return sentence("a model with experts is not built with context parallelism")
     if "window" in model.sized_parts:

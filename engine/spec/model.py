@@ -28,7 +28,8 @@ from engine.families import (
 from engine.spec.base import Spec
 from engine.spec.errors import RequestError
 from engine.spec.experts import ExpertNumbers, wrong_experts
-from engine.spec.model_numbers import wrong_number
+from engine.spec.latent import LatentNumbers, wrong_latents
+from engine.spec.model_numbers import wrong_layers, wrong_number
 from engine.spec.numbers import divisors, either, listed, nearest, nearest_multiples
 from engine.spec.sentence import sentence
 
@@ -42,7 +43,7 @@ MODEL_PARTS = (
 )  # fmt: skip
 
 
-class ModelSpec(ExpertNumbers, Spec):
+class ModelSpec(LatentNumbers, ExpertNumbers, Spec):
     """The shape of a Transformer: its sizes, its family, and the parts that differ from the family's (`engine.families`)."""
 
     family: FamilyName = Field("gpt", description="model family")
@@ -98,6 +99,20 @@ class ModelSpec(ExpertNumbers, Spec):
         description="an expert takes at most so many times the mean number of tokens from a microbatch and drops the last ones; "
         "0: none is dropped",
     )
+    kv_lora_rank: int = Field(
+        0, ge=0, le=65536, description="width of the latent that keys and values are made of (MLA); 0: they have a projection"
+    )
+    q_lora_rank: int = Field(0, ge=0, le=65536, description="width of the latent that queries are made of; 0: there is none")
+    qk_nope_head_dim: int = Field(
+        0, ge=0, le=65536, description="with latents: numbers of a head without positions; 0 means hidden ÷ heads"
+    )
+    qk_rope_head_dim: int = Field(
+        0,
+        ge=0,
+        le=65536,
+        description="with latents: numbers of a head that rotary positions turn, beside those; 0 means half as many",
+    )
+    v_head_dim: int = Field(0, ge=0, le=65536, description="with latents: width of a head's values; 0 means qk_nope_head_dim")
     # None: as the family has it. The names are those of `ModelParts`.
     norm: Norm | None = Field(None, description="norm: layer (LayerNorm) or rms (RMSNorm)")
     placement: Placement | None = Field(
@@ -154,7 +169,7 @@ class ModelSpec(ExpertNumbers, Spec):
 
     @model_validator(mode="after")
     def _heads_divide_hidden(self) -> Self:
-        if not self.head_dim and self.hidden % self.heads:
+        if not (self.head_dim or self.qk_nope_head_dim) and self.hidden % self.heads:
             widths = nearest_multiples(self.hidden, self.heads, _MOST_HIDDEN)
             heads = nearest((d for d in divisors(self.hidden) if d <= _MOST_HEADS), self.heads)
             raise RequestError(
@@ -194,38 +209,8 @@ class ModelSpec(ExpertNumbers, Spec):
         return self
 
     @model_validator(mode="after")
-    def _layers_fit_together(self) -> Self:
-        """Blocks in parallel read one input, through norms before them. Two-stream attention has no norms of its own inside."""
-        parts = self.parts
-        if parts.parallel != "none" and parts.placement != "pre":
-            raise RequestError(
-                sentence(
-                    "parallel={parallel} has its norms before attention and MLP, not placement={placement}; placement=pre fits",
-                    parallel=parts.parallel,
-                    placement=parts.placement,
-                )
-            )
-        if parts.parallel != "none" and parts.encoder:
-            raise RequestError(
-                sentence(
-                    "parallel={parallel} has attention and MLP side by side, and {family} has cross-attention between them; "
-                    "parallel=none fits",
-                    parallel=parts.parallel,
-                    family=self.family,
-                )
-            )
-        if parts.qk_norm != "none" and parts.position == "relative":
-            raise RequestError(
-                sentence(
-                    "qk_norm={qk_norm} is not for relative positions, whose queries have two biases; qk_norm=none fits",
-                    qk_norm=parts.qk_norm,
-                )
-            )
-        return self
-
-    @model_validator(mode="after")
     def _numbers_are_for_its_parts(self) -> Self:
-        if wrong := wrong_number(self) or wrong_experts(self):
+        if wrong := wrong_layers(self) or wrong_latents(self) or wrong_number(self) or wrong_experts(self):
             raise RequestError(wrong)
         return self
 
@@ -293,7 +278,7 @@ class ModelSpec(ExpertNumbers, Spec):
     def sized_parts(self) -> tuple[str, ...]:
         """The fields of numbers that change what a layer or an embedding does, and not only its sizes."""
         having = {
-            "rotary_width": self.rotated < self.head_width,
+            "rotary_width": self.rotated < self.head_width and not self.latent,
             "spare_positions": self.spare_positions > 0,
             "window": 0 < self.window < self.seq,
             "rotary_local_base": self.window > 0 and self.rotary_local_base not in (0, self.angle_base),
@@ -301,6 +286,9 @@ class ModelSpec(ExpertNumbers, Spec):
             "shared_ffn": self.shared_ffn > 0,
             "router_scale": self.router_scale != 1,
             "capacity_factor": self.capacity_factor > 0,
+            "kv_lora_rank": self.latent,
+            "q_lora_rank": self.q_lora_rank > 0,
+            "v_head_dim": self.value_width < self.head_width,
         }
         return tuple(name for name, has in having.items() if has)
 
@@ -314,11 +302,6 @@ class ModelSpec(ExpertNumbers, Spec):
     def windowed(self, layer: int) -> bool:
         """Whether the window hides tokens from layer `layer`."""
         return self.window < self.seq and self.local(layer)
-
-    @property
-    def rotated(self) -> int:
-        """The numbers of a head that rotary positions turn."""
-        return self.rotary_width or self.head_width
 
     @property
     def angle_base(self) -> int:
@@ -342,10 +325,6 @@ class ModelSpec(ExpertNumbers, Spec):
     def places(self) -> int:
         """Rows of the table of learned positions."""
         return self.seq + self.spare_positions
-
-    @property
-    def head_width(self) -> int:
-        return self.head_dim or self.hidden // self.heads
 
     @property
     def key_heads(self) -> int:
@@ -390,9 +369,14 @@ class ModelSpec(ExpertNumbers, Spec):
 
     def parameters(self) -> int:
         """The number of parameters of the whole model, without padding. Tied weights count once."""
-        queries, keys = self.heads * self.head_width, self.key_heads * self.head_width
         crossing = self.layers - self.encoder_layers if self.parts.encoder else 0
         total = self.parts.outer_parameters(self.hidden, self.vocab, self.places, self.heads)
         for count, cross in ((self.layers - crossing, False), (crossing, True)):
-            total += count * self.parts.layer_parameters(self.hidden, self.ffn_width, queries, keys, self.head_width, cross)
+            total += count * self.layer_parameters(cross)
         return total + self.expert_layers * self._more_with_experts()
+
+    def layer_parameters(self, cross: bool) -> int:
+        """Of a layer with an MLP. `cross`: it has cross-attention."""
+        queries, keys = self.heads * self.head_width, self.key_heads * self.head_width
+        found = self.parts.layer_parameters(self.hidden, self.ffn_width, queries, keys, self.head_width, cross)
+        return found + self.more_with_latents

@@ -1,4 +1,4 @@
-"""The rules of a model's numbers that only some of its parts have."""
+"""The rules of a model's parts, and of the numbers that only some of them have."""
 
 from __future__ import annotations
 
@@ -8,6 +8,30 @@ from engine.spec.sentence import Sentence, sentence
 
 if TYPE_CHECKING:
     from engine.spec.model import ModelSpec
+
+
+def wrong_layers(model: ModelSpec) -> Sentence | None:
+    """Blocks in parallel read one input, through norms before them. Two-stream attention has no norms of its own inside."""
+    parts = model.parts
+    if parts.parallel != "none" and parts.placement != "pre":
+        return sentence(
+            "parallel={parallel} has its norms before attention and MLP, not placement={placement}; placement=pre fits",
+            parallel=parts.parallel,
+            placement=parts.placement,
+        )
+    if parts.parallel != "none" and parts.encoder:
+        return sentence(
+            "parallel={parallel} has attention and MLP side by side, and {family} has cross-attention between them; "
+            "parallel=none fits",
+            parallel=parts.parallel,
+            family=model.family,
+        )
+    if parts.qk_norm != "none" and parts.position == "relative":
+        return sentence(
+            "qk_norm={qk_norm} is not for relative positions, whose queries have two biases; qk_norm=none fits",
+            qk_norm=parts.qk_norm,
+        )
+    return None
 
 
 def wrong_number(model: ModelSpec) -> Sentence | None:

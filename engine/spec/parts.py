@@ -52,6 +52,13 @@ class LayoutSpec(Spec):
     split: tuple[int, ...] = Field((), description="layers of each chunk, such as 3,3,2; empty means as even as possible")
 
     zero: int = Field(0, ge=0, le=3, description="ZeRO stage: what dp shards; 1 optimizer, 2 gradients too, 3 parameters too")
+    zero_replicas: int = Field(
+        1,
+        ge=1,
+        le=65536,
+        description="hybrid sharding: ZeRO shards over neighbours along dp (and cp), and there are that many such groups, which "
+        "hold the same; their gradients are summed over the groups once a step; 1 means all of dp shards together",
+    )
     ep: int = Field(
         1, ge=1, le=1024, description="expert-parallel ranks, which are neighbours along dp: each has some of the experts"
     )
@@ -65,6 +72,12 @@ class LayoutSpec(Spec):
         "none",
         description="what backward computes again: nothing, whole layers (full), or parts of them: attention between its "
         "linear layers (core_attn), norms (layernorm), the MLP's activation (mlp_act)",
+    )
+    recompute_layers: int = Field(
+        0, ge=0, le=4096, description="with recompute=full, only the first so many layers of each chunk; 0 means all"
+    )
+    recompute_every: int = Field(
+        1, ge=1, le=4096, description="with recompute=full, only every n-th layer of each stage; 1 means all"
     )
 
     @field_validator("recompute", mode="before")
@@ -82,6 +95,11 @@ class LayoutSpec(Spec):
     @property
     def ranks(self) -> int:
         return self.mesh.size
+
+    @property
+    def shards(self) -> int:
+        """The ranks over which ZeRO shards: those of `Mesh.shard_group`."""
+        return self.mesh.replicas // self.zero_replicas
 
     @property
     def code(self) -> str:
@@ -127,6 +145,33 @@ class LayoutSpec(Spec):
         """The layer numbers of each chunk. For chunks of 3, 3 and 2 layers they are 0–2, 3–5 and 6–7."""
         ends = [*accumulate(self.chunk_layers(layers))]
         return tuple(range(start, end) for start, end in pairwise([0, *ends]))
+
+    @property
+    def recomputes_some(self) -> bool:
+        """Whether of whole layers only some may be recomputed."""
+        return self.recompute == "full" and (self.recompute_layers > 0 or self.recompute_every > 1)
+
+    def recomputed_whole(self, layers: int, encoder_layers: int = 0) -> tuple[tuple[bool, ...], ...]:
+        """Of each chunk, which of its layers backward computes again whole.
+
+        `recompute_layers`: the first so many of each stack in the chunk, as Megatron-LM's method `block`. `recompute_every`:
+        every n-th layer of a stage, counted through its chunks, as torchtitan's selective mode with a number.
+        `encoder_layers`: the first so many layers are an encoder's.
+        """
+        counted, found = [0] * self.pp, []
+        for stage, chunk in zip(self.placement, self.layer_ranges(layers), strict=True):
+            before = counted[stage]
+            counted[stage] += len(chunk)
+            turn = min(max(encoder_layers, chunk.start), chunk.stop)  # where the chunk's decoder begins
+            found.append(
+                tuple(
+                    self.recompute == "full"
+                    and (before + i + 1) % self.recompute_every == 0
+                    and (not self.recompute_layers or layer - (chunk.start if layer < turn else turn) < self.recompute_layers)
+                    for i, layer in enumerate(chunk)
+                )
+            )
+        return tuple(found)
 
     def stage_layers(self, layers: int) -> tuple[int, ...]:
         """Layers of each stage, over all of its chunks. The layout must fit, see `misfits`."""

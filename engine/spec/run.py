@@ -12,6 +12,7 @@ from engine.spec.fit import generation_misfits, misfits
 from engine.spec.model import ModelSpec
 from engine.spec.parts import AttentionName, FaultSpec, GenerateSpec, LayoutSpec, WorkloadSpec
 from engine.spec.sentence import joined, sentence
+from engine.topology import Subgroups
 
 
 class RunSpec(Spec):
@@ -46,6 +47,11 @@ class RunSpec(Spec):
                 sentence("fault.step={step} is beyond the {steps} steps of the run", step=self.fault.step, steps=steps)
             )
         return self
+
+    @property
+    def subgroups(self) -> Subgroups:
+        """The groups that ranks along an axis form."""
+        return Subgroups(self.model.key_copies(self.layout.tp), self.layout.ep, self.layout.zero_replicas)
 
     @property
     def attention(self) -> AttentionName:

@@ -148,6 +148,15 @@ def recomputes(say: Words) -> dict[str, str]:
     return {kind: " + ".join(names[part] for part in kind.split("+")) for kind in get_args(Recompute)}
 
 
+def recompute(kind: str, layers: int, every: int, say: Words) -> str:
+    """What backward computes again, and of whole layers which: "full, first 4 layers of a chunk"."""
+    named = recomputes(say)[kind]
+    if layers:
+        said = say.plural("{what}, first {count} layer of a chunk", "{what}, first {count} layers of a chunk", layers, what=named)
+        return str(said)
+    return say("{what}, one layer in {count}", what=named, count=every) if every > 1 else named
+
+
 def microbatches(count: int, size: int, say: Words) -> str:
     """ "1 microbatch of 2", "8 microbatches of 2"."""
     return say.plural("{count} microbatch of {size}", "{count} microbatches of {size}", count, size=size)
@@ -232,8 +241,10 @@ def columns(say: Words) -> dict[str, str]:
         "microbatches": say("microbatches"),
         "microbatch_size": say("microbatch size"),
         "zero": "ZeRO",
+        "zero_replicas": say("ZeRO groups"),
         "sequence_parallel": say("sequence parallel"),
         "recompute": say("recompute"),
+        "recompute_layers": say("recomputed layers of a chunk (0: all)"),
         "memory_bytes": say("memory (bytes)"),
         "fullest_stage": say("fullest stage"),
         "step_s": say("step time (s)"),
@@ -245,3 +256,8 @@ def columns(say: Words) -> dict[str, str]:
         "reason": say("why"),
         "why": say("why"),
     } | categories(say)
+
+
+def zero_stage(zero: int, replicas: int, say: Words) -> str:
+    """A ZeRO stage, and with hybrid sharding how many groups of ranks shard."""
+    return say("ZeRO {zero} in {count} groups", zero=zero, count=replicas) if replicas > 1 else f"ZeRO {zero}"

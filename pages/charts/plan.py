@@ -13,7 +13,7 @@ from engine.predict.speed.step_time import PARTS
 from engine.topology import CALL_AXES_BY_FREQUENCY
 from pages.charts.drawing import Drawing, colours, finish
 from pages.charts.look import NARROW, Look, lane
-from pages.charts.names import categories, recomputes, schedule
+from pages.charts.names import categories, recompute, schedule, zero_stage
 from pages.charts.roles import CHOSEN
 from pages.charts.units import Unit, byte_unit, in_bytes, percent, ranges, significant
 from pages.charts.words import Words
@@ -161,9 +161,10 @@ def _run_as(row: Any, say: Words) -> str:
     """The levers of a layout, as a line of a tooltip."""
     said = [schedule(row.schedule, say) + (f" × {row.chunks}" if row.chunks > 1 else "")] if row.pp > 1 else []
     said.append(f"{row.microbatches} × {row.microbatch_size}")
-    said += [f"ZeRO {row.zero}"] if row.zero else []
+    said += [zero_stage(row.zero, row.zero_replicas, say)] if row.zero else []
     said += ["SP"] if row.sequence_parallel else []
-    said += [say("recompute {what}", what=recomputes(say)[row.recompute])] if row.recompute != "none" else []
+    if row.recompute != "none":
+        said.append(say("recompute {what}", what=recompute(row.recompute, row.recompute_layers, 1, say)))
     return ", ".join(said)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from engine import catalog
 from engine.spec import RequestError, RunSpec, sentence
 from engine.tables import RunResult
-from pages.charts.names import attentions, loss_in_chunks, microbatches, recomputes, schedule
+from pages.charts.names import attentions, loss_in_chunks, microbatches, recompute, schedule, zero_stage
 from pages.charts.words import Words
 from pages.shared import links
 from pages.shared.beside import RUN
@@ -135,17 +135,28 @@ def _fields(say: Words) -> dict[str, Callable[[RunSpec], str]]:
         name = schedule(spec.layout.schedule, say)
         return f"{name} × {spec.layout.chunks}" if spec.layout.chunks > 1 else name
 
+    def zero(spec: RunSpec) -> str:
+        return zero_stage(spec.layout.zero, spec.layout.zero_replicas, say)
+
+    def again(spec: RunSpec) -> str:
+        layout = spec.layout
+        what = recompute(layout.recompute, layout.recompute_layers, layout.recompute_every, say)
+        return say("recompute {what}", what=what)
+
     def off_or_on(field: str, on: str, off: str) -> Callable[[RunSpec], str]:
         return lambda spec: on if _of(spec, field) else off
 
     return {
         "layout.schedule": order,
         "layout.chunks": order,
-        "layout.zero": lambda spec: f"ZeRO {spec.layout.zero}",
+        "layout.zero": zero,
+        "layout.zero_replicas": zero,
         "layout.sequence_parallel": off_or_on(
             "layout.sequence_parallel", say("sequence parallel"), say("without sequence parallel")
         ),
-        "layout.recompute": lambda spec: say("recompute {what}", what=recomputes(say)[spec.layout.recompute]),
+        "layout.recompute": again,
+        "layout.recompute_layers": again,
+        "layout.recompute_every": again,
         "layout.split": lambda spec: say("layers {split}", split=",".join(map(str, spec.layout.split)) or say("split evenly")),
         "workload.precision": lambda spec: spec.workload.precision,
         "workload.attention": lambda spec: say("{attention} attention", attention=attentions(say)[spec.attention]),

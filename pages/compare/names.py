@@ -18,8 +18,11 @@ def levers(say: Words) -> dict[str, str]:
         "layout.schedule": say("Pipeline schedule"),
         "layout.chunks": say("Chunks a stage"),
         "layout.zero": say("ZeRO stage"),
+        "layout.zero_replicas": say("ZeRO groups"),
         "layout.sequence_parallel": say("Sequence parallel"),
         "layout.recompute": say("Recompute in backward"),
+        "layout.recompute_layers": say("Recomputed layers of each chunk"),
+        "layout.recompute_every": say("One recomputed layer in"),
         "workload.microbatches": say("Microbatches"),
         "workload.microbatch_size": say("Sequences a microbatch"),
         "workload.precision": say("Precision"),
@@ -38,6 +41,8 @@ def value(lever: str, held: Any, say: Words) -> str:
         return schedule(held, say)
     if lever == "layout.recompute":
         return recomputes(say)[held]
+    if lever == "layout.recompute_layers" and not held:
+        return say("all")
     if lever == "workload.attention":
         return attentions(say)[held]
     if lever == "workload.loss_chunk":

@@ -129,7 +129,7 @@ def _by_chunk(spec: RunSpec, stage: int) -> dict[tuple[int, str, str, str, int],
     for chunk in training.ledgers.on(stage):
         for call in training.of_chunk(chunk):
             other = -1 if call.between is None else sum(call.between) - stage
-            wire = wire_bytes(call.collective, call.payload_bytes, 2 if call.between else mesh.degree(call.axis))
+            wire = wire_bytes(call.collective, call.payload_bytes, call.ranks(mesh.degree(call.axis)))
             more = call.calls * np.array([1, call.payload_bytes, wire], dtype="int64")
             key = (chunk.number, call.axis, call.collective, call.phase, other)
             found[key] = found.get(key, np.zeros(3, dtype="int64")) + more
@@ -257,7 +257,7 @@ class _Rank:
             flow = "activation" if row.phase == "forward" else "gradient"
             stage = self.mesh.coordinate(next(r for r in group if r != self.rank)).pp
             return {a: 1 for a in self._of(row.collective, chunk, flow) if a.peer == stage}
-        if self._once(row):
+        if row.phase == "reduce" or self._once(row):
             return dict.fromkeys(self._of("reduce", chunk), 1)
         if row.phase == "forward":
             return dict.fromkeys(self._of("F", chunk), 1)  # every microbatch makes the same calls

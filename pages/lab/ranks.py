@@ -136,7 +136,12 @@ def _cell(model: ModelSpec, layout: LayoutSpec, mesh: Mesh, at: Coordinate, say:
     if mesh.cp > 1:
         held.append(say("tokens: part {part} of {cp}", part=at.cp, cp=mesh.cp))
     if layout.zero:
-        held.append(say("ZeRO {zero} over {replicas} replicas", zero=layout.zero, replicas=mesh.replicas))
+        if layout.zero_replicas > 1:
+            group, shard = divmod(at.dp * mesh.cp + at.cp, layout.shards)
+            numbers = {"zero": layout.zero, "group": group, "shard": shard, "shards": layout.shards}
+            held.append(say("ZeRO {zero} in group {group}: shard {shard} of {shards}", **numbers))
+        else:
+            held.append(say("ZeRO {zero} over {replicas} replicas", zero=layout.zero, replicas=mesh.replicas))
     role: Role = roles[rank] if roles else "none"
     title = escape(
         say(

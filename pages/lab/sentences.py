@@ -150,6 +150,16 @@ def _purpose_of_exchange(calls: Communication, say: Words) -> str:
     }.get(calls.collective, say("heads are exchanged for tokens"))
 
 
+def _purpose_over_dp(calls: Communication, say: Words) -> str:
+    """Of a call for gradients, or for parameters that are used."""
+    if calls.phase == "reduce":
+        return say("with hybrid sharding, each share of the gradients is summed over the ranks that hold the same share")
+    return {
+        "all_gather": say("the parameters, of which each replica keeps a shard, are gathered for this use"),
+        "reduce_scatter": say("gradients are summed over the replicas, and each keeps its shard of the sum"),
+    }.get(calls.collective, say("gradients are summed over the replicas"))
+
+
 def purpose(calls: Communication, spec: RunSpec, say: Words) -> str:
     """The purpose of a kind of call."""
     if calls.phase == "tie":
@@ -163,10 +173,7 @@ def purpose(calls: Communication, spec: RunSpec, say: Words) -> str:
     if calls.phase == "gather":
         return say("each replica gathers the parameters that the others updated")
     if calls.axis == "dp":
-        return {
-            "all_gather": say("the parameters, of which each replica keeps a shard, are gathered for this use"),
-            "reduce_scatter": say("gradients are summed over the replicas, and each keeps its shard of the sum"),
-        }.get(calls.collective, say("gradients are summed over the replicas"))
+        return _purpose_over_dp(calls, say)
     if calls.axis == "cp" or calls.collective == "all_to_all":
         return _purpose_of_exchange(calls, say)
     if calls.collective == "all_gather":

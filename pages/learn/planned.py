@@ -105,5 +105,6 @@ def described(plan: Plan, row: int, say: Words) -> str:
     parts += [f"ZeRO {r['zero']}"] if r["zero"] else []
     parts += [say("sequence parallel")] if r["sequence_parallel"] else []
     if r["recompute"] != "none":
-        parts.append(say("recompute {what}", what=names.recomputes(say)[str(r["recompute"])]))
+        what = names.recompute(str(r["recompute"]), int(r["recompute_layers"]), 1, say)
+        parts.append(say("recompute {what}", what=what))
     return " · ".join(parts)

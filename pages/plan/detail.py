@@ -45,7 +45,9 @@ def _kept_free(found: Found, row: int, words: Words) -> None:
     degrees = int(r["dp"]) * int(r["cp"]), int(r["tp"]), int(r["pp"])
     model = found.plan.model
     copies = model.key_copies(int(r["tp"]))
-    terms = reserve_terms(found.device, *degrees, model.parts.tied, int(r["memory_bytes"]), copies, int(r["cp"]))
+    terms = reserve_terms(
+        found.device, *degrees, model.parts.tied, int(r["memory_bytes"]), copies, int(r["cp"]), int(r["zero_replicas"])
+    )
     if not terms:
         return
     with st.expander(words("{size} that tensors leave free", size=in_bytes(sum(term.bytes for term in terms)))):

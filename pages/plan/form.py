@@ -91,13 +91,15 @@ def _draw_model(request: Request, words: Words) -> None:
     st.markdown(f"##### {words('Model')}", anchors=False)
     _choose_model(request, words)
     shape = request.spec
-    st.caption(
-        words(
-            "{parameters} parameters, sequences of {seq} tokens",
-            parameters=short(shape.parameters(), words),
-            seq=f"{shape.seq:,}",
-        )
+    described = words(
+        "{parameters} parameters, sequences of {seq} tokens",
+        parameters=short(shape.parameters(), words),
+        seq=f"{shape.seq:,}",
     )
+    if shape.experts:
+        active = short(shape.active_parameters(), words)
+        described = words("{model}, of which a token goes through {active}", model=described, active=active)
+    st.caption(described)
     model_parts.draw_fields(_parts(model_of_link(request.model)), words)
     if wrong := st.session_state.pop(_WRONG_PART, None):
         st.error(words("{sentence}.", sentence=inert(words.sentence(wrong))), icon=":material/error:")
@@ -359,6 +361,7 @@ def _assumed(assumed: Assumptions, words: Words) -> None:
         "intra_efficiency": words("Links inside a node, share of bandwidth"),
         "inter_efficiency": words("Links between nodes, share of bandwidth"),
         "dp_overlap": words("dp collectives hidden behind backward"),
+        "backward_overlap": words("tp collectives beside backward's products"),
         "tp_overlap": words("tp collectives hidden"),
         "launch_us": words("Kernel launch overhead (µs)"),
         "fused_accumulation": words("Fused gradient accumulation"),

@@ -13,7 +13,7 @@ from engine.topology import AXES
 from pages.charts import plan as charts
 from pages.charts.drawing import Drawing
 from pages.charts.look import View, look
-from pages.charts.names import recomputes
+from pages.charts.names import recompute
 from pages.charts.units import in_bytes, percent, short, significant
 from pages.charts.words import Words
 from pages.plan import detail, dry_run, form, heatmap, misfit, names, page_links, presets, published, serving
@@ -294,9 +294,15 @@ def _readable(layouts: pd.DataFrame, rows: list[int], words: Words) -> pd.DataFr
             "mfu": (100 * layouts["mfu"]).tolist(),
             "bubble": (100 * layouts["bubble"].clip(lower=0)).tolist(),  # a sum of floats can be slightly below 0
             "batch": [f"{m} × {b}" for m, b in zip(layouts["microbatches"], layouts["microbatch_size"], strict=True)],
-            "zero": layouts["zero"].tolist(),
+            "zero": [
+                f"{zero} × {groups}" if groups > 1 else str(zero)
+                for zero, groups in zip(layouts["zero"], layouts["zero_replicas"], strict=True)
+            ],
             "sequence": ["✓" if parallel else "–" for parallel in layouts["sequence_parallel"]],
-            "recompute": layouts["recompute"].map(recomputes(words)).tolist(),
+            "recompute": [
+                recompute(str(kind), count, 1, words)
+                for kind, count in zip(layouts["recompute"], layouts["recompute_layers"].tolist(), strict=True)
+            ],
         }
     )
     if layouts["fits"].nunique() > 1:  # otherwise it is in the headline
@@ -315,7 +321,9 @@ def _heads(words: Words) -> dict[str, Any]:
         "mfu": number("MFU", format="%.1f%%", width=56, help=words("Model FLOPs utilization: of the device's peak.")),
         "bubble": number(words("bubble"), format="%.1f%%", width=58, help=words("Of the pipeline's total time.")),
         "batch": text(words("batch"), width=58, help=words("Microbatches of a step: how many, and of how many sequences each.")),
-        "zero": number("ZeRO", width=48),
+        "zero": text(
+            "ZeRO", width=48, help=words("ZeRO stage. 3 × 4: hybrid sharding; 4 groups of ranks shard, and hold the same.")
+        ),
         "sequence": text("SP", width=36, help=words("Sequence parallel")),
         "recompute": text(words("recompute"), width=130),
         "fits": text(words("fits"), width=50),

@@ -141,6 +141,8 @@ def _levers(choice: Choice, say: Words) -> None:
         _choose(choice, field, say("Attention over cp ranks"), options(field), say, context_kinds(say))
     _choose(choice, "layout.zero", say("ZeRO stage"), (0, 1, 2, 3), say)
     st.caption(_what_is_shared(choice["layout.zero"], say))
+    if choice["layout.zero"] or choice["layout.zero_replicas"] != DEFAULTS["layout.zero_replicas"]:
+        _number(choice, "layout.zero_replicas", say("Groups that shard (hybrid)"), say)
     _toggle(choice, "layout.sequence_parallel", say("Sequence parallel"), say)
     precision, optimizer = "workload.precision", "workload.optimizer"
     _recompute(choice, say)
@@ -177,8 +179,11 @@ def _recompute(choice: Choice, say: Words) -> None:
         key=shown(field, choice[field], named=True),
         help=say.described(description(field)),
         on_change=moved,
-        args=(field,),
+        args=(field, {other: DEFAULTS[other] for other in ("layout.recompute_layers", "layout.recompute_every")}),
     )
+    if choice[field] == "full":
+        labels = {"layout.recompute_layers": say("First layers of a chunk"), "layout.recompute_every": say("One layer in")}
+        _row(choice, labels, say)
 
 
 def _the_rest(choice: Choice, texts: Texts, say: Words) -> None:
@@ -308,6 +313,9 @@ def _described(choice: Choice, say: Words) -> str:
         seq=f"{model.seq:,}",
         parameters=short(model.parameters(), say),
     )
+    if model.experts:
+        active = short(model.active_parameters(), say)
+        described = say("{model}, of which a token goes through {active}", model=described, active=active)
     if model.vocab_multiple > 1:
         return say("{model}; padding of the vocabulary is not counted", model=described)
     return described

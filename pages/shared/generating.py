@@ -23,7 +23,10 @@ _TEXT_AT_ONCE: dict[str, Any] = {
     "generate.new_tokens": 100,
     "generate.temperature": DEFAULTS["generate.temperature"],
     "generate.skip_training": True,
-    **{field: DEFAULTS[field] for field in ("layout.split", "layout.zero", "layout.sequence_parallel", "parity")},
+    **{
+        field: DEFAULTS[field]
+        for field in ("layout.split", "layout.zero", "layout.zero_replicas", "layout.sequence_parallel", "parity")
+    },
 }
 
 

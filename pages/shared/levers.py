@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from engine.spec import RunSpec
-from pages.charts.names import attentions, context_kinds, loss_in_chunks, recomputes
+from pages.charts.names import attentions, context_kinds, loss_in_chunks, recompute, zero_stage
 from pages.charts.words import Words
 from pages.shared.choice import DEFAULTS
 
@@ -17,9 +17,10 @@ def set_levers(value_of: Callable[[str], Any], say: Words) -> list[str]:
     if (cp := value_of("layout.cp")) != DEFAULTS["layout.cp"]:
         said.append(say("{kind} over cp={cp}", kind=context_kinds(say)[value_of("layout.context_parallel")], cp=cp))
     if zero := value_of("layout.zero"):
-        said.append(f"ZeRO {zero}")
-    if (recompute := value_of("layout.recompute")) != DEFAULTS["layout.recompute"]:
-        said.append(say("recompute {what}", what=recomputes(say)[recompute]))
+        said.append(zero_stage(zero, value_of("layout.zero_replicas"), say))
+    if (kind := value_of("layout.recompute")) != DEFAULTS["layout.recompute"]:
+        which = value_of("layout.recompute_layers"), value_of("layout.recompute_every")
+        said.append(say("recompute {what}", what=recompute(kind, *which, say)))
     if (attention := value_of("workload.attention")) != DEFAULTS["workload.attention"]:
         said.append(say("{attention} attention", attention=attentions(say)[attention]))
     said += [value for f in ("workload.precision", "workload.optimizer") if (value := value_of(f)) != DEFAULTS[f]]

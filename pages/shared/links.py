@@ -45,6 +45,8 @@ LETTERS = {
     "z": "layout.zero",
     "q": "layout.sequence_parallel",
     "a": "layout.recompute",
+    "R": "layout.recompute_layers",
+    "N": "layout.recompute_every",
     "o": "workload.optimizer",
     "u": "workload.momentum",
     "f": "workload.precision",
@@ -62,6 +64,7 @@ LETTERS = {
     "p": "parity",
     "E": "layout.ep",
     "B": "workload.balanced_router",
+    "Z": "layout.zero_replicas",
 }
 # Always written, so that a link stays the same if defaults change. Other fields are written if they differ from the default.
 _ALWAYS = ("m", "b", "n", "r", "e")

@@ -20,12 +20,15 @@ from pages.shared.unfolding import unfolding
 # Numbers that few models have.
 _NUMBERS = (
     "vocab_multiple", "window", "global_every", "rotary_width", "rotary_base", "rotary_local_base", "spare_positions", "experts",
+    "kv_lora_rank",
 )  # fmt: skip
 # Shown with a number of experts only.
 _OF_EXPERTS = (
     "experts_per_token", "expert_ffn", "shared_ffn", "dense_layers", "expert_every", "expert_groups", "chosen_groups",
     "router_scale", "balancing_rate", "capacity_factor",
 )  # fmt: skip
+# Shown with a latent of keys and values only.
+_OF_LATENTS = ("q_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
 _PARTS_OF_EXPERTS = ("router", "normalized_router", "balancing")
 
 
@@ -61,7 +64,8 @@ def draw(choice: Choice, words: Words) -> None:
 def draw_fields(fields: Fields, words: Words) -> None:
     """In a part of a page that unfolds. Its label says what differs from the family."""
     chosen = [name for name in MODEL_PARTS if fields.value(name) is not None]
-    numbers = (*_NUMBERS, *_OF_EXPERTS) if fields.value("experts") else _NUMBERS
+    numbers = (*_NUMBERS, *(_OF_EXPERTS if fields.value("experts") else ()))
+    numbers += _OF_LATENTS if fields.value("kv_lora_rank") else ()
     chosen += [name for name in numbers if fields.value(name) != DEFAULTS[f"model.{name}"]]
     label = words("Parts: {parts}", parts=words(", ").join(_labels(words)[name] for name in chosen)) if chosen else words("Parts")
     with unfolding(label, fields.name) as part:
@@ -108,6 +112,11 @@ def _labels(words: Words) -> dict[str, str]:
         "router_scale": words("Scale of the router's weights"),
         "balancing_rate": words("Rate of balancing"),
         "capacity_factor": words("Capacity factor"),
+        "kv_lora_rank": words("Latent of keys and values"),
+        "q_lora_rank": words("Latent of queries"),
+        "qk_nope_head_dim": words("Head width without positions"),
+        "qk_rope_head_dim": words("Head width with positions"),
+        "v_head_dim": words("Head width of values"),
         "router": words("Router's scores"),
         "normalized_router": words("Router's weights add up to 1"),
         "balancing": words("Balancing of loads"),

@@ -25,21 +25,30 @@ _PLAIN: Mapping[Any, str] = {
         num-query-groups seq-length encoder-seq-length decoder-seq-length max-position-embeddings rotary-base vocab-size
         vocab-extra-ids make-vocab-size-divisible-by tensor-model-parallel-size context-parallel-size pipeline-model-parallel-size
         num-layers-per-virtual-pipeline-stage microbatch-group-size-per-virtual-pipeline-stage recompute-num-layers
-        micro-batch-size global-batch-size train-iters seed log-interval""",
+        micro-batch-size global-batch-size train-iters seed log-interval num-experts moe-ffn-hidden-size moe-router-topk
+        moe-router-num-groups moe-router-group-topk moe-shared-expert-intermediate-size expert-model-parallel-size
+        expert-tensor-parallel-size q-lora-rank kv-lora-rank qk-head-dim qk-pos-emb-head-dim v-head-dim
+        num-distributed-optimizer-instances""",
     float: """
         attention-dropout hidden-dropout lr weight-decay adam-beta1 adam-beta2 lion-beta1 lion-beta2 sgd-momentum clip-grad
-        rotary-percent""",
-    str: "vocab-file data-path pipeline-model-parallel-layout window-size window-attn-skip-freq",
+        rotary-percent moe-router-topk-scaling-factor moe-aux-loss-coeff moe-router-bias-update-rate
+        moe-expert-capacity-factor""",
+    str: "vocab-file data-path pipeline-model-parallel-layout window-size window-attn-skip-freq moe-layer-freq",
     True: """
         group-query-attention swiglu squared-relu qk-layernorm add-qkv-bias disable-bias-linear
         untie-embeddings-and-output-weights bert-no-binary-head
         sequence-parallel use-distributed-optimizer use-megatron-fsdp no-gradient-accumulation-fusion bf16
-        accumulate-allreduce-grads-in-fp32 grad-reduce-in-bf16 use-precision-aware-optimizer mock-data""",
+        accumulate-allreduce-grads-in-fp32 grad-reduce-in-bf16 use-precision-aware-optimizer mock-data multi-latent-attention
+        moe-router-pre-softmax moe-router-enable-expert-bias moe-grouped-gemm""",
 }
 
 # The arguments: the type of the value; True, a flag without one; a tuple, its choices.
 FLAGS: Mapping[str, Any] = {
     **{name: kind for kind, names in _PLAIN.items() for name in names.split()},
+    "moe-router-score-function": ("softmax", "sigmoid"),
+    "moe-router-load-balancing-type": ("aux_loss", "seq_aux_loss", "global_aux_loss", "sinkhorn", "none"),
+    "moe-token-dispatcher-type": ("allgather", "alltoall", "flex"),
+    "rope-type": ("rope", "yarn"),
     "cp-comm-type": ("p2p", "all_gather", "a2a", "a2a+p2p"),
     "attention-backend": ("flash", "fused", "unfused", "local", "auto"),
     "position-embedding-type": ("learned_absolute", "rope", "mrope", "yarn", "relative", "none"),
@@ -295,6 +304,16 @@ RULES: tuple[Rule, ...] = (
         f"{SCHEDULES}:1040",
         "interleaving: the last group is whole, or has pp microbatches or more",
         lambda s: implies(s.chunks > 1, not 0 < s.microbatches % s.group < s.pp),
+    ),
+    Rule(
+        "megatron/core/transformer/moe/moe_layer.py, forward",
+        "experts are trained with tp under sequence parallelism alone",
+        lambda s: implies(s.given.num_experts and s.tp > 1, s.given.sequence_parallel),
+    ),
+    Rule(
+        "megatron/core/parallel_state.py, initialize_model_parallel",
+        "ranks that share experts divide what tp and pp leave",
+        lambda s: implies(s.given.num_experts, s.dp % (s.given.expert_model_parallel_size or 1) == 0),
     ),
     Rule("pretrain_t5.py:107", "T5 has no pipeline", lambda s: implies(s.program == "pretrain_t5.py", s.pp == 1)),
     Rule(

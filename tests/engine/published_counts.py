@@ -27,6 +27,11 @@ class Published(NamedTuple):
 ROTARY = "frequencies of rotary positions, which are computed"
 IMAGES = "encoder of images and projector: 416,866,032 + 1,152 + 1,152 × hidden"
 TWICE = "the output matrix, which is the token table"
+GPT_OSS = "sinks of attention, biases of router and experts"
+QUOTED = "the checkpoint's count on Hugging Face, as several public repositories quote it"
+# 34 layers of 1,408 with an inner width of 5,632; patches of 14 × 14 in three colours, 577 places; 5,632 → 4,096 → 4,096 → 5,120.
+_LLAMA4_IMAGES = (588 + 1 + 577 + 4) * 1408 + 34 * (4 * 1409 * 1408 + 2 * 5632 * 1408 + 5632 + 1408 + 4 * 1408)
+_LLAMA4_IMAGES += (5632 + 4096 + 5120) * 4096
 
 PUBLISHED: dict[str, Published] = {
     "gpt2-124m": Published(124_439_808, KERAS),
@@ -93,6 +98,13 @@ PUBLISHED: dict[str, Published] = {
     "mixtral-8x22b": Published(140_620_634_112, HEADERS),
     "qwen3-30b-a3b": Published(30_532_122_624, KERAS_EXPERTS),
     "qwen3-235b-a22b": Published(235_093_634_560, KERAS_EXPERTS),
+    "deepseek-v2": Published(235_741_434_880, QUOTED),
+    "deepseek-v2-lite": Published(15_706_484_224, QUOTED),
+    # Of the 684 billion of the checkpoint, without the layer of its multi-token prediction (MTP).
+    "deepseek-v3": Published(671_026_419_200, QUOTED, 58 * 256, "biases of the router, which no gradient changes"),
+    "gpt-oss-20b": Published(20_914_757_184, GGUF, 24 * (64 + 32 + 32 * 3 * 2880), GPT_OSS),
+    "gpt-oss-120b": Published(116_829_156_672, GGUF, 36 * (64 + 128 + 128 * 3 * 2880), GPT_OSS),
+    "llama4-scout": Published(108_641_793_536, QUOTED, _LLAMA4_IMAGES, "encoder of images and projector"),
     "opt-125m": Published(125_239_296, "Intel Neural Compressor's example of pruning it prints so"),
     "opt-1.3b": Published(1_315_758_080, COUNTED),
     "opt-2.7b": Published(2_651_596_800, COUNTED),
@@ -114,5 +126,9 @@ PUBLISHED: dict[str, Published] = {
 }
 # What one token goes through, in billions, as the reports say.
 ACTIVE = {"mixtral-8x7b": 12.9, "mixtral-8x22b": 39.1, "qwen3-30b-a3b": 3.3, "qwen3-235b-a22b": 22.2}
+# The reports say 21, 2.4 (without both tables, 0.21 each), 37 and 17.
+ACTIVE |= {"deepseek-v2": 21.4, "deepseek-v2-lite": 2.66, "deepseek-v3": 37.55, "llama4-scout": 17.2}
+# Without the embedding's table, as OpenAI counts (model card, table 1).
+ACTIVE |= {"gpt-oss-20b": 3.61 + 0.58, "gpt-oss-120b": 5.13 + 0.58}
 # Models of papers without a released checkpoint.
 WITHOUT = {"gpt3-6.7b", "gpt3-13b", "gpt3-175b", "transformer-base", "transformer-big"}

@@ -28,7 +28,7 @@ SHAPES = {
 LAYOUTS = [
     LayoutSpec(),
     LayoutSpec(dp=2, tp=2, zero=1, sequence_parallel=True, recompute="core_attn+layernorm"),
-    LayoutSpec(dp=4, zero=3, recompute="full"),
+    LayoutSpec(dp=4, zero=3, recompute="full", recompute_layers=1),
     LayoutSpec(pp=2, schedule="interleaved", chunks=2, dp=2),
     LayoutSpec(pp=2, dp=8),
 ]
@@ -86,7 +86,7 @@ def test_an_uneven_split_comes_back() -> None:
     "layout",
     [
         LayoutSpec(dp=8, zero=3),
-        LayoutSpec(dp=4, zero=2, recompute="full"),
+        LayoutSpec(dp=4, zero=2, recompute="full", recompute_every=2),
         LayoutSpec(dp=2, tp=2, pp=2, zero=2, sequence_parallel=True),
         LayoutSpec(dp=2, pp=2, zero=2, schedule="interleaved", chunks=2),
         LayoutSpec(dp=2, pp=2, zero=2, schedule="zb-v", chunks=2),
@@ -226,8 +226,8 @@ def test_sequence_parallel_is_off_without_tp() -> None:
     ("flags", "told"),
     [
         (
-            "--recompute-granularity full --recompute-method block --recompute-num-layers 2",
-            "--recompute-method block of 2 layers",
+            "--recompute-granularity full --recompute-method uniform --recompute-num-layers 2",
+            "--recompute-method uniform of 2 layers",
         ),
         ("--recompute-granularity full --recompute-num-layers 4", "--recompute-method uniform of 4 layers is left out: every"),
         ("--fp8-format hybrid", "--fp8-format hybrid is left out: the precision is bf16"),
@@ -244,7 +244,8 @@ def test_what_a_script_has_and_a_request_has_not_is_named(flags: str, told: str)
     [
         ("--seq-length 2048", "", "--seq-length is missing"),
         ("--num-layers 96", "--num-layers many", "--num-layers=many must be a whole number"),
-        ("--global-batch-size 1536", "--global-batch-size 1536 --num-experts 8", "--num-experts 8 has no part here"),
+        ("--fp16", "--num-experts 8 --expert-tensor-parallel-size 1", "--expert-tensor-parallel-size=1 is not supported here"),
+        ("--fp16", "--num-experts 8 --moe-layer-freq [0]*95+2", "--moe-layer-freq=[0]*95+2 is not supported here"),
         ("GPUS_PER_NODE=8", "GPUS_PER_NODE=7", "tp=8 × pp=16 does not divide the 112 ranks of torchrun"),
         ("--micro-batch-size 1", "--micro-batch-size 7", "--global-batch-size 1536 is not a multiple of 7 × dp=1"),
         ("--fp16", "--recompute-granularity selective --recompute-modules moe", "--recompute-modules ['moe'] has parts"),
@@ -252,7 +253,7 @@ def test_what_a_script_has_and_a_request_has_not_is_named(flags: str, told: str)
         ("--fp16", "--position-embedding-type yarn", "--position-embedding-type=yarn is not supported here; only "),
         ("--fp16", "--optimizer muon", "--optimizer=muon is not supported here; only adam, sgd and lion"),
         ("--fp16", "--quick-geglu", "--quick-geglu has no part here"),
-        ("--fp16", "--multi-latent-attention", "--multi-latent-attention has no part here"),
+        ("--fp16", "--moe-shared-expert-gate", "--moe-shared-expert-gate has no part here"),
         ("--fp16", "--mtp-num-layers 1", "--mtp-num-layers has no part here"),
         ("--fp16", "--attention-output-gate", "--attention-output-gate has no part here"),
         ('"$LOGS"', '"$LOGS', "train.sh is not a script: No closing quotation"),
@@ -277,9 +278,8 @@ TOML = settings(
 @pytest.mark.parametrize(
     ("old", "new", "told"),
     [
-        ('"llama3"', '"deepseek_v3"', "torchtitan's model deepseek_v3 is not known here"),
+        ('"llama3"', '"qwen3"', "torchtitan's model qwen3 is not known here"),
         ('"8B"', '"9B"', "the flavor 9B is in torchtitan's code; 8B, 70B, 405B are known"),
-        ("data_parallel_replicate_degree = 1", "data_parallel_replicate_degree = 2", "replicas of shards are not supported"),
         ("tensor_parallel_degree = 1", "tensor_parallel_degree = true", "tensor_parallel_degree=true must be a whole number"),
         ("[debug]", "[debug", "file.toml is not TOML"),
     ],
@@ -291,7 +291,9 @@ def test_a_job_file_that_is_not_understood_is_refused_in_one_sentence(old: str, 
 
 
 def test_what_a_job_file_leaves_to_the_machine_is_named() -> None:
-    changed = TOML.replace("shard_degree = 8", "shard_degree = -1").replace('mode = "none"', 'mode = "selective"')
+    changed = TOML.replace("shard_degree = 8", "shard_degree = -1").replace(
+        'mode = "none"', 'mode = "selective"\nselective_ac_option = "op"'
+    )
     changed = changed.replace("global_batch_size", "#")
     found = read(changed, "torchtitan")
     assert found.layout == LayoutSpec()
@@ -307,12 +309,11 @@ def test_what_a_job_file_lacks_has_torchtitans_usual_values() -> None:
     found = read('[model]\nname = "llama3"\nflavor = "8B"\n[parallelism]\npipeline_parallel_degree = 4\n', "torchtitan")
     assert found.model is not None
     assert found.model.seq == 2048
-    assert found.layout == LayoutSpec(pp=4, split=(8, 9, 8, 7)), "embedding and head count as a layer each"
+    assert found.layout == LayoutSpec(pp=4, split=(8, 9, 8, 7), recompute="full", recompute_every=2), (
+        "embedding and head count as a layer each"
+    )
     assert found.workload == WorkloadSpec(microbatch_size=1, microbatches=8, learning_rate=8e-4, precision="bf16")
-    assert [str(remark)[:40] for remark in found.remarks] == [
-        "data_parallel_shard_degree=-1 depends on",
-        "activation_checkpoint.mode=selective is ",
-    ]
+    assert [str(remark)[:40] for remark in found.remarks] == ["data_parallel_shard_degree=-1 depends on"]
 
 
 def test_a_split_that_torchtitan_has_not_is_refused() -> None:

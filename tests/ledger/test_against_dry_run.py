@@ -83,6 +83,14 @@ CASES = {
         "tp2.pp2", "1f1b", {}, {"family": "llama", "layers": 6, "window": 500, "global_every": 3, "rotary_local_base": 10_000},
         microbatch_size=2,
     ),
+    "llama, every other layer computed again": spec(
+        "dp2.pp2", "interleaved", {"chunks": 2, "zero": 3, "recompute": "full", "recompute_every": 2},
+        {"family": "llama", "layers": 11}, microbatches=4, precision="bf16",
+    ),
+    "encoder and decoder over a V, the first layers computed again": spec(
+        "dp2.pp2", "zb-v", {"zero": 2, "chunks": 2, "recompute": "full", "recompute_layers": 1},
+        {"family": "transformer", "layers": 12}, microbatches=4,
+    ),
     "encoder and decoder": spec(
         "dp2.tp2.pp2", "1f1b", {"zero": 2, "sequence_parallel": True}, {"family": "transformer", "layers": 6}, microbatch_size=2
     ),

@@ -105,11 +105,12 @@ def test_while_the_form_is_invalid_the_last_valid_choice_is_shown(parts: tuple[S
 
 
 def test_levers_are_restored_and_named(parts: tuple[Service, Queue]):
-    code = "llama-tiny~dp2.tp2.pp2~zb-v~m4~b2~n5~r0.003~e0~c2~z2~q~acore_attn~fbf16"
+    code = "llama-tiny~dp2.tp2.pp2~zb-v~m4~b2~n5~r0.003~e0~c2~z2~q~afull~R2~fbf16"
     app = page(parts[0], spec=code)
     assert not app.exception
     assert link(app, "spec") == code
-    assert any(e.label == "Memory optimizations: ZeRO 2, recompute attention, bf16, sequence parallel" for e in app.expander)
+    label = "Memory optimizations: ZeRO 2, recompute full, first 2 layers of a chunk, bf16, sequence parallel"
+    assert any(e.label == label for e in app.expander)
     assert "ZeRO 2 over 2 replicas" in text(app)
 
 

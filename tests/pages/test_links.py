@@ -26,7 +26,7 @@ def one_of(field: str) -> st.SearchStrategy[str]:
 NUMBERS = ("layers", "hidden", "heads", "vocab", "seq", "ffn", "kv_heads", "head_dim", "decoder_layers")
 NUMBERS += ("rotary_width", "rotary_base", "rotary_local_base", "spare_positions", "window", "vocab_multiple", "global_every")
 NUMBERS += ("experts", "experts_per_token", "expert_ffn", "shared_ffn", "dense_layers", "expert_every", "expert_groups")
-NUMBERS += ("chosen_groups",)
+NUMBERS += ("chosen_groups", "kv_lora_rank", "q_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
 FRACTIONS = ("router_scale", "balancing_rate", "capacity_factor")
 NAMES = [f"model.{name}" for name in MODEL_PARTS]
 SHAPES = st.fixed_dictionaries(
@@ -38,6 +38,7 @@ SHAPES = st.fixed_dictionaries(
 NAMED = st.sampled_from([{f"model.{k}": v for k, v in model} for model in catalog.MODELS.values()])
 OTHERS = st.fixed_dictionaries(
     {f"layout.{name}": whole(f"layout.{name}") for name in (*AXES, "chunks", "zero", "ep")}
+    | {f"layout.{name}": whole(f"layout.{name}") for name in ("recompute_layers", "recompute_every")}
     | {f"workload.{name}": whole(f"workload.{name}") for name in ("microbatches", "microbatch_size", "steps", "seed")}
     | {
         f: one_of(f)

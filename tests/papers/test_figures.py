@@ -59,10 +59,14 @@ def test_formulas_give_the_numbers_that_papers_print(found: list[Reference]) -> 
 
 def test_memory_that_gpus_allocated_is_predicted(found: list[Reference]) -> None:
     """Of Megatron-LM by the account of its own kernels, and nearly by this engine's tensors; what torchtitan reserves."""
-    by_megatron = errors(found, lambda r: r.source in (SIMUMAX, GOLDEN))
+    by_megatron = errors(found, lambda r: r.source in (SIMUMAX, GOLDEN) and "deepseek" not in r.model)
     assert len(by_megatron) == 10 + 3
     assert median(by_megatron) < 0.7
     assert max(by_megatron) < 1
+    with_experts = errors(found, lambda r: "deepseek" in r.model)
+    assert len(with_experts) == 4
+    assert median(with_experts) < 0.7
+    assert max(with_experts) < 2.5
     by_engine = errors(found, lambda r: r.source == SIMUMAX_ENGINE)
     assert len(by_engine) == 5
     assert median(by_engine) < 1

@@ -22,7 +22,7 @@ from engine.spec.numbers import evenly, in_runs
 from engine.topology import AXES
 
 A100 = DEVICES["a100-40gb"]
-_LEVERS = ["layout", "schedule", "microbatch_size", "zero", "sequence_parallel", "recompute"]
+_LEVERS = ["layout", "schedule", "microbatch_size", "zero", "zero_replicas", "sequence_parallel", "recompute"]
 
 
 @pytest.fixture(scope="module")

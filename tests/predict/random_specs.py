@@ -51,16 +51,21 @@ def _any(random: np.random.Generator, most: int) -> RunSpec:
     schedule = one_of(SCHEDULES)
     chunks = SCHEDULE_FACTS[schedule].chunks or int(random.integers(2, 4))
     dp, tp, pp = (int(random.integers(1, most + 1)) for _ in range(3))
+    zero = int(random.integers(4)) if dp > 1 else 0
+    replicas = one_of([count for count in range(1, dp) if dp % count == 0]) if zero else 1
     heads = tp * int(random.integers(1, 3))
     precision, family = one_of(get_args(Precision)), one_of(sorted({*FAMILIES} - {"t5"}))  # whose ledgers are not shipped
+    recompute = one_of(RECOMPUTES)
+    some = one_of(({}, {"recompute_layers": int(random.integers(1, 6))}, {"recompute_every": int(random.integers(2, 5))}))
     return RunSpec(
         model=ModelSpec(
             family=family, layers=int(random.integers(2, 25)), hidden=8 * heads, heads=heads, ffn=6 * heads,
             vocab=int(random.integers(257, 400)), seq=max(4, tp * int(random.integers(2, 9))),
         ),
         layout=LayoutSpec(
-            dp=dp, tp=tp, pp=pp, schedule=schedule, chunks=chunks, zero=int(random.integers(4)) if dp > 1 else 0,
-            sequence_parallel=bool(random.integers(2)) and tp > 1, recompute=one_of(RECOMPUTES),
+            dp=dp, tp=tp, pp=pp, schedule=schedule, chunks=chunks, zero=zero, zero_replicas=replicas,
+            sequence_parallel=bool(random.integers(2)) and tp > 1, recompute=recompute,
+            **(some if recompute == "full" else {}),
         ),
         workload=WorkloadSpec(
             microbatches=int(random.integers(1, 25)), microbatch_size=int(random.integers(1, 4)), precision=precision,

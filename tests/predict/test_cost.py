@@ -90,7 +90,10 @@ def test_recompute_costs_time_only_in_backward() -> None:
 def test_tp_divides_the_work_and_adds_collectives() -> None:
     one, four = (layer(run(tp=tp), IDEAL, WHOLE)[:, COMPUTE].sum() for tp in (1, 4))
     assert four == pytest.approx(one / 4)
-    whole, cut = (layer(run(GPT, {"microbatch_size": 64}, tp=4, sequence_parallel=cuts)) for cuts in (False, True))
+    waiting = QUICK.model_copy(update={"backward_overlap": False})
+    whole, cut = (
+        layer(run(GPT, {"microbatch_size": 64}, tp=4, sequence_parallel=cuts), assumed=waiting) for cuts in (False, True)
+    )
     assert layer(run())[:, TP].sum() == 0
     # As many bytes forward; one more all-gather for each block backward. And norms and residuals are divided as well.
     assert cut[FORWARD, TP] == pytest.approx(whole[FORWARD, TP])
@@ -103,7 +106,7 @@ def test_small_messages_use_a_ring_with_sequence_parallelism() -> None:
     reduce-scatter, which have none, take 3 + 3 steps of a quarter.
     """
     size, quarter = 256 * 512 * 2, 256 * 512 * 2 / 4
-    bare = Assumptions(intra_efficiency=1)
+    bare = Assumptions(intra_efficiency=1, backward_overlap=False)
     whole, cut = (
         layer(run(GPT, {"microbatch_size": 1}, tp=4, sequence_parallel=on), assumed=bare)[:, TP] for on in (False, True)
     )
@@ -226,6 +229,20 @@ def test_closed_forms_of_papers_equal_the_simulator() -> None:
             assert times.step[i] == pytest.approx(step, rel=error), (schedule, spec.layout.code)
 
 
+@pytest.mark.parametrize(("sequence_parallel", "hidden"), [(True, 4 / 10), (False, 2 / 4)])
+def test_a_whole_backward_hides_collectives_beside_its_products(sequence_parallel: bool, hidden: float) -> None:
+    """The gather of a column-parallel layer's input and the reduction of its gradient, as far as the products take that long."""
+
+    def waits(assumed: Assumptions, schedule: Any = "1f1b") -> float:
+        spec = run(GPT, tp=4, sequence_parallel=sequence_parallel, schedule=schedule)
+        return float(layer(spec, assumed=assumed)[:, TP].sum())
+
+    slow, fast = (Assumptions(launch_us=0, matmul_efficiency=efficiency) for efficiency in (1e-4, 1.0))
+    assert waits(slow) == pytest.approx((1 - hidden) * waits(slow, "zb-h1"))
+    assert waits(slow) < waits(fast) <= waits(fast, "zb-h1")
+    assert waits(slow.model_copy(update={"backward_overlap": False})) == waits(slow, "zb-h1")
+
+
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_rounds_that_are_not_simulated_take_as_long_as_the_last(schedule: Any) -> None:
     chunks = SCHEDULE_FACTS[schedule].chunks or 3
@@ -267,7 +284,7 @@ def test_levers_cost_time_as_the_lessons_say() -> None:
 
 def test_megatrons_throughput_is_predicted_with_one_setting() -> None:
     """The whole tables are in benchmarks/published.py. Narayanan et al. 2021, table 1: 18.4 and 145.6 billion parameters."""
-    assumed = Assumptions(split_messages=True)
+    assumed = Assumptions(split_messages=True, backward_overlap=False)
     for layers, hidden, heads, pp, dp, chunks, batch, size, measured in (
         (40, 6144, 48, 1, 32, 1, 1024, 8, 135), (80, 12288, 96, 8, 24, 2, 2304, 2, 148),
     ):  # fmt: skip

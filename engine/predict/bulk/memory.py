@@ -49,12 +49,13 @@ def fullest(
     tables, rows = sizes.tables(pieces_of(model, grid))
     microbatches = _enough(grid)
     early = grid.zero >= 2
-    first, which = distinct(grid.schedule, grid.pp, grid.chunks)
+    first, which = distinct(grid.schedule, grid.pp, grid.chunks, grid.recomputed)
     for one, of_shape in zip(first.tolist(), _groups(which), strict=True):
         name, pp, chunks = SCHEDULES[grid.schedule[one]], int(grid.pp[one]), int(grid.chunks[one])
-        found, _ = pieces(stack, pp * chunks, SCHEDULE_FACTS[name].v_shaped)
+        recomputed, bends = int(grid.recomputed[one]), SCHEDULE_FACTS[name].v_shaped
+        found, _ = pieces(stack, pp, chunks, bends, recomputed)
         numbers = np.unique(microbatches[of_shape])
-        candidates = peak_candidates(name, pp, chunks, tuple(numbers.tolist()), stack, all_stages)
+        candidates = peak_candidates(name, pp, chunks, tuple(numbers.tolist()), stack, all_stages, recomputed)
         each, kind = distinct(microbatches[of_shape], early[of_shape])
         here = of_shape[np.argsort(kind, kind="stable")]
         have = _had(tables, rows, found, candidates.columns, sizes.which[here])
@@ -93,7 +94,7 @@ class _SizesOf:
         self.model, self.workload, self.ledgers = model, workload, ledgers
         sequence = grid.sequence_parallel & (grid.tp > 1)
         chunked = chunked_loss(model, workload, grid)
-        shared = grid.replicas // grid.ep
+        shared = grid.shards // grid.ep
         alone = (grid.zero > 0) & (grid.ep > 1) & (shared == 1)
         kinds = (sequence, grid.recompute, chunked, grid.context, alone, *_ones(model, grid))
         known = {
@@ -103,7 +104,7 @@ class _SizesOf:
             "B": grid.microbatch_size,
             "cp": grid.cp,
             "ep": grid.ep,
-            "dp": np.where(grid.zero > 0, grid.replicas, 1),
+            "dp": np.where(grid.zero > 0, grid.shards, 1),
             "dp of experts": np.where(grid.zero > 0, shared, 1),
         }
         first, self.which = distinct(*kinds, *known.values())

@@ -50,10 +50,20 @@ class CandidatesOfSchedule(NamedTuple):
 
 @lru_cache(maxsize=_KEPT)
 def peak_candidates(
-    name: ScheduleName, pp: int, chunks: int, microbatches: tuple[int, ...], stack: Stack, all_stages: bool = False
+    name: ScheduleName,
+    pp: int,
+    chunks: int,
+    microbatches: tuple[int, ...],
+    stack: Stack,
+    all_stages: bool = False,
+    recomputed: int = 0,
 ) -> CandidatesOfSchedule:
-    """For some numbers of microbatches, of all stages that can be the fullest. `all_stages`: of the others too."""
-    _, which = pieces(stack, pp * chunks, SCHEDULE_FACTS[name].v_shaped)
+    """For some numbers of microbatches, of all stages that can be the fullest. `all_stages`: of the others too.
+
+    `recomputed`: as of a grid. Of chunks that recompute every n-th layer, one with fewer layers may keep as many.
+    """
+    _, which = pieces(stack, pp, chunks, SCHEDULE_FACTS[name].v_shaped, recomputed)
+    all_stages = all_stages or bool(recomputed % 2)
     stages = {m: list(range(pp)) if all_stages else _stages(name, pp, which, stack.alike, m) for m in microbatches}
     return _Stages(name, pp, np.array(which), stages, bool(stack.encoders)).highest()
 

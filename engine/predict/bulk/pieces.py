@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -9,8 +10,9 @@ import numpy as np
 
 from engine.ledger.split import Stack
 from engine.predict.bulk.traces import ChunkForm
-from engine.predict.grid import Grid
-from engine.spec import ModelSpec
+from engine.predict.grid import Grid, chosen_layers, distinct
+from engine.spec import LayoutSpec, ModelSpec, ScheduleName
+from engine.spec.numbers import evenly
 
 _KEPT = 512  # numbers of chunks, the latest
 
@@ -23,34 +25,45 @@ class Piece(NamedTuple):
 
 
 @lru_cache(maxsize=_KEPT)
-def pieces(stack: Stack, chunks: int, bends: bool = False) -> tuple[tuple[Piece, ...], tuple[int, ...]]:
-    """Of layers split as evenly as can be into `chunks` chunks: the pieces that there are, and which of them each chunk is.
+def pieces(
+    stack: Stack, pp: int, chunks: int, bends: bool = False, recomputed: int = 0
+) -> tuple[tuple[Piece, ...], tuple[int, ...]]:
+    """Of layers split as evenly as can be into `chunks` chunks of each of `pp` stages: the pieces that there are, and which of
+    them each chunk is.
 
     `bends`: whether chunks stand in the shape of a V, so that the one at its turn is followed by another on the same stage.
+    `recomputed`: as of a grid.
     """
-    each, rest = divmod(stack.layers, chunks)
-    forms: list[Piece] = []
-    start = 0
-    for c in range(chunks):
-        stop = start + each + (c < rest)
-        part, (before, behind) = stack.part(range(start, stop), c == 0, c == chunks - 1)
+    count, forms, start = pp * chunks, list[Piece](), 0
+    chosen = _recomputed(stack, pp, chunks, bends, recomputed) if recomputed else [()] * count
+    for c, (again, number) in enumerate(zip(chosen, evenly(stack.layers, count), strict=True)):
+        part, (before, behind) = stack.part(range(start, start + number), c == 0, c == count - 1, again)
+        start += number
         between = (0, 0) if part.kinds else (max(0, before - 2), max(0, behind - 2))
         forms.append(Piece(ChunkForm(part), between))
-        start = stop
     if bends and stack.encoders:
-        turn, following = forms[chunks // 2 - 1], forms[chunks // 2]
-        forms[chunks // 2 - 1] = turn._replace(form=turn.form._replace(behind=following.form))
+        last = len(forms) // 2
+        forms[last - 1] = forms[last - 1]._replace(form=forms[last - 1].form._replace(behind=forms[last].form))
     found: dict[Piece, int] = {}
     which = tuple(found.setdefault(piece, len(found)) for piece in forms)
     return tuple(found), which
 
 
+def _recomputed(stack: Stack, pp: int, chunks: int, bends: bool, recomputed: int) -> Sequence[tuple[bool, ...]]:
+    schedule: ScheduleName = "zb-v" if bends else "1f1b"  # of which only the shape counts
+    layout = LayoutSpec(pp=pp, chunks=chunks, schedule=schedule, recompute="full", **chosen_layers(recomputed))
+    return layout.recomputed_whole(stack.layers, stack.encoders)
+
+
 def pieces_of(model: ModelSpec, grid: Grid) -> dict[Piece, Any]:
     """Of each piece of a model that some layout has, which layouts: (n,) masks."""
     masks, stack = dict[Piece, Any](), Stack.of(model)
-    total = grid.pp * grid.chunks * 2 + grid.v_shaped
-    for count in np.unique(total).tolist():
-        mask = total == count
-        for piece in pieces(stack, count // 2, bool(count % 2))[0]:
+    # Where all layers are recomputed, or none, only the number of chunks counts.
+    some = grid.recomputed > 0
+    columns = np.where(some, grid.pp, grid.pp * grid.chunks), np.where(some, grid.chunks, 1), grid.v_shaped, grid.recomputed
+    first, which = distinct(*columns)
+    for number, (pp, chunks, bends, recomputed) in enumerate(zip(*(column[first].tolist() for column in columns), strict=True)):
+        mask = which == number
+        for piece in pieces(stack, pp, chunks, bool(bends), recomputed)[0]:
             masks[piece] = masks[piece] | mask if piece in masks else mask
     return masks

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from engine.ledger.dimensions import dimensions, structure, value
 from engine.ledger.form import Part, Product, Slicing
 from engine.ledger.keep import Key, Ledgers
+from engine.ledger.mixed import ledger_of, recorded_keys
 from engine.ledger.store import LedgerStore
 from engine.ledger.symbolic import Size, as_size, letter, sized
 from engine.ledger.symbolic import value as value_of
@@ -145,7 +146,7 @@ class FormTraces:
 
     def _trace(self, form: ChunkForm, hooked: bool, cut: bool, behind: ChunkTrace | None) -> FormTrace:
         """`behind`: the chunk behind, where it is on the same stage."""
-        ledger, known = self._ledgers(self.structures[cut].of(form.part), form.part), self.dimensions[cut]
+        ledger, known = ledger_of(self._ledgers, self.structures[cut], form.part), self.dimensions[cut]
         numbers = [self._number(block.bytes, cut) for block in ledger.blocks]
         reading = LedgerReading(ledger, form.part, form.times, known, numbers)
         does, buckets = reading.trace(hooked), reading.buckets(letter("dp"), self._parts_of_experts)
@@ -222,7 +223,8 @@ class FormTraces:
         if not isinstance(self._ledgers, LedgerStore):
             return set()
         read = {(form, cut) for form, _, cut in self._found}
-        keys = {(self.structures[cut].of(form.part), form.part) for form in forms for cut in cuts if (form, cut) not in read}
+        new = ((form, cut) for form in forms for cut in cuts if (form, cut) not in read)
+        keys = {key for form, cut in new for key in recorded_keys(self.structures[cut], form.part)}
         return {key for key in keys if key not in self._ledgers}
 
     def span(self, codes: list[int]) -> list[tuple[int, Any]]:

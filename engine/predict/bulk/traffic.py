@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from engine.ledger.dimensions import dimensions, structure
 from engine.ledger.form import LOSS_CHUNK, Part, Slicing, Structure
 from engine.ledger.keep import Ledgers
+from engine.ledger.mixed import ledger_of, recorded_keys
 from engine.ledger.split import Stack
 from engine.ledger.store import LedgerStore, ledger_store
 from engine.ledger.symbolic import letter
@@ -95,14 +96,15 @@ def bulk_traffic(
     deferred = grid.by_schedule(lambda facts: facts.splits) & (grid.zero >= 2)  # then reductions depend on the schedule
     first, cost = distinct(
         grid.dp, grid.cp, grid.context, grid.tp, grid.pp, grid.ep, grid.microbatch_size, grid.microbatches, grid.zero,
-        grid.sequence_parallel, _repeats(grid), deferred,
+        grid.sequence_parallel, _repeats(grid), deferred, grid.zero_replicas,
     )  # fmt: skip
-    groups = grid.pp, grid.chunks, grid.v_shaped, np.where(deferred, 1 + grid.schedule, 0)
+    groups = grid.pp, grid.chunks, grid.v_shaped, np.where(deferred, 1 + grid.schedule, 0), grid.recomputed
     some, which = distinct(*groups, cost)  # one of the layouts whose stages have equal traffic
     starts, _ = distinct(*(group[some] for group in groups))
     bounds = [*starts.tolist(), len(some)]
     shapes = [
-        _Shape.of(model, int(grid.pp[some[i]]), int(grid.chunks[some[i]]), bool(grid.v_shaped[some[i]])) for i in bounds[:-1]
+        _Shape.of(model, *(int(group[i]) for group in (grid.pp, grid.chunks, grid.v_shaped, grid.recomputed)))
+        for i in some[bounds[:-1]]
     ]
     held = list(dict.fromkeys(one for shape in shapes for one in shape.held))
     costs = _Costs(model, workload, grid.take(first), deferred[first], held, classes, 1 + calls, ledgers)
@@ -152,11 +154,11 @@ class _Shape(NamedTuple):
 
     @classmethod
     @lru_cache(maxsize=_KEPT)
-    def of(cls, model: ModelSpec, pp: int, chunks: int, v_shaped: bool) -> _Shape:
+    def of(cls, model: ModelSpec, pp: int, chunks: int, v_shaped: int, recomputed: int) -> _Shape:
         index = np.arange(pp * chunks)
         run, place = index // pp, index % pp
-        stage = np.where(v_shaped & (run % 2 == 1), pp - 1 - place, place)
-        found, which = pieces(Stack.of(model), pp * chunks)
+        stage = np.where((v_shaped > 0) & (run % 2 == 1), pp - 1 - place, place)
+        found, which = pieces(Stack.of(model), pp, chunks, bool(v_shaped and recomputed), recomputed)
         held: dict[StageItem, int] = {}
         entries: list[tuple[int, int, float]] = []  # chunk, item, count
         cuts: list[tuple[int, int]] = []  # stage, item
@@ -224,7 +226,10 @@ class _Costs:
         self._check(slicing, repeats, chunked)
         for rules, columns in (
             (self._of_layers, (slicing, repeats, chunked, grid.context, shared)),
-            (self._of_data_parallelism, (slicing, chunked, grid.context, grid.zero, deferred, shared, alone)),
+            (
+                self._of_data_parallelism,
+                (slicing, chunked, grid.context, grid.zero, deferred, shared, alone, grid.zero_replicas > 1),
+            ),
         ):
             first, which = distinct(*columns)
             for kind, one in enumerate(first.tolist()):
@@ -238,7 +243,7 @@ class _Costs:
         if isinstance(self._ledgers, LedgerStore):
             first, _ = distinct(slicing, repeats, chunked, self.grid.context, self.grid.ep > 1)
             kinds = [self._structure(self._case(i, slicing, repeats, chunked)) for i in first.tolist()]
-            self._ledgers.check({(made.of(part), part) for made in kinds for part in self._parts})
+            self._ledgers.check({key for made in kinds for part in self._parts for key in recorded_keys(made, part)})
 
     def _case(self, row: int, slicing: Whole, repeats: Whole, chunked: Any) -> _Case:
         context, shared = CONTEXTS[self.grid.context[row]], bool(self.grid.ep[row] > 1)
@@ -258,13 +263,16 @@ class _Costs:
         sizes = dimensions(self.model, slicing, some.tp, some.microbatch_size, None, loss_chunk, some.cp, case.context, ep)
         copies = np.maximum(1, some.tp // self.model.key_heads)
         e, g = Factor("e", BYTES_OF[workload.precision]), Factor("g", BYTES_OF[workload.gradient_precision])
-        cut = slicing == "sequence"
-        return Setting(sizes, some.tp, some.replicas, some.microbatches, zero, cut, e, g, copies, ep, alone)
+        hybrid = bool((some.zero_replicas > 1).any())
+        return Setting(
+            sizes, some.tp, some.replicas, some.microbatches, zero, slicing == "sequence", e, g, copies, ep, alone,
+            replicas=some.zero_replicas if hybrid else 1, hybrid=hybrid,
+        )  # fmt: skip
 
     def _of_layers(self, made: Structure, setting: Setting) -> Iterator[tuple[StageItem, PredictedCall]]:
         """Calls over tp and cp, and messages over pp."""
         for part in self._parts:
-            traffic = _summed(trained(self._ledgers(made.of(part), part)), part)
+            traffic = _summed(trained(ledger_of(self._ledgers, made, part)), part)
             for call in tensor_parallel(traffic, setting):
                 yield _item_of(part, call.layer), call
             for call in messages(traffic, setting, (0, 1), receives=True):
@@ -273,7 +281,7 @@ class _Costs:
     def _of_data_parallelism(self, made: Structure, setting: Setting) -> Iterator[tuple[StageItem, PredictedCall]]:
         """Calls over dp, and those at the end of a step."""
         for part in self._parts:
-            traffic = trained(self._ledgers(made.of(part), part))
+            traffic = trained(ledger_of(self._ledgers, made, part))
             for item, use, count in _alike(traffic, part):
                 for call in data_parallel(replace(traffic, buckets=(use,)), part, setting):
                     yield item, call.often(Factor("n", count))

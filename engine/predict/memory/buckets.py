@@ -13,15 +13,24 @@ from engine.terms import Factor
 
 
 class BucketSizes:
-    """Numbers of a bucket on a rank: Ψ, and Ψ/dp where ZeRO shards it; sizes may have letters in them.
+    """Numbers of a bucket on a rank: Ψ, and Ψ/dp or Ψ/z where ZeRO shards it; sizes may have letters in them.
 
     `counted`: in the norm of the gradients. The first chunk counts the token table, and not the last one's copy of it.
     """
 
-    def __init__(self, bucket: RecordedBucket, part: Part, sizes: Mapping[str, Any], parts: Any, of_experts: Any = None) -> None:
-        """`sizes`: of the dimensions. `parts`: in how many ZeRO cuts it, 1 or dp. `of_experts`: the same of experts that ranks
-        share, of which there are dp ÷ ep replicas; None: no ranks share them.
+    def __init__(
+        self,
+        bucket: RecordedBucket,
+        part: Part,
+        sizes: Mapping[str, Any],
+        parts: Any,
+        of_experts: Any = None,
+        hybrid: bool = False,
+    ) -> None:
+        """`sizes`: of the dimensions. `parts`: in how many ZeRO cuts it, 1 or dp, or with `hybrid` sharding z. `of_experts`: the
+        same of experts that ranks share, of which there are dp ÷ ep replicas; None: no ranks share them.
         """
+        self._share = "Ψ/z" if hybrid else "Ψ/dp"
         shared = bucket.experts and of_experts is not None
         parts = of_experts if shared else parts
         self.alone = shared and isinstance(parts, int) and parts == 1  # ZeRO does not cut it
@@ -48,7 +57,7 @@ class BucketSizes:
         """Of one replica."""
         size = self.size
         cut = not isinstance(self._parts, int) or self._parts > 1
-        return Factor("Ψ/dp", size.value // self._parts) if cut else size
+        return Factor(self._share, size.value // self._parts) if cut else size
 
 
 def _numbers(shape: Sequence[Any], sizes: Mapping[str, Any]) -> Any:

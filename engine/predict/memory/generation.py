@@ -14,7 +14,7 @@ from engine.ledger.keep import Ledgers
 from engine.ledger.layout import LayoutLedgers
 from engine.predict.memory.blocks import BlockKind, Counts, total_of
 from engine.predict.memory.passes import ActionTrace, layout_reading
-from engine.spec import RunSpec, sentence
+from engine.spec import RunSpec, Sentence, sentence
 from engine.tables import KV_CACHE
 from engine.terms import Factor
 
@@ -37,10 +37,21 @@ class Generation:
             for bucket, times in self.readings[chunk].buckets(1):
                 name = sentence("weights of {bucket}", bucket=bucket.name)
                 counts[BlockKind("parameters", name, (bucket.size, self.e), bucket.layered)] += times
+            tokens = Factor("N", self.prompt + self.new)
             heads = Factor("G" if layout.tp == 1 else "G/tp", model.keys_on_rank(layout.tp))
-            cached = (Factor("2", 2), heads, Factor("N", self.prompt + self.new), Factor("D", model.head_width), self.e)
+            width = Factor("D", model.head_width)
+            cached: dict[Sentence, tuple[Factor, ...]] = {
+                sentence("keys and values"): (Factor("2", 2), heads, tokens, width, self.e)
+            }
+            if model.latent:
+                latent, turned = Factor("Lkv", model.kv_lora_rank), Factor("D′", model.rotated)
+                cached = {
+                    sentence("latents"): (tokens, latent, self.e),
+                    sentence("turned part of the keys"): (tokens, turned, self.e),
+                }
             if layers := sum(self.split.chunks[chunk][1]):
-                counts[BlockKind(KV_CACHE, sentence("keys and values"), cached, True)] += layers
+                for what, factors in cached.items():
+                    counts[BlockKind(KV_CACHE, what, factors, True)] += layers
         counts[BlockKind("temporary", sentence("the prompt"), (Factor("P", self.prompt), Factor("8", 8)), False)] += 1
         return counts
 

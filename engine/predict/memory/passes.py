@@ -14,6 +14,7 @@ from engine.ledger.words import in_words
 from engine.predict.memory.blocks import BlockKind, Change, Counts, Factors, size_of
 from engine.predict.memory.reading import ChunkTrace, LedgerReading, LentBlock
 from engine.predict.memory.reducing import Buckets, Events, Pending, Reductions, Segments, reduction_blocks
+from engine.spec import LayoutSpec
 from engine.terms import Factor
 
 
@@ -120,13 +121,11 @@ def layout_reading(chunk: Chunk, sizes: Mapping[str, Any]) -> LedgerReading:
     return LedgerReading(chunk.ledger, chunk.part, chunk.repeats, sizes, blocks, named=True)
 
 
-def layout_passes(
-    reading: LedgerReading, zero: int, dp: int, kinds: frozenset[str], e: Factor, g: Factor, ep: int = 1
-) -> ChunkPasses:
-    """`kinds`: which of B, I and W the schedule has. `e`, `g`: bytes of a parameter and of what gradients are added up in. `ep`:
-    ranks that share experts.
-    """
-    of_experts = (dp // ep if zero else 1) if ep > 1 else None
-    does, buckets = reading.trace(zero >= 2, kinds), reading.buckets(dp if zero else 1, of_experts)
+def layout_passes(reading: LedgerReading, layout: LayoutSpec, kinds: frozenset[str], e: Factor, g: Factor) -> ChunkPasses:
+    """`kinds`: which of B, I and W the schedule has. `e`, `g`: bytes of a parameter and of what gradients are added up in."""
+    zero, hybrid = layout.zero, layout.zero_replicas > 1
+    parts = layout.shards if zero else 1
+    of_experts = max(1, parts // layout.ep) if layout.ep > 1 else None
+    does, buckets = reading.trace(zero >= 2, kinds), reading.buckets(parts, of_experts, hybrid)
     blocks = reduction_blocks([bucket for bucket, _ in buckets], e, g if zero == 1 else e)
     return ChunkPasses(does, buckets, Reductions(zero, buckets, blocks, does.segments.get("W", [])))

@@ -38,9 +38,8 @@ class Stages:
         """What a chunk does."""
         part, layers = self.ledgers.split.chunks[chunk]
         if (part, layers) not in self._passes:
-            reading, layout = layout_reading(self.ledgers.chunk(chunk), self.ledgers.sizes), self.spec.layout
-            replicas = layout.mesh.replicas
-            self._passes[part, layers] = layout_passes(reading, layout.zero, replicas, self.kinds, self.e, self.g, layout.ep)
+            reading = layout_reading(self.ledgers.chunk(chunk), self.ledgers.sizes)
+            self._passes[part, layers] = layout_passes(reading, self.spec.layout, self.kinds, self.e, self.g)
         return self._passes[part, layers]
 
     def buckets(self, stage: int) -> list[tuple[BucketSizes, Any]]:

@@ -21,6 +21,7 @@ SYMBOLS: dict[str, str] = {
     "P": sentence("tokens of the prompt"),
     "N": sentence("tokens of the prompt and new ones"),
     "Ψ": sentence("parameters of a bucket on a rank, rounded up to a multiple of dp where ZeRO shards them"),
+    "z": sentence("ranks over which hybrid sharding shards: dp × cp ÷ zero_replicas"),
     "tp": sentence("tensor-parallel ranks"),
     "dp": sentence("data-parallel replicas"),
     "e": sentence("bytes per parameter or activation"),

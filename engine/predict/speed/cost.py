@@ -6,7 +6,7 @@ Seconds of a pass are arrays (3, 5, n): see `engine.predict.speed.passes`, which
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -14,9 +14,9 @@ import numpy as np
 
 from engine.devices import DeviceSpec
 from engine.optimizer import optimizer_of
-from engine.predict.grid import Grid
-from engine.predict.speed.passes import COMPUTE, DP, FORWARD, INPUTS, WEIGHTS, ModelPasses, model_passes
-from engine.predict.speed.rates import Assumptions, Link, Real, link, rates
+from engine.predict.grid import RECOMPUTES, Grid
+from engine.predict.speed.passes import COMPUTE, DP, FORWARD, INPUTS, WEIGHTS, ModelPasses, PartName, model_passes
+from engine.predict.speed.rates import Assumptions, Link, Real, link, rates, shard_links
 from engine.spec import ModelSpec, WorkloadSpec
 
 
@@ -63,8 +63,13 @@ class Cost:
 
     @cached_property
     def edp(self) -> Link:
-        """Of the ranks that hold the same experts."""
+        """Of the ranks that hold the same experts and shard them."""
         return link(self.grid, "edp", self.device, self.assumed)
+
+    @cached_property
+    def _shards(self) -> tuple[Link, Link]:
+        """Of the ranks over which ZeRO shards, and of those that hold the same shard."""
+        return shard_links(self.grid, self.device, self.assumed)
 
     @cached_property
     def pp(self) -> Link:
@@ -72,12 +77,34 @@ class Cost:
 
     def take(self, which: Any) -> Cost:
         """The cost of the layouts that an index, a slice or a mask selects."""
-        return Cost(self.model, self.workload, self.grid.take(which), self.device, self.assumed, self.passes.take(which))
+        return self.like(which, self.grid.take(which))
+
+    def like(self, which: Any, grid: Grid) -> Cost:
+        """The cost of layouts that differ from the selected ones of this grid only in what dp does."""
+        taken = Cost(self.model, self.workload, grid, self.device, self.assumed, self.passes.take(which))
+        if self.grid.recomputed.any():
+            taken.kept_passes = self.kept_passes.take(which)
+        return taken
 
     @cached_property
     def passes(self) -> ModelPasses:
         """Raises `NotRecordedError`."""
         return model_passes(self.model, self.workload, self.grid, self.device, self.assumed)
+
+    @cached_property
+    def kept_passes(self) -> ModelPasses:
+        """Those of layers that are not recomputed whole, where full recompute leaves some out. Raises `NotRecordedError`."""
+        if not self.grid.recomputed.any():
+            return self.passes
+        kept = np.where(self.grid.recomputed > 0, RECOMPUTES.index("none"), self.grid.recompute)
+        return model_passes(self.model, self.workload, replace(self.grid, recompute=kept), self.device, self.assumed)
+
+    def layers(self, part: PartName, count: Any, again: Any) -> Real:
+        """Seconds of `count` layers, of which `again` are recomputed whole, where only some are. (3, 5, n)"""
+        if not self.grid.recomputed.any():
+            return count * self.passes.of(part)
+        again = np.where(self.grid.recomputed > 0, again, count)
+        return again * self.passes.of(part) + (count - again) * self.kept_passes.of(part)
 
     # ---------------------------------------------------------------------------------------- parameters and what dp adds
 
@@ -87,11 +114,8 @@ class Cost:
         `first`, `last`: whether it has the embedding, the head. Arguments are numbers or (n,).
         """
         model, family = self.model, self.model.parts
-        queries, keys = model.heads * model.head_width, model.key_heads * model.head_width
-        plain, crossing = (
-            family.layer_parameters(model.hidden, model.ffn_width, queries, keys, model.head_width, kind)
-            for kind in (False, True)
-        )
+        keys = model.key_heads * model.head_width
+        plain, crossing = model.layer_parameters(False), model.layer_parameters(True)
         whole, table = model.vocab * model.hidden, model.padded_vocab(self.t) * model.hidden
         outer = family.outer_parameters(model.hidden, model.vocab, model.places, model.heads) - whole * (1 if family.tied else 2)
         tables = np.where(first & last & family.tied, 1, first * 1 + last * 1) * table
@@ -107,9 +131,9 @@ class Cost:
         parameters = parameters + having * ((routed / self.grid.ep + other - router) / self.t + router)
         return HeldParameters(parameters, buckets + having, having * routed / self.grid.ep / self.t, having)
 
-    def _over_dp(self, how: Callable[[Link, Any, Any], Real], held: HeldParameters, width: int) -> Real:
-        """Seconds of collectives of all parameters over their replicas, `width` bytes each. (n,)"""
-        whole = how(self.dp, (held.parameters - held.experts) * width, held.buckets - held.expert_buckets)
+    def _over(self, dp: Link, how: Callable[[Link, Any, Any], Real], held: HeldParameters, width: int) -> Real:
+        """Seconds of collectives of all parameters, `width` bytes each: of experts over their replicas, else over `dp`. (n,)"""
+        whole = how(dp, (held.parameters - held.experts) * width, held.buckets - held.expert_buckets)
         return whole + how(self.edp, held.experts * width, held.expert_buckets) if self.model.experts else whole
 
     def with_accumulation(self, passes: Real, held: HeldParameters) -> Real:
@@ -117,8 +141,9 @@ class Cost:
 
         ZeRO 3 gathers the values for each pass. ZeRO 2 and 3 reduce-scatter the gradients of each microbatch.
         """
-        values = self._over_dp(Link.all_gather, held, self.bytes)
-        gradients = self._over_dp(Link.all_gather, held, self.gradient_bytes)
+        shards, _ = self._shards
+        values = self._over(shards, Link.all_gather, held, self.bytes)
+        gradients = self._over(shards, Link.all_gather, held, self.gradient_bytes)
         out, overlap = passes.copy(), self.assumed.dp_overlap
         out[WEIGHTS, COMPUTE] = self.weights_with_accumulation(out[WEIGHTS, COMPUTE], held)
         three, two = self.grid.zero == 3, self.grid.zero >= 2
@@ -138,20 +163,27 @@ class Cost:
         return weights + 2 * held.parameters * (self.bytes + self.gradient_bytes) / self.rates.memory
 
     def reduction(self, passes: Real, held: HeldParameters) -> Real:
-        """Exposed seconds of the gradient reduction over dp, once a step, under ZeRO 0 and 1. (n,)
+        """Exposed seconds of the gradient reduction over dp, once a step, under ZeRO 0 and 1, and of hybrid sharding's sum. (n,)
 
-        The last microbatch's backward overlaps with a part of it.
+        The last microbatch's backward overlaps with a part of it. With ZeRO 2 and 3 that microbatch's own calls are hidden first.
         """
-        whole, share = (self._over_dp(how, held, self.gradient_bytes) for how in (Link.all_reduce, Link.all_gather))
+        size, (shards, replicas) = held.parameters * self.gradient_bytes, self._shards
+        whole = self._over(self.dp, Link.all_reduce, held, self.gradient_bytes)
+        share = self._over(shards, Link.all_gather, held, self.gradient_bytes)
         takes = np.select([self.grid.zero == 0, self.grid.zero == 1], [whole, share], 0.0)
-        return np.maximum(0.0, takes - self.assumed.dp_overlap * passes[INPUTS:, COMPUTE].sum(0))
+        hidden = self.assumed.dp_overlap * passes[INPUTS:, COMPUTE].sum(0)
+        if (self.grid.zero_replicas > 1).any():
+            takes = takes + replicas.all_reduce(size / self.grid.shards, held.buckets)  # 0 where there is one replica
+            values = np.where(self.grid.zero == 3, self._over(shards, Link.all_gather, held, self.bytes), 0.0)
+            hidden = np.maximum(0.0, hidden - np.where(self.grid.zero >= 2, values + share, 0.0))
+        return np.maximum(0.0, takes - hidden)
 
     def tie(self) -> Real:
         """Seconds of the all-reduce of the tied embedding's gradient between the first and the last stage. (n,)"""
         grid, model = self.grid, self.model
         apart = (grid.pp > 1) & (self._last_stage() != 0) & model.parts.tied
         pair = Link(self.pp.latency, self.pp.bandwidth, np.full(len(grid), 2.0))
-        share = np.where(grid.zero >= 2, grid.replicas, 1)
+        share = np.where(grid.zero >= 2, grid.shards, 1)
         return np.where(apart, pair.all_reduce(model.vocab * model.hidden / self.t * self.gradient_bytes / share), 0.0)
 
     def _last_stage(self) -> Any:
@@ -170,13 +202,13 @@ class Cost:
         workload = self.workload
         states, copy = optimizer_of(workload).bytes_of_a_parameter(workload), workload.master_bytes
         moved = self.gradient_bytes + 2 * ((copy or self.bytes) + states) + (self.bytes if copy else 0)
-        share = np.where(self.grid.zero >= 1, self.grid.replicas, 1)
-        of_experts = np.where(self.grid.zero >= 1, self.grid.replicas // self.grid.ep, 1)
+        share = np.where(self.grid.zero >= 1, self.grid.shards, 1)
+        of_experts = np.where(self.grid.zero >= 1, self.grid.shards // self.grid.ep, 1)
         return ((held.parameters - held.experts) / share + held.experts / of_experts) * moved / self.rates.memory
 
     def value_gather(self, held: HeldParameters) -> Real:
         """Seconds of the all-gather of updated values over dp, under ZeRO 1 and 2. (n,)"""
-        gathered = self._over_dp(Link.all_gather, held, self.bytes)
+        gathered = self._over(self._shards[0], Link.all_gather, held, self.bytes)
         return np.where(np.isin(self.grid.zero, (1, 2)), gathered, 0.0)
 
     def message(self) -> Real:

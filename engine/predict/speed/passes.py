@@ -25,8 +25,8 @@ import numpy as np
 
 from engine.devices import DeviceSpec
 from engine.ledger.dimensions import dimensions, loss_chunks, middle_steps, slicing, structure
-from engine.ledger.form import LOSS_CHUNK, Call, Part, Product, Segment, Structure
-from engine.ledger.kernels import Kernel, kernels
+from engine.ledger.form import LOSS_CHUNK, Call, Ledger, Part, Product, Segment, Structure
+from engine.ledger.kernels import Kernel, beside, kernels
 from engine.ledger.split import part_of
 from engine.ledger.store import NotRecordedError, ledger_store
 from engine.predict.grid import RECOMPUTES, Grid, Whole, chunked_loss, distinct
@@ -49,6 +49,7 @@ class Pass(NamedTuple):
 
     kernels: Counter[Kernel]
     calls: Counter[Call]
+    beside: Counter[tuple[Call, Kernel]]  # of the calls, those that a whole backward runs beside a product, with that
 
 
 class ModelPasses:
@@ -69,8 +70,11 @@ class ModelPasses:
 
 def model_passes(model: ModelSpec, workload: WorkloadSpec, grid: Grid, device: DeviceSpec, assumed: Assumptions) -> ModelPasses:
     """Raises `NotRecordedError` for all ledgers that are missing."""
-    first, which = distinct(grid.tp, grid.cp, grid.ep, grid.context, grid.microbatch_size, grid.sequence_parallel, grid.recompute)
-    few = grid.take(first)
+    whole_backward = ~grid.by_schedule(lambda facts: facts.splits)
+    first, which = distinct(
+        grid.tp, grid.cp, grid.ep, grid.context, grid.microbatch_size, grid.sequence_parallel, grid.recompute, whole_backward
+    )
+    few, whole_backward = grid.take(first), whole_backward[first] & assumed.backward_overlap
     part = _whole(model)
     groups, store = _by_structure(model, workload, few), ledger_store()
     if missing := [(one, part) for one in groups if (one, part) not in store]:
@@ -84,7 +88,7 @@ def model_passes(model: ModelSpec, workload: WorkloadSpec, grid: Grid, device: D
         for (name, kind), read in _passes(one, part).items():
             if name != "loss chunk":
                 hidden = 0.0 if name in ("embedding", "head") else assumed.tp_overlap
-                seconds[name][kind][:DP, here] += on_device.of(read, sizes, links, hidden)
+                seconds[name][kind][:DP, here] += on_device.of(read, sizes, links, hidden, whole_backward[here])
                 continue
             whole, left = loss_chunks(sizes)
             seconds["head"][kind][:DP, here] += whole * on_device.of(read, sizes, links)
@@ -131,11 +135,14 @@ class _Seconds:
         # The share of the scores that fused attention computes.
         self._computed = _computed(model)
 
-    def of(self, one: Pass, sizes: Mapping[str, Real], links: Mapping[CallAxis, Link], hidden: float = 0.0) -> Real:
+    def of(
+        self, one: Pass, sizes: Mapping[str, Real], links: Mapping[CallAxis, Link], hidden: float = 0.0, whole: Any = False
+    ) -> Real:
         """Seconds of kernels, of calls over tp that are not hidden, and of those over cp and ep. (4, k)
 
-        `sizes`: the values of the dimensions. `hidden`: the share of the calls over tp that overlaps with kernels. What is passed
-        round a ring overlaps with the products of attention, and what takes longer than these is not hidden.
+        `sizes`: the values of the dimensions. `hidden`: the share of the calls over tp that overlaps with kernels. `whole`: where
+        backward is not split, so that `Pass.beside` overlap each with its product, and what takes longer than that is not hidden.
+        What is passed round a ring overlaps with the products of attention in the same way.
         """
         found: dict[tuple[str, ...], Any] = {(): 1.0}
 
@@ -158,9 +165,18 @@ class _Seconds:
             name = "ring" if call.collective == "send_recv" else axis
             seconds[name] = seconds[name] + often(call, times) * links[axis].call(call.collective, total([call.payload]))
         over_tp = seconds["tp"] * (1 - hidden)
+        if one.beside:
+            tp = links["tp"]
+            under = sum(
+                times * np.minimum(tp.call(call.collective, total([call.payload])), self._kernel(kernel, total))
+                for (call, kernel), times in one.beside.items()
+            )
+            over_tp = np.minimum(over_tp, seconds["tp"] - np.where(whole, under, 0.0))
         over_cp = seconds["cp"] + np.maximum(0.0, seconds["ring"] - attention)
         over_ep = seconds["ep"]
-        launches = sum(often(what, times) for several in one for what, times in several.items()) * self._launch
+        launches = (
+            sum(often(what, times) for several in (one.kernels, one.calls) for what, times in several.items()) * self._launch
+        )
         work = np.maximum(compute, launches - over_tp - over_cp - over_ep) if self._ahead else compute + launches
         return np.stack(np.broadcast_arrays(work, over_tp, over_cp, over_ep, links["tp"].degree)[:4])
 
@@ -192,12 +208,20 @@ def _passes(one: Structure, part: Part) -> dict[tuple[PartName, int], Pass]:
     ledger = ledger_store()(one, part)
     trace = ledger.trace(hooked=False, split=True)
     found = {}
+    hidden = _by_part(ledger.trace(hooked=False, split=False).segments("B"), part, False)
     for kind, action in enumerate(_ACTIONS):
         for name, segments in _by_part(trace.segments(action), part, kind == FORWARD).items():
             steps = list(kernels(ledger, segments))
             of_kernels = Counter(step for step in steps if isinstance(step, Kernel))
-            found[name, kind] = Pass(of_kernels, Counter(step for step in steps if isinstance(step, Call)))
+            calls = Counter(step for step in steps if isinstance(step, Call))
+            overlaps = kind != FORWARD and name in ("layer", "decoder")
+            found[name, kind] = Pass(of_kernels, calls, _beside(ledger, hidden[name], kind) if overlaps else Counter())
     return found
+
+
+def _beside(ledger: Ledger, segments: Iterable[Segment], kind: int) -> Counter[tuple[Call, Kernel]]:
+    """Those of a layer's whole backward, by the half of it that makes the call: I reduces gradients, and W gathers inputs."""
+    return Counter(one for one in beside(ledger, segments) if (one[0].collective == "all_gather") == (kind == WEIGHTS))
 
 
 def _by_part(segments: Iterable[Segment], part: Part, forward: bool) -> dict[PartName, list[Segment]]:

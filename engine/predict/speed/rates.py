@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from engine.devices import DeviceSpec
-from engine.predict.grid import Grid
+from engine.predict.grid import Grid, Whole
 from engine.spec import Precision, Spec
 from engine.topology import CallAxis, strides
 
@@ -61,8 +61,13 @@ class Assumptions(Spec):
         le=1,
         description="share of the last microbatch's backward pass that can overlap with the reduction of gradients",
     )
+    backward_overlap: bool = Field(
+        True,
+        description="backward runs tp collectives beside the products of the input's and the weight's gradient, as this engine "
+        "does where a schedule does not split backward",
+    )
     tp_overlap: float = Field(
-        0.0, ge=0, le=1, description="share of a layer's tp collectives that is hidden; this engine waits for each"
+        0.0, ge=0, le=1, description="share of a layer's tp collectives that is hidden, if that is more than is hidden so"
     )
     launch_us: float = Field(
         60.0,
@@ -155,33 +160,51 @@ class Link:
 
 
 def link(grid: Grid, axis: CallAxis | Literal["edp"], device: DeviceSpec, assumed: Assumptions) -> Link:
-    """The link of an axis's groups. Neighbouring ranks are in the same node.
+    """The link of an axis's groups. `axis`: "edp" is the ranks that hold the same experts and shard them, ep apart along dp.
+
+    Over dp groups have all ranks that hold the same parameters.
+    """
+    stride = strides(grid.degrees)
+    if axis == "dp":
+        return link_of(grid.replicas, stride["cp"], device, assumed)
+    if axis == "ep":
+        # The slowest of an all-to-all's messages goes between nodes, and all are waited for.
+        return link_of(grid.ep, stride["dp"], device, assumed, waits=True)
+    if axis == "edp":
+        return link_of(grid.shards // grid.ep, stride["cp"] * grid.ep, device, assumed)
+    return link_of(grid.degrees[axis], stride[axis], device, assumed, waits=axis == "pp")
+
+
+def shard_links(grid: Grid, device: DeviceSpec, assumed: Assumptions) -> tuple[Link, Link]:
+    """The link of the groups over which ZeRO shards, and that of the ranks that hold the same shard."""
+    stride = strides(grid.degrees)["cp"]
+    return (
+        link_of(grid.shards, stride, device, assumed),
+        link_of(grid.zero_replicas, stride * grid.shards, device, assumed),
+    )
+
+
+def link_of(degree: Whole, stride: Whole, device: DeviceSpec, assumed: Assumptions, waits: bool = False) -> Link:
+    """The link of groups of `degree` ranks that are `stride` ranks apart. Neighbouring ranks are in the same node.
 
     A group is inside a node if stride × degree ≤ node_size. Otherwise its ring is as slow as the links between nodes. A node has
     node_size ÷ stride of the group's ranks, and the ring can use the network ports of all of them. One in node_size ÷ stride hops
-    is between nodes, so the latency is the average over the hops.
+    is between nodes, so the latency is the average over the hops; if a pipeline or an all-to-all `waits` for its slowest message,
+    that one's.
 
     In an all-to-all a rank sends each other rank an equal part: those for its own node by the links in it, the others by its own
-    network port. Both go on at the same time. `axis`: "edp" is the ranks that hold the same experts, ep apart along dp.
+    network port. Both go on at the same time.
     """
-    node, steps = device.node_size, strides(grid.degrees)
-    if axis == "dp":  # with all ranks that hold the same parameters
-        degree, stride = grid.replicas, steps["cp"]
-    elif axis == "ep":
-        degree, stride = grid.ep, steps["dp"]
-    elif axis == "edp":
-        degree, stride = grid.replicas // grid.ep, steps["cp"] * grid.ep
-    else:
-        degree, stride = grid.degrees[axis], steps[axis]
+    node = device.node_size
     inside = stride * degree <= node
     in_node = np.maximum(1, node // stride)  # the group's ranks in a node
-    between = 1.0 if axis == "pp" else 1 / in_node  # the share of hops between nodes; a pipeline waits for its slowest message
+    between = 1.0 if waits else 1 / in_node  # the share of hops between nodes
     inter = device.inter_bandwidth * assumed.inter_efficiency
     intra = device.intra_bandwidth * on_device(device, assumed).intra_efficiency
     near = np.minimum(degree, in_node)
     mixed = device.inter_latency * between + device.intra_latency * (1 - between)
     return Link(
-        latency=np.where(inside, device.intra_latency, device.inter_latency if axis == "ep" else mixed),
+        latency=np.where(inside, device.intra_latency, mixed),
         bandwidth=np.where(inside, intra, np.minimum(intra, inter * in_node)),
         degree=degree.astype(np.float64),
         exchange=np.maximum((near - 1) / intra, (degree - near) / inter) / degree,

@@ -6,21 +6,21 @@ is in its record (`engine.spec.schedules`).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from engine.devices import DeviceSpec
-from engine.predict.grid import Grid, Whole, distinct
+from engine.predict.grid import Grid, Whole, distinct, recomputed_of
 from engine.predict.speed.cost import Cost, HeldParameters
-from engine.predict.speed.passes import COMPUTE, CP, DP, EP, FORWARD, INPUTS, MODEL_PARTS, TP, WEIGHTS, ModelPasses
+from engine.predict.speed.passes import COMPUTE, CP, DP, EP, FORWARD, INPUTS, TP, WEIGHTS, ModelPasses, PartName
 from engine.predict.speed.rates import Assumptions, Real
 from engine.schedule import Flow, Kind
 from engine.schedule.simulation import SimulatedPipeline, pipeline_simulation, simulate_all
 from engine.schedule.timeline import Durations
-from engine.spec import RunSpec
+from engine.spec import LayoutSpec, ModelSpec, RunSpec
 from engine.spec.schedules import PipelineWork
 from engine.topology import CALL_AXES_BY_FREQUENCY
 
@@ -107,7 +107,7 @@ def estimate(cost: Cost, layers: StageLayers | None = None) -> StepTime:
     if layers is None:
         first, group = distinct(
             grid.dp, grid.cp, grid.ep, grid.context, grid.tp, grid.pp, grid.microbatch_size, grid.zero, grid.sequence_parallel,
-            grid.recompute, _stage_shape(cost),
+            grid.recompute, grid.recomputed, grid.zero_replicas, _stage_shape(cost), grid.by_schedule(lambda facts: facts.splits),
         )  # fmt: skip
         blocks = [_work(cost.take(first[start : start + _AT_ONCE])) for start in range(0, max(1, len(first)), _AT_ONCE)]
     else:
@@ -143,7 +143,10 @@ def _stage_shape(cost: Cost) -> Whole:
     few = cost.take(first)
     crossing = model.parts.encoder & (few.grid.chunks > 1)  # see `_stages`
     _, shape = distinct(*layers_of_stages(few.grid, model.layers), few.v_shaped, crossing)
-    return shape[group]
+    if not grid.recomputed.any():
+        return shape[group]
+    _, found = distinct(shape[group], np.where(grid.recomputed > 0, grid.chunks, 0))
+    return found
 
 
 def _work(cost: Cost, layers: StageLayers | None = None) -> _Work:
@@ -177,10 +180,9 @@ def _stages(cost: Cost, layers: StageLayers) -> tuple[list[Real], list[HeldParam
     """
     grid, model = cost.grid, cost.model
     counts = [np.asarray(count) for count in layers]
-    plain, embedding, head = (cost.passes.of(part) for part in ("layer", "embedding", "head"))
+    embedding, head = (cost.passes.of(part) for part in ("embedding", "head"))
     before = model.encoder_layers or model.layers - model.expert_layers  # layers of the first kind
     decoder = model.layers - before
-    crossing = cost.passes.of("decoder")
     alone = (grid.pp == 1) | cost.v_shaped  # both ends on the first stage
     ends = [(np.ones_like(alone), alone), (alone & False, ~alone), (alone & False, alone & False)]
     # Decoder layers of each stage. With one chunk a stage they follow from its place in the stack. With several chunks each stage
@@ -191,14 +193,14 @@ def _stages(cost: Cost, layers: StageLayers) -> tuple[list[Real], list[HeldParam
     stages, held = [], []
     for count, single, (first, last) in zip(counts, few, ends, strict=True):
         cross = np.where(mixed, even * count, single) if decoder else np.zeros_like(count)
-        passes = (count - cross) * plain + first * embedding + last * head
+        passes = _layers(cost, "layer", count - cross, count) + first * embedding + last * head
         if decoder:
-            passes = passes + cross * crossing
+            passes = passes + _layers(cost, "decoder", cross, count)
         held.append(cost.held_parameters(count, first, last, cross))
         stages.append(cost.with_accumulation(passes, held[-1]))
-    total = (model.layers - decoder) * plain + embedding + head
+    total = _layers(cost, "layer", model.layers - decoder, model.layers, grid.pp) + embedding + head
     if decoder:
-        total = total + decoder * crossing
+        total = total + _layers(cost, "decoder", decoder, model.layers, grid.pp)
     everything = cost.held_parameters(model.layers, np.ones_like(alone), alone, decoder)
     second = np.where(alone, 0, model.vocab * model.hidden) / cost.t  # the last stage's own table, tied or not
     both_tables = HeldParameters(everything.parameters + second, everything.buckets)
@@ -208,6 +210,17 @@ def _stages(cost: Cost, layers: StageLayers) -> tuple[list[Real], list[HeldParam
     for place, missing in ((1, grid.pp < 2), (2, grid.pp < 3)):
         stages[place] *= np.where(missing, 0.0, 1.0)
     return stages, held, total
+
+
+def _layers(cost: Cost, part: PartName, count: Any, among: Any, stages: Any = 1) -> Real:
+    """Seconds of that many layers of a kind, on so many stages. (3, 5, n)
+
+    `among`: layers of both kinds there. Recompute counts layers with an MLP and with experts together, and those of an encoder
+    and of a decoder each by themselves. Of the former, both kinds are taken to be recomputed in equal shares.
+    """
+    whole = among if cost.model.experts else count
+    again = recomputed_of(cost.grid.recomputed, whole, stages, cost.grid.chunks)
+    return cost.layers(part, count, again * count / np.maximum(1, among) if cost.model.experts else again)
 
 
 def layers_of_stages(grid: Grid, layers: int) -> StageLayers:
@@ -257,9 +270,12 @@ def _durations(
     experts = np.append(0, np.cumsum([model.has_experts(layer) for layer in range(model.layers)]))
     cross = experts[end] - experts[end - count] if model.experts else np.clip(end - before, 0, count)
     some = cost.take(of_chunk)
-    embedding, plain, crossing, head = (some.passes.of(part) for part in MODEL_PARTS)
+    embedding, head = (some.passes.of(part) for part in ("embedding", "head"))
+    again = np.array([number for layout in layouts for number in _recomputed(layout, model)]).T
+    plain = some.layers("layer", count - cross, again[0])
+    crossing = some.layers("decoder", cross, again[1]) if model.parts.encoder or model.experts else np.zeros_like(plain)
     held = some.held_parameters(count, first, last, cross)
-    passes = some.with_accumulation((count - cross) * plain + cross * crossing + first * embedding + last * head, held)
+    passes = some.with_accumulation(plain + crossing + first * embedding + last * head, held)
     times = passes.sum(1)
     by_chunk: dict[Kind, Real] = {
         "F": times[FORWARD], "B": times[INPUTS:].sum(0), "I": times[INPUTS], "W": times[WEIGHTS],
@@ -287,6 +303,17 @@ def _durations(
         )
         for i in range(len(specs))
     ]
+
+
+def _recomputed(layout: LayoutSpec, model: ModelSpec) -> Iterator[tuple[int, int]]:
+    """Of each chunk, how many layers of the first and of the second kind are recomputed whole. The second have cross-attention or
+    experts.
+    """
+    encoders = model.encoder_layers or model.layers
+    chunks = zip(layout.layer_ranges(model.layers), layout.recomputed_whole(model.layers, model.encoder_layers), strict=True)
+    for layers, again in chunks:
+        behind = sum(one for layer, one in zip(layers, again, strict=True) if layer >= encoders or model.has_experts(layer))
+        yield sum(again) - behind, behind
 
 
 def simulated(spec: RunSpec, device: DeviceSpec, assumed: Assumptions) -> tuple[float, float]:

@@ -36,7 +36,7 @@ class PredictedCall:
     times      how many calls: a product
     payload    bytes of one call: a product
     members    ranks of the group, if it is a part of the axis's; None: it is not
-    spread     how many places along the axis these are apart
+    spread     how many places along the axis these are apart; may be an array too
     between    the two stages of a transfer, or of the all-reduce of tied weights; None: the group is the axis's
     layer      the index of the recorded layer that makes the calls. Each layer that it represents makes as many. −1: no layer
     reduced    the calls belong to one reduction of the chunk's deferred weight gradients. Each reduction makes as many
@@ -52,7 +52,7 @@ class PredictedCall:
     layer: int = -1
     reduced: bool = False
     members: Any = None
-    spread: int = 1
+    spread: Any = 1
 
     @property
     def calls(self) -> Any:

@@ -6,7 +6,8 @@
     tie, norm_and_loss  the calls that the optimizer's step needs
 
 Symbols: m microbatches; L layers; e bytes of a number; g bytes of a number in which gradients are accumulated; Ψ the parameters
-of a bucket on a tp rank, Ψ₁ those that tp does not shard, Ψ₂ those that make keys and values; r reductions in a step; n a count.
+of a bucket on a tp rank, Ψ₁ those that tp does not shard, Ψ₂ those that make keys and values; z ranks over which hybrid sharding
+shards; r reductions in a step; n a count.
 """
 
 from __future__ import annotations
@@ -45,6 +46,8 @@ class Setting(NamedTuple):
     copies: Any = 1  # how many tp ranks hold the same key heads
     ep: Any = 1  # ranks that share the experts of a layer; an array, if all are more than 1
     alone: bool = False  # ep is dp in all layouts of an array
+    replicas: Any = 1  # groups over which ZeRO shards
+    hybrid: bool = False  # whether there are several of these
 
     @property
     def m(self) -> Factor:
@@ -54,7 +57,7 @@ class Setting(NamedTuple):
     @property
     def parts(self) -> Any:
         """The number of shards of a bucket."""
-        return self.dp if self.zero else 1
+        return self.dp // self.replicas if self.zero else 1
 
     @property
     def shared(self) -> bool:
@@ -66,7 +69,7 @@ class Setting(NamedTuple):
         """The number of shards of experts that ranks share; None if none do."""
         if not self.shared:
             return None
-        return 1 if self.alone or not self.zero else self.dp // self.ep
+        return 1 if self.alone or not self.zero else self.parts // self.ep
 
 
 def tensor_parallel(chunk: ChunkTraffic, setting: Setting) -> Iterator[PredictedCall]:
@@ -136,7 +139,8 @@ def data_parallel(chunk: ChunkTraffic, part: Part, setting: Setting) -> Iterator
     # ZeRO 0 and 1 send accumulated gradients. ZeRO 2 and 3 send the gradients of one backward pass, before they are accumulated.
     every = setting
     for use in chunk.buckets:
-        bucket, layer = BucketSizes(use.bucket, part, every.sizes, every.parts, every.parts_of_experts), use.bucket.layer
+        sizes = BucketSizes(use.bucket, part, every.sizes, every.parts, every.parts_of_experts, every.hybrid)
+        bucket, layer = sizes, use.bucket.layer
         setting = every._replace(zero=0) if bucket.alone else every
         number_bytes = setting.e if setting.zero >= 2 else setting.g
         deferred = setting.zero >= 2 and use.deferred
@@ -158,7 +162,17 @@ def data_parallel(chunk: ChunkTraffic, part: Part, setting: Setting) -> Iterator
             over_dp += _values(use, bucket, setting)
         if use.bucket.experts and setting.shared:
             over_dp = [replace(call, members=setting.dp // setting.ep, spread=setting.ep) for call in over_dp]
+        if setting.hybrid:
+            over_dp = [*(replace(call, members=setting.parts) for call in over_dp), _sum_of_replicas(bucket, layer, setting)]
         yield from over_dp
+
+
+def _sum_of_replicas(bucket: BucketSizes, layer: int, setting: Setting) -> PredictedCall:
+    """Once a step, the all-reduce of a share over the ranks that hold the same."""
+    name, payload = sentence("a rank's share of the gradients, summed over the replicas of shards"), (bucket.share, setting.g)
+    return PredictedCall(
+        "dp", "all_reduce", "reduce", name, _ONE, payload, layer=layer, members=setting.replicas, spread=setting.parts
+    )
 
 
 def _values(use: BucketUse, bucket: BucketSizes, setting: Setting) -> Iterator[PredictedCall]:
@@ -179,7 +193,7 @@ def tie(chunk: ChunkTraffic, part: Part, setting: Setting, ends: tuple[int, int]
     """The all-reduce of the tied token table's gradient between the two stages `ends`. `chunk` is the first or the last."""
     for use in chunk.buckets:
         if use.bucket.name.endswith("token"):
-            bucket = BucketSizes(use.bucket, part, setting.sizes, setting.parts)
+            bucket = BucketSizes(use.bucket, part, setting.sizes, setting.parts, hybrid=setting.hybrid)
             name = sentence("gradients of the tied token table")
             yield PredictedCall("pp", "all_reduce", "tie", name, _ONE, (bucket.share, setting.g), ends)
 
@@ -187,14 +201,16 @@ def tie(chunk: ChunkTraffic, part: Part, setting: Setting, ends: tuple[int, int]
 def norm_and_loss(setting: Setting, last: bool) -> Iterator[PredictedCall]:
     """The all-reduces of the gradient norm and of the loss. `last`: the stage has the last chunk, which knows the loss.
 
-    Without ZeRO every replica has all gradients, so their norm is not reduced over dp.
+    Without ZeRO every replica has all gradients, so their norm is not reduced over dp. With hybrid sharding it is over the ranks
+    that shard, so that each share counts once.
     """
     name = sentence("norm of the gradients")
     if setting.shared and not setting.zero:
         yield PredictedCall(EP, "all_reduce", "step", name, _ONE, (_FLOAT,), members=setting.ep)
     axes: Sequence[Axis] = ("dp", "tp", "pp") if setting.zero else ("tp", "pp")
     for axis in axes:
-        yield PredictedCall(axis, "all_reduce", "step", name, _ONE, (_FLOAT,))
+        members = setting.parts if axis == "dp" and setting.hybrid else None
+        yield PredictedCall(axis, "all_reduce", "step", name, _ONE, (_FLOAT,), members=members)
     if last:
         yield PredictedCall("dp", "all_reduce", "step", sentence("loss"), _ONE, (_FLOAT,))
 
