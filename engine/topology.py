@@ -25,6 +25,7 @@ CALL_AXES: tuple[CallAxis, ...] = (*AXES, EP)
 AXES_AS_WRITTEN: tuple[Axis, ...] = ("dp", "cp", "tp", "pp")
 WRITTEN_IF_USED: tuple[Axis, ...] = ("cp",)  # short form and product leave them out where their degree is 1
 AXES_BY_FREQUENCY: tuple[Axis, ...] = ("tp", "cp", "pp", "dp")  # the one with most calls in a step first: the order of legends
+CALL_AXES_BY_FREQUENCY: tuple[CallAxis, ...] = (*AXES_BY_FREQUENCY, EP)
 # Ranks that differ along these only hold the same parameters: Megatron-LM's dp-cp group. Gradients, the norm and the loss are
 # summed over all of them, and ZeRO shards over all of them. Their calls count as dp's; so a layout with cp = 1 is a special case.
 REPLICATED: tuple[Axis, ...] = ("dp", "cp")  # from slow to fast

@@ -18,7 +18,7 @@ _PRIMES = (5, 7, 11, 13, 17, 37, 23, 59)
 _SHARING = (3, 11, 13, 17, 23, 37, 29, 101)
 _STREAMS = {"none": (5, 15, 13, 17, 23, 37, 31, 59), "sequence": (7, 233, 11, 17, 23, 37, 29, 59)}
 # With context parallelism, and where ulysses cuts the heads over cp too. cp is 5, or 11 if heads share keys.
-_CONTEXT, _CONTEXT_SHARING = (7, 11, 13, 17, 29, 37, 23, 59), (3, 41, 13, 17, 23, 37, 29, 101)
+_CONTEXT, _CONTEXT_SHARING = (7, 11, 13, 17, 29, 37, 23, 59), (3, 13, 17, 19, 23, 61, 29, 101)
 _ULYSSES, _ULYSSES_SHARING = (7, 13, 47, 11, 17, 37, 23, 59), (3, 47, 17, 13, 23, 37, 29, 101)
 _GROUP = (5, 7)
 _WIDE, _TURNED = 67, 31  # width of a head, and half of what is turned, where rotary positions turn a part of it

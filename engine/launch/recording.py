@@ -16,6 +16,7 @@ from engine.ledger.store import NotRecordedError, ledger_store
 from engine.spec import RequestError, Sentence, sentence
 
 _Answer = TypeVar("_Answer")
+_AT_ONCE = 48  # recordings between two announcements
 
 
 def with_ledgers(ask: Callable[[], _Answer], announce: Callable[[Sentence], None] = lambda what: None) -> _Answer:
@@ -31,13 +32,16 @@ def with_ledgers(ask: Callable[[], _Answer], announce: Callable[[Sentence], None
             missing = set(error.keys) - done
             if not missing:
                 raise
-        announce(
-            sentence(
-                "this model has parts that were not recorded before; each is recorded once; parts left: {count}",
-                count=len(missing),
+        left = sorted(missing)
+        while left:
+            announce(
+                sentence(
+                    "this model has parts that were not recorded before; each is recorded once; parts left: {count}",
+                    count=len(left),
+                )
             )
-        )
-        _record(missing)
+            _record(left[:_AT_ONCE])
+            left = left[_AT_ONCE:]
         done |= missing
 
 

@@ -44,6 +44,7 @@ _TOKENS = (1, 2), (2, 3)  # of a prompt, and in all
 _ASKED_FOR = ("llama3.2-1b", "qwen2.5-7b", "qwen3-8b", "gemma3-27b", "bloom-176b")
 _NOT_SHIPPED = ("t5",)  # families; encoder and decoder make 3,500 ledgers, more than a quarter of all
 _ONE_QUERY = {"G/tp": 1, "A/G": 1, QKV: 3}  # each rank has one head, and a copy of the key head that it shares with others
+_FEW = 12  # recordings that one process makes sooner than several start
 _BATCH = 100  # recordings of a process; torch's profiler keeps about a megabyte of each
 
 
@@ -125,13 +126,14 @@ def wanted(models: Iterable[ModelSpec]) -> list[Key]:
 def record_all(keys: Iterable[Key], folder: LedgerFolder, processes: int = 1) -> int:
     """How many ledgers were recorded. `processes`: how many processes record at once; 1 is this process alone."""
     missing = [key for key in keys if key not in folder]
-    batches = [missing[start : start + _BATCH] for start in range(0, len(missing), _BATCH)]
+    size = max(1, min(_BATCH, -(-len(missing) // processes))) if len(missing) >= _FEW else _BATCH
+    batches = [missing[start : start + size] for start in range(0, len(missing), size)]
     if processes == 1 or len(batches) < 2:
         _record(missing, folder)
         return len(missing)
     with ThreadPoolExecutor(processes) as threads:
         for number, _ in enumerate(threads.map(partial(_record_elsewhere, folder=folder.folder), batches)):
-            print(f"{min((number + 1) * _BATCH, len(missing))} of {len(missing)}", flush=True)
+            print(f"{min((number + 1) * size, len(missing))} of {len(missing)}", flush=True)
     return len(missing)
 
 

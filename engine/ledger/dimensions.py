@@ -52,11 +52,11 @@ def dimensions(
     loss_chunk: Any = None,
     cp: Any = 1,
     context: Context = "",
-    ep: int = 1,
+    ep: Any = 1,
 ) -> dict[str, Any]:
     """The value of each dimension, by name. `tokens`: P and N, when generating. `loss_chunk`: C; None: the loss is whole.
 
-    `context`: see `engine.spec.context`. With ep > 1, M is that of equal loads.
+    `context`: see `engine.spec.context`. With ep > 1, M is that of equal loads; arrays of ep must all be so.
     """
     (keys, shared), position = _heads(model, tp), model.parts.position
     found: dict[str, Any] = {
@@ -71,7 +71,7 @@ def dimensions(
     if model.experts:
         found |= {"k": model.expert_choices, "E/ep": model.experts // ep, "X/tp": model.expert_width // tp, "ep": ep}
         found |= {"Z/tp": model.shared_ffn // tp} if model.shared_ffn else {}
-        if ep > 1:
+        if not isinstance(ep, int) or ep > 1:
             found["M"] = (microbatch_size * model.rows if tokens is None else tokens[0]) * model.expert_choices
     rows = "S"
     if model.parts.objective == "permuted":

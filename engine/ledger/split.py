@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from engine.ledger.form import Part
 from engine.ledger.mixed import KEPT, RECOMPUTED
@@ -12,21 +13,43 @@ from engine.spec import LayoutSpec, ModelSpec
 Layers = tuple[int, int]  # layers of an encoder, or of a model with one stack; layers of a decoder
 
 
-def part_of(
-    model: ModelSpec, layers: range, first: bool, last: bool, recomputed: Sequence[bool] = (True,)
-) -> tuple[Part, Layers]:
-    """The part of the model that a chunk with these layers is, and the number of its layers of each kind.
-
-    `recomputed`: with full recompute, which of its layers are recomputed.
+class Stack(NamedTuple):
+    """All of a model that decides which parts its chunks are. `encoders`: how many of the layers are an encoder's; 0: there is
+    none. `experts`: which layers have experts; empty: none has.
     """
-    if model.experts:
-        found = _with_experts([model.has_experts(layer) for layer in layers], first, last)
-    else:
-        found = part_of_stack(model.layers, model.encoder_layers, layers, first, last)
-    return found if all(recomputed) else with_recompute(*found, recomputed, bool(model.experts or model.encoder_layers))
+
+    layers: int
+    encoders: int = 0
+    experts: tuple[bool, ...] = ()
+
+    @classmethod
+    def of(cls, model: ModelSpec) -> Stack:
+        experts = tuple(map(model.has_experts, range(model.layers))) if model.experts else ()
+        return cls(model.layers, model.encoder_layers, experts)
+
+    def part(self, layers: range, first: bool, last: bool, recomputed: Sequence[bool] = (True,)) -> tuple[Part, Layers]:
+        """The part of the model that a chunk with these layers is, and the number of its layers of each kind.
+
+        `recomputed`: with full recompute, which of its layers are recomputed.
+        """
+        if self.experts:
+            found = _with_experts(self.experts[layers.start : layers.stop], first, last)
+        else:
+            found = part_of_stack(self.layers, self.encoders, layers, first, last)
+        return found if all(recomputed) else _with_recompute(*found, recomputed, bool(self.experts or self.encoders))
+
+    @property
+    def alike(self) -> bool:
+        """Whether all layers are of one kind."""
+        return not self.encoders and len(set(self.experts)) < 2
 
 
-def with_recompute(part: Part, layers: Layers, recomputed: Sequence[bool], two_kinds: bool) -> tuple[Part, Layers]:
+def part_of(model: ModelSpec, layers: range, first: bool, last: bool) -> tuple[Part, Layers]:
+    """The part of the model that a chunk with these layers is, and the number of its layers of each kind."""
+    return Stack.of(model).part(layers, first, last)
+
+
+def _with_recompute(part: Part, layers: Layers, recomputed: Sequence[bool], two_kinds: bool) -> tuple[Part, Layers]:
     """A chunk of which only some layers are recomputed. `part`, `layers`: if all are. `two_kinds`: its layers may differ."""
     if not any(recomputed):
         return part._replace(again=KEPT * sum(part.recorded)), layers
@@ -63,12 +86,12 @@ class ChunkSplit:
     def __init__(self, model: ModelSpec, layout: LayoutSpec, trains: bool = True) -> None:
         """`trains`: it does not only generate."""
         last = len(layout.placement) - 1
-        ranges = layout.layer_ranges(model.layers)
+        ranges, stack = layout.layer_ranges(model.layers), Stack.of(model)
         recomputed: Sequence[Sequence[bool]] = [(True,)] * (last + 1)
         if trains and layout.recomputes_some:
             recomputed = layout.recomputed_whole(model.layers, model.encoder_layers)
         self.chunks = [
-            part_of(model, layers, number == 0, number == last, again)
+            stack.part(layers, number == 0, number == last, again)
             for number, (layers, again) in enumerate(zip(ranges, recomputed, strict=True))
         ]
         self._on: dict[int, list[int]] = defaultdict(list)

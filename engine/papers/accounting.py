@@ -52,7 +52,6 @@ def accounting(name: str) -> Callable[[ModelSpec, WorkloadSpec, Grid], Fullest]:
 def megatron_core(model: ModelSpec, workload: WorkloadSpec, grid: Grid) -> Fullest:
     """The fuller of the first and the last stage. Raises `RequestError` if layers differ or are not of a kind that it counts."""
     _must_be_one_stack(model, "megatron-core")
-    _refuse(model, "megatron-core", "experts")  # how many ranks share them a grid does not say: `MegatronRun.ep` does
     first, last = megatron_stages(model, workload, grid)
     return np.ceil(np.maximum(first, last)).astype(np.int64), np.where(first >= last, 0, grid.pp - 1)
 
@@ -76,7 +75,7 @@ def korthikanti2022(model: ModelSpec, workload: WorkloadSpec, grid: Grid) -> Ful
     """
     _must_be_one_stack(model, "korthikanti2022")
     _refuse(model, "korthikanti2022", "kv_lora_rank", "experts")
-    sharded = _shared(STATE_SIZES | {"gradients": 4}, grid.dp / grid.zero_replicas, grid.zero)
+    sharded = _shared(STATE_SIZES | {"gradients": 4}, grid.shards, grid.zero)
     parameters = model.layers * matrices_of_a_layer(model, key_copies(model, grid)) / (grid.pp * grid.tp)
     held = passes_held(grid) / grid.chunks / grid.pp * model.layers  # layers' worth of activations
     total = sharded * parameters + held * activations_of_a_layer(model, grid)
@@ -116,7 +115,7 @@ def activations_of_a_layer(model: ModelSpec, grid: Grid) -> Real:
     divided = 4 * (queries + keys * key_copies(model, grid)) + 2 * (3 if _gated(model) else 2) * model.ffn_width
     scores = np.where(grid.recomputes("core_attn"), 0.0, (SCORES if drops else 2) * model.heads * s / t)
     again = grid.recomputed_share(model.layers)  # of some layers alone, the paper has no figure: this is the mean
-    return (again * 2.0 * h + (1 - again) * (whole + divided / t + scores)) * (s * grid.microbatch_size)
+    return (again * 2.0 * h + (1 - again) * (whole + divided / t + scores)) * (s / grid.cp * grid.microbatch_size)
 
 
 def _must_be_one_stack(model: ModelSpec, account: str) -> None:
@@ -191,14 +190,17 @@ def _shared(sizes: Mapping[str, int], dp: Any, zero: Any) -> Any:
 def zero2020(model: ModelSpec, workload: WorkloadSpec, grid: Grid) -> Fullest:
     """States as in figure 1. Activations as in section 3.2, footnote 3: about 12·h numbers of 16 bits for each layer and token.
 
+    The paper knows no experts. States of those that ranks share are sharded over the ranks that hold the same ones.
     With full recompute it is the layer's input only, h. The paper divides a model evenly, so a stage has the average of encoder
     and decoder layers.
     """
-    states = zero_states(model.parameters() / (grid.tp * grid.pp), grid.dp / grid.zero_replicas, grid.zero)
+    cut, routed = grid.tp * grid.pp, model.expert_layers * model.expert_parameters[0] if model.experts else 0
+    states = zero_states((model.parameters() - routed) / cut, grid.shards, grid.zero)
+    states = states + zero_states(routed / (cut * grid.ep), grid.shards // grid.ep, grid.zero)
     again = grid.recomputed_share(model.layers)
     numbers = again * model.hidden + (1 - again) * numbers_of_a_token(model)
     held = passes_held(grid) / grid.chunks / grid.pp * model.layers
-    activations = 2 * numbers * grid.microbatch_size * model.rows * held
+    activations = 2 * numbers * grid.microbatch_size * (model.rows / grid.cp) * held
     return np.ceil(states + activations).astype(np.int64), np.zeros(len(grid), np.int64)
 
 

@@ -95,9 +95,9 @@ def _simumax() -> Iterator[Reference]:
                 yield Reference(SIMUMAX, name, described, "memory", theirs, ours, device="b200")
     for name, dp, ep, pp, published in _DEEPSEEK_ROWS:
         layout, model = LayoutSpec(dp=dp, ep=ep, pp=pp, zero=1), named(name).model_copy(update={"layers": 4, "dense_layers": 1})
-        stages = _stages(model, layout, _mixed(4, 1), MegatronRun(ep=ep))
+        stages = _stages(model, layout, _mixed(4, 1))
         for stage, (theirs, ours) in enumerate(zip(published, stages, strict=False)):
-            described = sentence("{layout}, stage {stage}", layout=f"{layout.code}, ep{ep}", stage=stage)
+            described = sentence("{layout}, stage {stage}", layout=layout.code, stage=stage)
             yield Reference(SIMUMAX, f"{name}, 4 layers", described, "memory", theirs, ours, device="b200")
 
 

@@ -73,6 +73,13 @@ def model_flops(model: ModelSpec) -> float:
     scores = 4 * model.seq * queries
     if model.parts.position != "relative":
         scores = model.seq * model.heads * (model.head_width + model.value_width)
-    layers = blocks * (attention + scores) + model.layers * matrices * model.hidden * model.ffn_width
+    layers = blocks * (attention + scores) + model.hidden * _inner_products(model, matrices)
     queries_asked = predicted("permuted", model.seq) if model.parts.objective == "permuted" else model.seq
     return 6.0 * (model.rows * layers + queries_asked * model.hidden * model.vocab)
+
+
+def _inner_products(model: ModelSpec, matrices: int) -> int:
+    """Products of a token with rows of width `model.hidden`, in the MLPs and experts of all layers that it goes through."""
+    dense = (model.layers - model.expert_layers) * matrices * model.ffn_width
+    each = matrices * (model.expert_choices * model.expert_width + model.shared_ffn) + model.experts
+    return dense + model.expert_layers * each

@@ -24,8 +24,8 @@ activations; `layernorm` and `mlp_act` drop those results. ZeRO shards states. O
 parameters of two layers and of the table (ZeRO 3), and the gradients of one layer (ZeRO 2 and 3).
 The peak is that of the first or the last stage.
 
-Symbols: s tokens, b sequences of a microbatch, h hidden, f the MLP's width, t = tp, V vocabulary, u = 2·s·b, the bytes of one
-number of every token.
+Symbols: s tokens of a sequence on a rank, b sequences of a microbatch, h hidden, f the MLP's width, t = tp, V vocabulary,
+u = 2·s·b, the bytes of one number of every token.
 """
 
 from __future__ import annotations
@@ -62,7 +62,6 @@ class MegatronRun:
     dropout: bool = False  # --hidden-dropout above 0
     fused_accumulation: bool = True  # --no-gradient-accumulation-fusion turns it off
     workspaces: int = 64 * _MIB  # bytes of cuBLAS's workspaces
-    ep: int = 1  # --expert-model-parallel-size
 
 
 def megatron_stages(model: ModelSpec, workload: WorkloadSpec, grid: Grid, run: MegatronRun | None = None) -> tuple[Real, Real]:
@@ -86,14 +85,14 @@ class _Asked:
     def __init__(self, model: ModelSpec, workload: WorkloadSpec, grid: Grid, run: MegatronRun) -> None:
         self.model, self.workload, self.grid, self.run = model, workload, grid, run
         self.e = BYTES_OF[workload.precision]
-        self.unit = self.e * model.seq * grid.microbatch_size  # u
+        self.unit = self.e * model.seq / grid.cp * grid.microbatch_size  # u
         self.cut = np.where(grid.sequence_parallel, grid.tp, 1)  # what shards the residual stream
         self.layers = np.ceil(model.layers / grid.pp)
         self.copies = key_copies(model, grid)
         self.gated = model.parts.gated
         multiple = model.vocab_multiple or 128
         self.words = multiple * -(-model.vocab // (multiple * grid.tp))  # rows of the vocabulary on a rank
-        self.logits = model.seq * grid.microbatch_size * self.words
+        self.logits = model.seq / grid.cp * grid.microbatch_size * self.words
 
     def within_layers(self, stage: Any, has_head: Any) -> Real:
         """The backward of the last layer of a stage, while all that it holds is there.
@@ -102,7 +101,7 @@ class _Asked:
         or 2·f with a gate. Sequence parallelism gathers the first, u·h more.
         """
         m, grid = self.model, self.grid
-        rows = np.where(self.with_experts(stage) > 0, m.expert_choices * m.hidden * (2 if self.run.ep > 1 else 1), 0)
+        rows = np.where(self.with_experts(stage) > 0, m.expert_choices * m.hidden * (2 if grid.ep > 1 else 1), 0)
         inner = np.where(self.with_experts(stage) < self.layers, (2 if self.gated else 1) * m.ffn_width / grid.tp, 0)
         inside = self.unit * (m.hidden / self.cut + np.maximum(rows, inner))
         inside = inside + np.where(grid.sequence_parallel, self.unit * m.hidden, 0)
@@ -132,7 +131,7 @@ class _Asked:
         }
         share, of_experts = (
             sum(np.where(grid.zero >= SHARED_FROM[name], size / replicas, float(size)) for name, size in sizes.items())
-            for replicas in (grid.dp / grid.zero_replicas, grid.dp / self.run.ep)
+            for replicas in (grid.shards, grid.shards // grid.ep)
         )
         experts = self.with_experts(stage)
         dense, has = self.layers - experts, experts > 0
@@ -140,7 +139,7 @@ class _Asked:
         shared, one = mlp_matrices(m, m.shared_ffn) / grid.tp, mlp_matrices(m, m.expert_width) / grid.tp
         of_a_layer = attention + beside_matrices(m) + mlp
         with_experts = of_a_layer - mlp + shared + m.experts * m.hidden
-        routed = experts * (m.experts // self.run.ep) * one
+        routed = experts * (m.experts // grid.ep) * one
         table = m.hidden * self.words
         positions = m.hidden * m.places if m.parts.position == "learned" else 0
         output = np.where((stage == 0) & m.parts.tied, 0, table)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from math import gcd
@@ -13,13 +14,21 @@ from numpy.typing import NDArray
 from engine.predict.grid import RECOMPUTES, Grid
 from engine.schedule import SCHEDULES
 from engine.spec import SCHEDULE_FACTS, LayoutSpec, ModelSpec, Recompute, RequestError, ScheduleName, WorkloadSpec, sentence
+from engine.spec.context import CONTEXTS, Context
+from engine.spec.fit_context import cut_by_context
 from engine.spec.numbers import divisors, either, nearest
 
 _ONE_STAGE: ScheduleName = "1f1b"  # with one stage all schedules are the same, so only this one is tried
 MOST = 1_000_000  # ranks, and sequences of a batch
+LEAST_TOKENS = 8192  # of a sequence on a rank, where it is cut over cp
+# Of the kinds of context parallelism. all_gather sends the bytes of ring, which hides them, and keeps more memory.
+_CONTEXTS: tuple[Context, ...] = ("ring", "ring of 2", "ulysses")
 _LARGEST = {  # the largest value that each field of a spec takes
     (part, name): next(m.le for m in part.model_fields[name].metadata if hasattr(m, "le"))
-    for part, names in ((LayoutSpec, ("dp", "tp", "pp", "chunks")), (WorkloadSpec, ("microbatches", "microbatch_size")))
+    for part, names in (
+        (LayoutSpec, ("dp", "cp", "tp", "pp", "chunks", "ep")),
+        (WorkloadSpec, ("microbatches", "microbatch_size")),
+    )
     for name in names
 }
 
@@ -49,18 +58,26 @@ def candidates(model: ModelSpec, ranks: int, global_batch: int, workload: Worklo
 
     `workload`: it decides which kinds of recompute are tried (`planned_recomputes`); None means the default.
 
-    Two kinds of layouts are left out. With one stage, schedules do not differ, so there is one. If several numbers of chunks have
-    equally large largest chunks, only the smallest number is tried: more chunks only send more messages.
+    Some layouts are left out. With one stage, schedules do not differ, so there is one. If several numbers of chunks have
+    equally large largest chunks, only the smallest number is tried: more chunks only send more messages. A sequence is cut over
+    cp only if a rank then has `LEAST_TOKENS` of it or more; then a microbatch has one sequence. With cp, and in a model with
+    experts, tp cuts the sequence too, as Megatron-LM wants it, and does not exceed the key heads.
     """
     wrong = [f"{n}={value:,}" for n, value in (("ranks", ranks), ("global_batch", global_batch)) if not 1 <= value <= MOST]
     if wrong:
         raise RequestError(f"{' and '.join(wrong)} must be from 1 to {MOST:,}")
-    meshes = [_of(model, ranks // (tp * pp), tp, pp, global_batch) for tp, pp in _degrees(model, ranks, global_batch)]
+    meshes = [
+        _of(model, ranks // (cp * tp * pp), cp, tp, pp, global_batch) for cp, tp, pp in _degrees(model, ranks, global_batch)
+    ]
     if not meshes:
         raise RequestError(_nothing(model, ranks, global_batch))
-    dp, tp, pp, schedule, chunks, size, count = np.array([row for mesh in meshes for row in mesh]).T.copy()
+    dp, cp, context, tp, pp, ep, schedule, chunks, size, count = np.array([row for mesh in meshes for row in mesh]).T.copy()
     none, never = np.zeros_like(dp), np.zeros(len(dp), np.bool_)
-    bare = Grid(dp, tp, pp, chunks, size, count, none, never, none, schedule, np.ones_like(dp), none, none, np.ones_like(dp))
+    bare = Grid(
+        dp=dp, cp=cp, tp=tp, pp=pp, ep=ep, chunks=chunks, microbatch_size=size, microbatches=count, zero=none,
+        sequence_parallel=never, recompute=none, schedule=schedule, context=context, recomputed=none,
+        zero_replicas=np.ones_like(dp),
+    )  # fmt: skip
     return _with_levers(model, bare.take(fits(model, bare)), planned_recomputes(model, workload or WorkloadSpec()))
 
 
@@ -68,26 +85,37 @@ def _with_levers(model: ModelSpec, bare: Grid, kinds: Sequence[Recompute]) -> Gr
     """Each layout with every combination of ZeRO stage, sequence parallelism and one of these recomputes that fits it."""
     recomputes = np.array([RECOMPUTES.index(kind) for kind in kinds])
     zeros = np.where(fits(model, replace(bare, zero=np.ones_like(bare.zero))), 4, 1)
-    sequences = np.where(fits(model, replace(bare, sequence_parallel=np.ones(len(bare), np.bool_))), 2, 1)
+    cuts = fits(model, replace(bare, sequence_parallel=np.ones(len(bare), np.bool_)))
+    always = cuts & ((bare.cp > 1) | (model.experts > 0))
+    sequences = np.where(cuts & ~always, 2, 1)
     each = zeros * sequences * len(recomputes)
     of = np.repeat(np.arange(len(bare)), each)
     number = np.arange(len(of)) - np.repeat(each.cumsum() - each, each)  # of the combination, among those of its layout
     rest, recompute = np.divmod(number, len(recomputes))
     zero, sequence = np.divmod(rest, sequences[of])
-    return replace(bare.take(of), zero=zero, sequence_parallel=sequence > 0, recompute=recomputes[recompute])
+    return replace(bare.take(of), zero=zero, sequence_parallel=(sequence > 0) | always[of], recompute=recomputes[recompute])
 
 
-def _degrees(model: ModelSpec, ranks: int, global_batch: int) -> Iterator[tuple[int, int]]:
-    """(tp, pp) of the meshes that fit the model's sizes and the batch."""
+def _degrees(model: ModelSpec, ranks: int, global_batch: int) -> Iterator[tuple[int, int, int]]:
+    """(cp, tp, pp) of the meshes that fit the model's sizes and the batch."""
     for tp in _tensor_degrees(model, ranks):
-        for pp in divisors(ranks // tp):
-            if pp <= model.layers and global_batch % (ranks // (tp * pp)) == 0:
-                yield tp, pp
+        for cp in _context_degrees(model, ranks // tp):
+            if tp > model.key_heads and (cp > 1 or model.experts):
+                continue
+            for pp in divisors(ranks // (cp * tp)):
+                if pp <= model.layers and global_batch % (ranks // (cp * tp * pp)) == 0:
+                    yield cp, tp, pp
+
+
+def _context_degrees(model: ModelSpec, ranks: int) -> list[int]:
+    """The cp that divide the ranks and leave each of them enough of a sequence."""
+    most = min(model.seq // LEAST_TOKENS, _LARGEST[LayoutSpec, "cp"]) if cut_by_context(model) else 1
+    return [cp for cp in divisors(ranks) if cp <= max(1, most)]
 
 
 def _tensor_degrees(model: ModelSpec, ranks: int) -> list[int]:
     """The tp that divide the ranks and fit the model's sizes."""
-    return [tp for tp in divisors(gcd(ranks, gcd(model.heads, model.ffn_width))) if model.fits_tp(tp)]
+    return [tp for tp in divisors(gcd(ranks, gcd(model.heads, model.cut_width))) if model.fits_tp(tp)]
 
 
 def _nothing(model: ModelSpec, ranks: int, global_batch: int) -> str:
@@ -101,12 +129,23 @@ def _nothing(model: ModelSpec, ranks: int, global_batch: int) -> str:
     )  # fmt: skip
 
 
-def _of(model: ModelSpec, dp: int, tp: int, pp: int, global_batch: int) -> list[tuple[int, ...]]:
-    """All layouts of one mesh, without levers: dp, tp, pp, schedule, chunks, microbatch size, microbatches."""
+def _of(model: ModelSpec, dp: int, cp: int, tp: int, pp: int, global_batch: int) -> list[tuple[int, ...]]:
+    """All layouts of one mesh, without levers: dp, cp, context, tp, pp, ep, schedule, chunks, microbatch size, microbatches."""
     each = global_batch // dp
     orders = [(SCHEDULES.index(name), v) for name in SCHEDULES for v in _chunks(name, model.layers, pp)]
     sizes = [size for size in divisors(each) if size <= _LARGEST[WorkloadSpec, "microbatch_size"]]
-    return [(dp, tp, pp, schedule, v, size, each // size) for schedule, v in orders for size in sizes]
+    contexts = [CONTEXTS.index(kind) for kind in _CONTEXTS if (kind == "ring of 2") == (cp == 2) or kind == "ulysses"]
+    degrees = [
+        (dp, cp, context, tp, pp, ep)
+        for context in (contexts if cp > 1 else [0])
+        for ep in (divisors(gcd(dp, model.experts)) if model.experts else [1])
+    ]
+    sizes = sizes[:1] if cp > 1 else sizes
+    return [
+        (*of, schedule, v, size, each // size)
+        for of, (schedule, v), size in itertools.product(degrees, orders, sizes)
+        if of[5] <= _LARGEST[LayoutSpec, "ep"]
+    ]
 
 
 def _chunks(name: ScheduleName, layers: int, pp: int) -> list[int]:
@@ -122,15 +161,25 @@ def _chunks(name: ScheduleName, layers: int, pp: int) -> list[int]:
     return list(fewest.values())
 
 
+def _cut_evenly(model: ModelSpec, grid: Grid) -> Any:
+    """Whether cp divides the sequence, and, with ulysses, the key heads of a tp rank: the rules of `context_misfits`. (n,)"""
+    exchanges = grid.context == CONTEXTS.index("ulysses")
+    parts = np.where(exchanges, 1, 2) * grid.cp * np.where(grid.sequence_parallel, grid.tp, 1)
+    return (model.seq % parts == 0) & (~exchanges | (np.maximum(1, model.key_heads // grid.tp) % grid.cp == 0))
+
+
 def fits(model: ModelSpec, grid: Grid) -> NDArray[np.bool_]:
     """Which layouts fit, by the rules of `misfits` that are about a layout and its microbatches. (n,)"""
     g, m = grid, grid.microbatches
     fine: Any = model.fits_tp(g.tp) & (g.pp * g.chunks <= model.layers)
     for facts, rows in g.schedules():
         fine[rows] &= facts.fits_chunks(g.chunks[rows]) & facts.fits_microbatches(g.pp[rows], m[rows])
-    fine &= (g.zero == 0) | (g.dp > 1)
-    fine &= (g.zero_replicas == 1) | ((g.zero > 0) & (g.shards > 1) & (g.replicas % g.zero_replicas == 0))
-    fine &= ~g.sequence_parallel | ((g.tp > 1) & (model.rows % g.tp == 0))
+    fine &= (g.zero == 0) | (g.replicas > 1)
+    alike = (g.replicas % g.zero_replicas == 0) & (g.ep == 1)  # the groups that shard
+    fine &= (g.zero_replicas == 1) | ((g.zero > 0) & (g.shards > 1) & alike)
+    fine &= ~g.sequence_parallel | ((g.tp > 1) & ((g.cp > 1) | (model.rows % g.tp == 0)))
+    fine &= (g.ep == 1) | ((g.dp % g.ep == 0) & (model.experts > 0) & (model.experts % g.ep == 0))
+    fine &= (g.cp == 1) | (cut_by_context(model) & _cut_evenly(model, g))
     for (_, name), most in _LARGEST.items():
         fine &= getattr(g, name) <= most
     return fine

@@ -83,6 +83,14 @@ def _difference(part: str, one: float, other: float) -> Reason:
             Reason("It waits {one:.3f} s for collectives over tp instead of {other:.3f} s: {gap:.3f} s less.", values),
             Reason("It waits {one:.3f} s for collectives over tp instead of {other:.3f} s: {gap:.3f} s more.", values),
         ),
+        "cp": (
+            Reason("It waits {one:.3f} s for collectives over cp instead of {other:.3f} s: {gap:.3f} s less.", values),
+            Reason("It waits {one:.3f} s for collectives over cp instead of {other:.3f} s: {gap:.3f} s more.", values),
+        ),
+        "ep": (
+            Reason("It waits {one:.3f} s for tokens on their way to experts instead of {other:.3f} s: {gap:.3f} s less.", values),
+            Reason("It waits {one:.3f} s for tokens on their way to experts instead of {other:.3f} s: {gap:.3f} s more.", values),
+        ),
         "pp": (
             Reason("It waits {one:.3f} s for messages between stages instead of {other:.3f} s: {gap:.3f} s less.", values),
             Reason("It waits {one:.3f} s for messages between stages instead of {other:.3f} s: {gap:.3f} s more.", values),

@@ -63,8 +63,8 @@ def _promising(cost: Cost, fits: NDArray[np.bool_]) -> Whole:
     """Rows with full recompute that fit, and would not without; those first that would then be fastest."""
     grid = cost.grid
     columns = (
-        grid.dp, grid.tp, grid.pp, grid.cp, grid.context, grid.chunks, grid.microbatch_size, grid.microbatches, grid.zero,
-        grid.sequence_parallel, grid.schedule,
+        grid.dp, grid.tp, grid.pp, grid.cp, grid.ep, grid.context, grid.chunks, grid.microbatch_size, grid.microbatches,
+        grid.zero, grid.sequence_parallel, grid.schedule,
     )  # fmt: skip
     _, group = distinct(*columns)
     less = np.zeros(int(group.max()) + 1, np.bool_)

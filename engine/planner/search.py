@@ -31,8 +31,9 @@ from engine.predict.speed.cost import Cost
 from engine.predict.speed.rates import Assumptions
 from engine.predict.speed.step_time import StepTime, estimate, simulated_all
 from engine.schedule import SCHEDULES
-from engine.spec import LayoutSpec, ModelSpec, RequestError, RunSpec, WorkloadSpec, refuse_experts, sentence
-from engine.topology import AXES_BY_FREQUENCY, Mesh
+from engine.spec import LayoutSpec, ModelSpec, RequestError, RunSpec, WorkloadSpec, sentence
+from engine.spec.context import CONTEXTS, kind_of
+from engine.topology import CALL_AXES_BY_FREQUENCY, EP
 
 MIXED = WorkloadSpec(precision="bf16", accumulate="fp32")  # the default workload of a search
 _SIMULATED = 20  # layouts; the best by the closed form
@@ -97,8 +98,9 @@ def search(
 
     In the table `layouts`, those that fit come first, sorted by step time. The others follow, sorted by memory. Columns:
 
-        layout, dp, tp, pp, chunks, schedule, microbatch_size, microbatches, zero, zero_replicas, sequence_parallel, recompute
-                                      as in a spec
+        layout, dp, cp, tp, pp, ep, chunks, schedule, microbatch_size, microbatches, zero, zero_replicas,
+        sequence_parallel, recompute  as in a spec
+        context_parallel              ring, all_gather or ulysses; empty where cp is 1
         split                         layers of each chunk, such as 3,3,2; empty: as even as possible
         recompute_layers              with full recompute, the first so many layers of each chunk; 0: all
         memory_bytes, fullest_stage   memory of the fullest rank by `account`, and its stage
@@ -106,7 +108,7 @@ def search(
         step_s, bubble                seconds of a step; idle share of the pipeline's total time
         tokens_per_second             of all devices together
         tflops_per_device, mfu        model TFLOP/s of a device, without recompute; the same ÷ the peak
-        tp_bytes, pp_bytes, dp_bytes  wire bytes of the busiest rank in a step
+        tp_bytes, cp_bytes, ep_bytes, pp_bytes, dp_bytes  wire bytes of the busiest rank in a step
         fits, reason                  whether both fit the device's memory; if not, by how much they are too large
         pareto                        it fits, and no layout with at most as much memory is faster
 
@@ -114,7 +116,6 @@ def search(
     stand there again with as few recomputed layers as fit, see `engine.planner.partial`; and a few with an uneven split, see
     `engine.planner.uneven`, if memory is counted by `engine`, some layouts are simulated, and the framework splits so.
     """
-    refuse_experts(model, sentence("a search of layouts"))
     assumed = assumed or Assumptions()
     with _without_garbage_collection():
         grid = candidates(model, ranks, global_batch, workload)
@@ -136,7 +137,7 @@ def search(
         grid, free = cost.grid, kept(cost.grid, memory)
         fits = memory + free <= device.memory_bytes
         times = _refined(cost, times, memory, fits, simulate_best)
-        wire = bulk_traffic(model, workload, grid, AXES_BY_FREQUENCY, calls=False)
+        wire = bulk_traffic(model, workload, grid, CALL_AXES_BY_FREQUENCY, calls=False)
         splits = np.zeros(len(grid), np.int64), pd.Index([""])
         if account == "engine" and simulate_best and only in (None, *SPLIT_BY):
             more = uneven(cost, times, memory, fits, kept)
@@ -255,7 +256,8 @@ def _table(
     flops = model_flops(model) * batch / devices / times.step
     columns: dict[str, Any] = {
         "layout": _codes(grid),
-        **dict[str, Any](grid.degrees.items()), "chunks": grid.chunks, "split": split,
+        **dict[str, Any](grid.degrees.items()), "ep": grid.ep, "context_parallel": _kinds(grid),
+        "chunks": grid.chunks, "split": split,
         "schedule": pd.Categorical.from_codes(grid.schedule, pd.Index(SCHEDULES)),
         "microbatch_size": grid.microbatch_size, "microbatches": grid.microbatches,
         "zero": grid.zero, "zero_replicas": grid.zero_replicas, "sequence_parallel": grid.sequence_parallel,
@@ -282,10 +284,17 @@ def _splits(even: int, splits: list[Split]) -> tuple[Whole, Any]:
 
 def _codes(grid: Grid) -> Any:
     """The short form of each layout. There are few different ones."""
-    degrees = grid.degrees
+    degrees: dict[str, Whole] = {**grid.degrees, EP: grid.ep}  # type: ignore[dict-item]
     first, which = distinct(*(degree for axis, degree in degrees.items() if axis != "dp"))  # the others and the ranks give dp
-    meshes = [Mesh({axis: int(degree[i]) for axis, degree in degrees.items()}) for i in first]
-    return pd.Categorical.from_codes(which, pd.Index([mesh.code for mesh in meshes]))
+    codes = [LayoutSpec(**{axis: int(degree[i]) for axis, degree in degrees.items()}).code for i in first]
+    return pd.Categorical.from_codes(which, pd.Index(codes))
+
+
+def _kinds(grid: Grid) -> Any:
+    """The kind of context parallelism of each layout; empty where cp is 1."""
+    kinds = ["" if not context else kind_of(context) for context in CONTEXTS]
+    index = pd.Index(list(dict.fromkeys(kinds)))
+    return pd.Categorical.from_codes(index.get_indexer(pd.Index(kinds))[grid.context], index)
 
 
 def _reasons(wanted: Whole, fits: Any, have: int) -> Any:

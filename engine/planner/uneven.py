@@ -21,15 +21,16 @@ from itertools import islice
 import numpy as np
 from numpy.typing import NDArray
 
+from engine.ledger.split import Stack
 from engine.predict.grid import Grid, Whole, distinct
 from engine.predict.memory import memory
 from engine.predict.speed.cost import Cost
-from engine.predict.speed.passes import ModelPasses
+from engine.predict.speed.passes import ModelPasses, PartName
 from engine.predict.speed.step_time import StepTime, estimate, simulated_all
 from engine.predict.traffic import wire_bytes
 from engine.predict.traffic.step import Training
 from engine.spec import LayoutSpec, RunSpec, misfits
-from engine.topology import AXES_BY_FREQUENCY
+from engine.topology import CALL_AXES_BY_FREQUENCY
 
 Split = tuple[int, ...]
 Marks = NDArray[np.bool_]
@@ -63,9 +64,9 @@ def uneven(cost: Cost, times: StepTime, held: Whole, fits: Marks, free: Callable
     """Layouts with uneven splits that fit, and that are faster or smaller than the same with the even one. None: there are none.
 
     `cost`: of all layouts with even splits, `times`: their seconds, `held`: bytes of tensors of each, `fits`: whether it fits.
-    `free`: bytes to keep free of layouts with these bytes of tensors. Models with an encoder have none: their layers differ.
+    `free`: bytes to keep free of layouts with these bytes of tensors. Models whose layers are of two kinds have none.
     """
-    if cost.model.parts.encoder:
+    if not Stack.of(cost.model).alike:
         return None
     have = cost.device.memory_bytes
     found = list[tuple[_Tried, list[int]]]()  # and the bytes of each of its stages
@@ -90,7 +91,7 @@ def uneven(cost: Cost, times: StepTime, held: Whole, fits: Marks, free: Callable
         times=_times(cost, tried),
         memory=most[fitting],
         stage=stage[fitting],
-        wire={axis: np.array([sent[axis] for sent in wire]) for axis in AXES_BY_FREQUENCY},
+        wire={axis: np.array([sent[axis] for sent in wire]) for axis in CALL_AXES_BY_FREQUENCY},
     )
 
 
@@ -131,7 +132,8 @@ def _balanced(cost: Cost, rows: Whole) -> list[tuple[int, LayoutSpec]]:
     if not len(rows):
         return []
     few, layers = cost.take(rows), cost.model.layers
-    layer, embedding, head = (few.passes.of(part).sum((0, 1)) for part in ("layer", "embedding", "head"))
+    kind: PartName = "decoder" if cost.model.experts else "layer"
+    layer, embedding, head = (few.passes.of(part).sum((0, 1)) for part in (kind, "embedding", "head"))
     ends = zip(rows.tolist(), (embedding / layer).round(2).tolist(), (head / layer).round(2).tolist(), strict=True)
     _, alike = distinct(*(getattr(few.grid, field.name) for field in fields(Grid) if field.name != "chunks"))
     shapes, found = dict[tuple[int, ...], LayoutSpec](), dict[tuple[int, int, Split], tuple[int, LayoutSpec]]()
@@ -260,7 +262,7 @@ def _peaks(spec: RunSpec) -> list[int]:
 def _busiest(spec: RunSpec) -> dict[str, int]:
     """Wire bytes of the busiest rank over each axis."""
     found, mesh = Training(spec), spec.layout.mesh
-    most: dict[str, int] = dict.fromkeys(AXES_BY_FREQUENCY, 0)
+    most: dict[str, int] = dict.fromkeys(CALL_AXES_BY_FREQUENCY, 0)
     for stage in range(spec.layout.pp):
         sent: dict[str, int] = defaultdict(int)
         for call in found.calls(stage):

@@ -103,6 +103,7 @@ class Grid:
     schedule: Whole  # index in SCHEDULES
     cp: Whole
     context: Whole  # index in CONTEXTS
+    ep: Whole
     recomputed: Whole  # with full recompute, which layers: see `which_layers`
     zero_replicas: Whole  # groups over which ZeRO shards, see `LayoutSpec`
 
@@ -173,6 +174,7 @@ class Grid:
             recompute=whole(RECOMPUTES.index(layout.recompute) for layout in layouts),
             schedule=whole(SCHEDULES.index(layout.schedule) for layout in layouts),
             context=whole(CONTEXTS.index(context_of(layout)) for layout in layouts),
+            ep=whole(layout.ep for layout in layouts),
             recomputed=whole(map(which_layers, layouts)),
             zero_replicas=whole(layout.zero_replicas for layout in layouts),
         )
@@ -186,8 +188,8 @@ class Grid:
             split=split, **{axis: int(degree[index]) for axis, degree in self.degrees.items()}, chunks=int(self.chunks[index]),
             schedule=SCHEDULES[self.schedule[index]], zero=int(self.zero[index]),
             sequence_parallel=bool(self.sequence_parallel[index]), recompute=RECOMPUTES[self.recompute[index]],
-            context_parallel=kind_of(CONTEXTS[self.context[index]]), **chosen_layers(int(self.recomputed[index])),
-            zero_replicas=int(self.zero_replicas[index]),
+            context_parallel=kind_of(CONTEXTS[self.context[index]]), ep=int(self.ep[index]),
+            **chosen_layers(int(self.recomputed[index])), zero_replicas=int(self.zero_replicas[index]),
         )  # fmt: skip
         counts = {"microbatch_size": int(self.microbatch_size[index]), "microbatches": int(self.microbatches[index])}
         return RunSpec(model=model, layout=layout, workload=workload.model_copy(update=counts))

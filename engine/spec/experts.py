@@ -48,6 +48,12 @@ class ExpertNumbers:
         """The number of parameters that one token goes through: of the experts of a layer only those that it chooses."""
         return self.parameters() - self.expert_layers * (self.experts - self.expert_choices) * self._parameters_of_expert()
 
+    @property
+    def expert_parameters(self: Any) -> tuple[int, int]:
+        """Of a layer with experts: the parameters of its experts, and those that it has besides more than one with an MLP."""
+        routed = self.experts * self._parameters_of_expert()
+        return routed, self._more_with_experts() - routed
+
     def _parameters_of_expert(self: Any) -> int:
         """An expert has no biases."""
         return (3 if self.parts.gated else 2) * self.hidden * self.expert_width

@@ -114,7 +114,10 @@ def _expert_misfits(model: ModelSpec, layout: LayoutSpec, workload: WorkloadSpec
             text = sentence("ep={ep} shards experts, and this model has none; ep=1 fits", **values)
             found.append(Misfit("layout.ep", text, (1,)))
         elif layout.ep not in fits:
-            text = sentence("ep={ep} must divide dp={dp} and experts={experts}; {fits} fits", **values)
+            if len(fits) > 1:
+                text = sentence("ep={ep} must divide dp={dp} and experts={experts}; {fits} fit", **values)
+            else:
+                text = sentence("ep={ep} must divide dp={dp} and experts={experts}; {fits} fits", **values)
             found.append(Misfit("layout.ep", text, nearest(fits, layout.ep)))
     if workload.balanced_router:
         rows = workload.microbatch_size * model.rows * model.expert_choices

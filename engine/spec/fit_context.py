@@ -15,6 +15,11 @@ def sequence_parts(layout: LayoutSpec) -> int:
     return cut * (layout.tp if layout.sequence_parallel else 1)
 
 
+def cut_by_context(model: ModelSpec) -> bool:
+    """Whether context parallelism is built for all that a model has."""
+    return _not_built(model) is None
+
+
 def context_misfits(model: ModelSpec, layout: LayoutSpec) -> list[Misfit]:
     """All rules of context parallelism that the two break."""
     if layout.cp == 1:
@@ -41,7 +46,7 @@ def context_misfits(model: ModelSpec, layout: LayoutSpec) -> list[Misfit]:
             )
         found.append(Misfit("model.seq", text, near))
     if layout.context_parallel == "ulysses" and model.fits_tp(layout.tp):
-        keys = model.key_heads // layout.tp
+        keys = model.keys_on_rank(layout.tp)
         if keys % layout.cp:
             fits = [cp for cp in range(1, max(1, keys) + 1) if keys and keys % cp == 0] or [1]
             text = sentence(

@@ -15,7 +15,7 @@ from engine.spec.model import ModelSpec
 from engine.spec.numbers import evenly
 from engine.spec.schedules import SCHEDULE_FACTS, ScheduleFacts, ScheduleName
 from engine.spec.sentence import brief, sentence
-from engine.topology import AXES, AXES_AS_WRITTEN, Axis, Mesh
+from engine.topology import AXES, AXES_AS_WRITTEN, EP, CallAxis, Mesh
 
 # What backward computes again: nothing, parts of layers, or whole layers. `recomputes` reads it.
 Recompute = Literal[
@@ -103,19 +103,22 @@ class LayoutSpec(Spec):
 
     @property
     def code(self) -> str:
-        """The short form, such as dp2.tp2.pp2."""
-        return self.mesh.code
+        """The short form, such as dp2.tp2.pp2; with experts that are shared, dp4.tp2.pp2.ep4."""
+        return self.mesh.code + (f".{EP}{self.ep}" if self.ep > 1 else "")
 
     @classmethod
-    def degrees(cls, code: str) -> dict[Axis, int]:
-        """Read a short form: "dp2.tp2.pp2" → {"dp": 2, "tp": 2, "pp": 2}. A missing axis is 1. Raises `RequestError`."""
+    def degrees(cls, code: str) -> dict[CallAxis, int]:
+        """Read a short form: "dp2.tp2.pp2" → {"dp": 2, "tp": 2, "pp": 2}. A missing axis is 1, and ep is left out if it is
+        missing. Raises `RequestError`.
+        """
         found: dict[str, int] = {}
         for part in code.split("."):
-            match = re.fullmatch(rf"({'|'.join(AXES)})(\d{{1,6}})", part)
+            match = re.fullmatch(rf"({'|'.join((*AXES, EP))})(\d{{1,6}})", part)
             if not match or match[1] in found:
                 raise RequestError(sentence("layout {code!r} is not of the form dp2.tp2.pp2", code=brief(code)))
             found[match[1]] = int(match[2])
-        return {axis: found.get(axis, 1) for axis in AXES_AS_WRITTEN}
+        shared: dict[CallAxis, int] = {EP: found[EP]} if EP in found else {}
+        return {axis: found.get(axis, 1) for axis in AXES_AS_WRITTEN} | shared
 
     @classmethod
     def split_of(cls, text: str) -> tuple[int, ...]:

@@ -10,7 +10,7 @@ import altair as alt
 import pandas as pd
 
 from engine.predict.speed.step_time import PARTS
-from engine.topology import AXES_BY_FREQUENCY
+from engine.topology import CALL_AXES_BY_FREQUENCY
 from pages.charts.drawing import Drawing, colours, finish
 from pages.charts.look import NARROW, Look, lane
 from pages.charts.names import categories, recompute, schedule, zero_stage
@@ -173,13 +173,13 @@ def step_parts(parts: Mapping[str, Mapping[str, float]], style: Look) -> Drawing
     say = style.say
     named: dict[str, str] = {
         "compute": say("compute"),
-        **{axis: say("waiting for {axis}", axis=axis) for axis in AXES_BY_FREQUENCY},
+        **{axis: say("waiting for {axis}", axis=axis) for axis in CALL_AXES_BY_FREQUENCY},
         "update": say("optimizer step"),
         "idle": say("pipeline bubble"),
     }
     tones: dict[str, str] = {
         "compute": style.lane[lane("F")],
-        **{axis: style.axis[axis] for axis in AXES_BY_FREQUENCY},
+        **{axis: style.axis[axis] for axis in CALL_AXES_BY_FREQUENCY},
         "update": style.lane[lane("step")],
         "idle": style.grey,
     }

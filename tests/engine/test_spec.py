@@ -60,6 +60,12 @@ def test_an_axis_left_out_of_a_short_form_has_degree_1() -> None:
     assert LayoutSpec.degrees("pp2.dp3") == {"dp": 3, "cp": 1, "tp": 1, "pp": 2}
 
 
+def test_a_short_form_has_the_ranks_that_share_experts() -> None:
+    layout = LayoutSpec(dp=8, cp=2, ep=4)
+    assert layout.code == "dp8.cp2.tp1.pp1.ep4"
+    assert LayoutSpec(**LayoutSpec.degrees(layout.code)) == layout
+
+
 @pytest.mark.parametrize(
     "code", ["", "dp", "2", "dp2.dp2", "dp-1", "dp2,tp2", "dp2.xp2", "DP2", "dp2.", "dp 2", "dp2e1", "dp" + "9" * 5000]
 )

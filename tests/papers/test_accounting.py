@@ -125,7 +125,7 @@ def test_passes_in_flight_in_bulk_equal_those_of_each_schedule() -> None:
     ones = np.ones(len(cases), np.int64)
     grid = Grid(
         dp=ones, tp=ones, pp=whole[0], chunks=whole[2], microbatch_size=ones, microbatches=whole[1], zero=ones,
-        sequence_parallel=ones > 1, recompute=ones, schedule=whole[3], cp=ones, context=0 * ones, recomputed=0 * ones,
+        sequence_parallel=ones > 1, recompute=ones, schedule=whole[3], cp=ones, context=0 * ones, ep=ones, recomputed=0 * ones,
         zero_replicas=ones,
     )  # fmt: skip
     assert passes_held(grid).tolist() == [in_flight_bound(name, 0, pp, m, chunks) for name, pp, m, chunks in cases]

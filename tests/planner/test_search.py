@@ -14,12 +14,12 @@ from engine.papers.accounting import accounting
 from engine.planner.candidates import candidates, fits, planned_recomputes
 from engine.planner.search import MIXED, Plan, search
 from engine.predict.bulk.traffic import bulk_traffic
-from engine.predict.grid import RECOMPUTES, Grid
+from engine.predict.grid import RECOMPUTES, Grid, distinct
 from engine.predict.memory import memory
 from engine.predict.speed.rates import Assumptions
 from engine.predict.speed.step_time import simulated
 from engine.schedule import SCHEDULES
-from engine.spec import LayoutSpec, ModelSpec, RequestError, WorkloadSpec, misfits
+from engine.spec import LayoutSpec, ModelSpec, RequestError, RunSpec, WorkloadSpec, misfits
 from engine.topology import AXES
 
 A100 = DEVICES["a100-40gb"]
@@ -35,8 +35,8 @@ def grid_of(rows: list[tuple[Any, ...]]) -> Grid:
     return Grid(
         dp=columns[0], tp=columns[1], pp=columns[2], chunks=columns[3], schedule=columns[4], microbatch_size=columns[5],
         microbatches=columns[6], zero=columns[7], sequence_parallel=columns[8], recompute=columns[9],
-        cp=np.ones_like(columns[0]), context=np.zeros_like(columns[0]), recomputed=np.zeros_like(columns[0]),
-        zero_replicas=np.ones_like(columns[0]),
+        cp=np.ones_like(columns[0]), context=np.zeros_like(columns[0]), ep=np.ones_like(columns[0]),
+        recomputed=np.zeros_like(columns[0]), zero_replicas=np.ones_like(columns[0]),
     )  # fmt: skip
 
 
@@ -46,8 +46,9 @@ def grid_of(rows: list[tuple[Any, ...]]) -> Grid:
         ModelSpec(layers=6, hidden=48, heads=6, seq=64),
         ModelSpec(family="llama", layers=4, hidden=64, heads=8, kv_heads=4, ffn=192, seq=30),
         ModelSpec(family="xlnet", layers=5, hidden=64, heads=4, vocab=264, seq=50),
+        ModelSpec(layers=4, hidden=64, heads=4, seq=64, experts=4),
     ],
-    ids=["gpt", "llama", "xlnet"],
+    ids=["gpt", "llama", "xlnet", "experts"],
 )
 def test_the_rules_in_bulk_equal_those_of_a_spec(model: ModelSpec) -> None:
     """Every combination of many degrees and levers, right and wrong ones, judged both ways."""
@@ -67,12 +68,29 @@ def test_the_rules_in_bulk_equal_those_of_a_spec(model: ModelSpec) -> None:
     assert 0 < judged.sum() < len(rows)
 
 
+@pytest.mark.parametrize("experts", [0, 6])
+def test_the_rules_of_cp_and_ep_in_bulk_equal_those_of_a_spec(experts: int) -> None:
+    model = ModelSpec(family="llama", layers=2, hidden=64, heads=8, kv_heads=4, ffn=192, seq=48, experts=experts)
+    rows = [
+        LayoutSpec(dp=dp, cp=cp, tp=tp, ep=ep, zero=zero, sequence_parallel=sequence, context_parallel=kind)
+        for dp, cp, tp, ep, zero, sequence, kind in itertools.product(
+            (1, 2, 6), (1, 2, 3, 4), (1, 2, 8), (1, 2, 3), (0, 1), (False, True), ("ring", "ulysses")
+        )
+    ]
+    workload = WorkloadSpec()
+    grid = Grid.of([RunSpec.model_construct(model=model, layout=layout, workload=workload) for layout in rows])
+    judged = fits(model, grid)
+    assert judged.tolist() == [not misfits(model, layout, workload) for layout in rows]
+    assert 0 < judged.sum() < len(rows)
+
+
 def test_candidates_are_complete() -> None:
     """Of a small case, counted by hand over every spec: none is missing but those that differ from another in name only."""
     model, ranks, batch = ModelSpec(layers=4, hidden=64, heads=4, seq=64), 8, 8
     grid = candidates(model, ranks, batch)
-    assert set(grid.cp.tolist()) == {1}, "no search offers context parallelism"
-    chosen = [name for name in Grid.__dataclass_fields__ if name not in ("cp", "context")]
+    assert set(grid.cp.tolist()) == set(grid.ep.tolist()) == {1}, "a short sequence is not cut, and there are no experts"
+    assert (set(grid.recomputed.tolist()), set(grid.zero_replicas.tolist())) == ({0}, {1}), "a search adds others later"
+    chosen = [name for name in Grid.__dataclass_fields__ if name not in ("cp", "context", "ep", "recomputed", "zero_replicas")]
     got = set(zip(*(getattr(grid, name).tolist() for name in chosen), strict=True))
     assert len(got) == len(grid), "each once"
     expected = set()
@@ -182,7 +200,8 @@ def test_wire_bytes_equal_those_of_each_layouts_traffic(plan: Plan) -> None:
 
 def test_another_account_of_memory_can_be_chosen(plan: Plan) -> None:
     theirs = search(plan.model, 32, A100, 64, account="korthikanti2022", simulate_best=0)
-    assert len(theirs.layouts) == (plan.layouts["split"] == "").sum()
+    plain = (plan.layouts["split"] == "") & (plan.layouts["zero_replicas"] == 1)  # others depend on what fits
+    assert (theirs.layouts["zero_replicas"] == 1).sum() == plain.sum()
     memory, _ = accounting("korthikanti2022")(plan.model, MIXED, theirs.grid)
     assert theirs.layouts["memory_bytes"].tolist() == memory.tolist()
 
@@ -191,6 +210,6 @@ def test_a_large_search_has_every_layout_once() -> None:
     plan = search(catalog.model("gpt3-175b"), 1024, DEVICES["h100-80gb"], 1536, simulate_best=0)
     assert len(plan.layouts) > 50_000
     assert plan.feasible > 1000
-    columns = np.stack([getattr(plan.grid, name).astype(np.int64) for name in Grid.__dataclass_fields__])
-    assert len(np.unique(np.ravel_multi_index(tuple(columns), tuple(columns.max(1) + 1)))) == len(plan.layouts)
+    first, _ = distinct(*(getattr(plan.grid, name).astype(np.int64) for name in Grid.__dataclass_fields__))
+    assert len(first) == len(plan.layouts)
     assert plan.layouts["mfu"].max() < Assumptions().matmul_efficiency

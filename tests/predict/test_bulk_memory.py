@@ -9,6 +9,7 @@ import pytest
 
 from engine import catalog
 from engine.families import FamilyName
+from engine.ledger.split import Stack
 from engine.ledger.symbolic import letter, values
 from engine.planner.candidates import candidates
 from engine.planner.search import MIXED
@@ -65,7 +66,7 @@ def test_more_microbatches_than_fill_the_pipeline_bring_no_higher_instant(name: 
     """Beyond the number that is looked at, nothing new is found; of GPipe, which holds all of them, the rows grow with them."""
     facts = SCHEDULE_FACTS[name]
     chunks, enough = facts.chunks or 3, int(facts.enough_microbatches(pp, 6 * pp))
-    found = peak_candidates(name, pp, chunks, (enough, enough + 3 * pp), 24, 0)
+    found = peak_candidates(name, pp, chunks, (enough, enough + 3 * pp), Stack(24))
     for one, more in zip(found.of[enough].rows, found.of[enough + 3 * pp].rows, strict=True):
         assert {row.tobytes() for row in one} == {row.tobytes() for row in more}
 

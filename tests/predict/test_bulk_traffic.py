@@ -9,7 +9,7 @@ from engine.predict.bulk.traffic import bulk_traffic
 from engine.predict.grid import Grid
 from engine.predict.traffic import traffic
 from engine.spec import RunSpec
-from engine.topology import AXES
+from engine.topology import CALL_AXES
 from tests.predict.random_specs import are_shipped, random_specs
 
 
@@ -23,7 +23,7 @@ def busiest(spec: RunSpec) -> dict[str, float]:
         found[name] = float(sums["wire_bytes"].max()) if len(sums) else 0.0
         found[f"{name} calls"] = float(sums["calls"].max()) if len(sums) else 0.0
 
-    for axis in AXES:
+    for axis in CALL_AXES:
         put(axis, table[table["axis"] == axis])
     put("dp late", table[(table["axis"] == "dp") & table["phase"].isin(["step", "gather"])])
     return found

@@ -28,14 +28,17 @@ _A = {name: i for i, name in enumerate(ACTIONS)}
 
 
 class Chunks:
-    """The chunks of one structure's layouts. `known`: `tp`, `cp`, `B`, `dp` and `zero` of each, and whether it is `cut`, (n,)."""
+    """The chunks of one structure's layouts.
+
+    `known`: `tp`, `cp`, `ep`, `B`, `dp`, `dp of experts` and `zero` of each, and whether it is `cut`, (n,).
+    """
 
     def __init__(self, layouts: Layouts, forms: list[ChunkForm], known: dict[str, Any], ledgers: Ledgers | None) -> None:
         self.layouts, self.known, self.does = layouts, known, form_actions(layouts, ledgers)
         kinds = {(zero, cut > 0) for zero, cut in zip(known["zero"].tolist(), known["cut"].tolist(), strict=True)}
         self.actions = {(form, *kind): self.does.actions(form, *kind) for form in forms for kind in kinds}
         self.runs = self.does.runs()
-        letters = "tp", "cp", "B"
+        letters = "tp", "cp", "ep", "B"
         first, self._which = distinct(*(known[name] for name in letters))
         self._nets, self._tops = self.does.figures({name: known[name][first] for name in letters}, len(first))
         found: dict[Any, Any] = {}

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from engine.ledger.dimensions import dimensions
 from engine.ledger.form import Slicing
 from engine.ledger.keep import Key, Ledgers
+from engine.ledger.split import Stack
 from engine.ledger.store import NotRecordedError
 from engine.predict.bulk.actions import form_actions
 from engine.predict.bulk.chunks import VALUES, Chunks, ChunkValues
@@ -44,17 +45,17 @@ def fullest(
     """
     best, where = np.zeros(len(grid), np.int64), np.zeros(len(grid), np.int64)
     sizes = _SizesOf(model, workload, grid, ledgers)
-    encoders = model.encoder_layers
+    stack = Stack.of(model)
     tables, rows = sizes.tables(pieces_of(model, grid))
     microbatches = _enough(grid)
     early = grid.zero >= 2
     first, which = distinct(grid.schedule, grid.pp, grid.chunks, grid.recomputed)
     for one, of_shape in zip(first.tolist(), _groups(which), strict=True):
         name, pp, chunks = SCHEDULES[grid.schedule[one]], int(grid.pp[one]), int(grid.chunks[one])
-        recomputed = int(grid.recomputed[one])
-        found, _ = pieces(model.layers, encoders, pp, chunks, SCHEDULE_FACTS[name].v_shaped, recomputed)
+        recomputed, bends = int(grid.recomputed[one]), SCHEDULE_FACTS[name].v_shaped
+        found, _ = pieces(stack, pp, chunks, bends, recomputed)
         numbers = np.unique(microbatches[of_shape])
-        candidates = peak_candidates(name, pp, chunks, tuple(numbers.tolist()), model.layers, encoders, all_stages, recomputed)
+        candidates = peak_candidates(name, pp, chunks, tuple(numbers.tolist()), stack, all_stages, recomputed)
         each, kind = distinct(microbatches[of_shape], early[of_shape])
         here = of_shape[np.argsort(kind, kind="stable")]
         have = _had(tables, rows, found, candidates.columns, sizes.which[here])
@@ -93,14 +94,18 @@ class _SizesOf:
         self.model, self.workload, self.ledgers = model, workload, ledgers
         sequence = grid.sequence_parallel & (grid.tp > 1)
         chunked = chunked_loss(model, workload, grid)
-        kinds = (sequence, grid.recompute, chunked, grid.context, *_ones(model, grid))
+        shared = grid.shards // grid.ep
+        alone = (grid.zero > 0) & (grid.ep > 1) & (shared == 1)
+        kinds = (sequence, grid.recompute, chunked, grid.context, alone, *_ones(model, grid))
         known = {
             "zero": grid.zero,
             "cut": grid.tp > 1,
             "tp": grid.tp,
             "B": grid.microbatch_size,
             "cp": grid.cp,
+            "ep": grid.ep,
             "dp": np.where(grid.zero > 0, grid.shards, 1),
+            "dp of experts": np.where(grid.zero > 0, shared, 1),
         }
         first, self.which = distinct(*kinds, *known.values())
         self.known = {name: size[first] for name, size in known.items()}
@@ -111,9 +116,12 @@ class _SizesOf:
         ]
 
     def _layouts(self, kinds: list[int]) -> Layouts:
-        sequence, recompute, chunked, context, *flags = kinds
+        sequence, recompute, chunked, context, alone, *flags = kinds
         ones = tuple(name for name, one in zip(ONES, flags, strict=True) if one)
-        return Layouts(self.model, self.workload, RECOMPUTES[recompute], bool(sequence), ones, bool(chunked), CONTEXTS[context])
+        recomputes = RECOMPUTES[recompute]
+        return Layouts(
+            self.model, self.workload, recomputes, bool(sequence), ones, bool(chunked), CONTEXTS[context], bool(alone)
+        )  # fmt: skip
 
     def _groups(self, here: slice) -> list[slice]:
         return _runs(2 * self.known["zero"][here] + self.known["cut"][here], here.start)
@@ -166,12 +174,13 @@ class _SizesOf:
 def _ones(model: ModelSpec, grid: Grid) -> list[NDArray[np.bool_]]:
     """Of each of `ONES`, where it is 1. (n,) each"""
     found = {name: np.zeros(len(grid), np.bool_) for name in ONES}
-    first, which = distinct(grid.sequence_parallel & (grid.tp > 1), grid.context)
+    first, which = distinct(grid.sequence_parallel & (grid.tp > 1), grid.context, grid.ep > 1)
     for kind, one in enumerate(first.tolist()):
         here = np.flatnonzero(which == kind)
         some, context = grid.take(here), CONTEXTS[grid.context[one]]
         cut: Slicing = "sequence" if grid.sequence_parallel[one] and grid.tp[one] > 1 else "features"
-        sizes = dimensions(model, cut, some.tp, some.microbatch_size, cp=some.cp, context=context)
+        ep = some.ep if grid.ep[one] > 1 else 1
+        sizes = dimensions(model, cut, some.tp, some.microbatch_size, cp=some.cp, context=context, ep=ep)
         for name in ONES:
             found[name][here] = sizes.get(name, 2) == 1
     return [found[name] for name in ONES]

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from engine.ledger.split import Stack
 from engine.predict.bulk.actions import ACTIONS, LATE
 from engine.predict.bulk.chunks import VALUES
 from engine.predict.bulk.pieces import pieces
@@ -53,8 +54,7 @@ def peak_candidates(
     pp: int,
     chunks: int,
     microbatches: tuple[int, ...],
-    layers: int,
-    encoders: int,
+    stack: Stack,
     all_stages: bool = False,
     recomputed: int = 0,
 ) -> CandidatesOfSchedule:
@@ -62,13 +62,13 @@ def peak_candidates(
 
     `recomputed`: as of a grid. Of chunks that recompute every n-th layer, one with fewer layers may keep as many.
     """
-    _, which = pieces(layers, encoders, pp, chunks, SCHEDULE_FACTS[name].v_shaped, recomputed)
+    _, which = pieces(stack, pp, chunks, SCHEDULE_FACTS[name].v_shaped, recomputed)
     all_stages = all_stages or bool(recomputed % 2)
-    stages = {m: list(range(pp)) if all_stages else _stages(name, pp, which, bool(encoders), m) for m in microbatches}
-    return _Stages(name, pp, np.array(which), stages, bool(encoders)).highest()
+    stages = {m: list(range(pp)) if all_stages else _stages(name, pp, which, stack.alike, m) for m in microbatches}
+    return _Stages(name, pp, np.array(which), stages, bool(stack.encoders)).highest()
 
 
-def _stages(name: ScheduleName, pp: int, which: tuple[int, ...], encodes: bool, microbatches: int) -> list[int]:
+def _stages(name: ScheduleName, pp: int, which: tuple[int, ...], alike: bool, microbatches: int) -> list[int]:
     """Those that can be the fullest: where backward is not split, the first two and the last, as the others hold less of it all.
 
     Otherwise also those in the middle, where another piece of the model begins or ends, and the first that has all microbatches.
@@ -79,7 +79,7 @@ def _stages(name: ScheduleName, pp: int, which: tuple[int, ...], encodes: bool, 
     some = {0, min(1, pp - 1), pp - 1}
     if not plain:
         some |= {2, pp // 2 - 1, pp // 2, pp // 2 + 1, pp - 2, *(s for s in (microbatches - 2, microbatches - 1) if 0 <= s < pp)}
-    if encodes or not plain:
+    if not alike or not plain:
         for c in range(1, len(which)):
             if which[c] != which[c - 1]:
                 some |= {_place(name, pp, c), _place(name, pp, c - 1)}

@@ -32,7 +32,8 @@ from engine.terms import Factor
 Real = NDArray[np.float64]
 LETTERS = ("t0", "t1")  # how many layers there are between a chunk's first and last, of each kind
 ONES = (
-    "A/G", "B", "F/tp", "G/cp/tp", "G/tp", "R/tp", "S/2cp", "S/2cp/tp", "S/cp", "S/cp/tp", "S/tp", "V/tp",
+    "A/G", "B", "E/ep", "F/tp", "G/cp/tp", "G/tp", "R/tp", "S/2cp", "S/2cp/tp", "S/cp", "S/cp/tp", "S/tp", "V/tp", "X/tp", "Z/tp",
+    "ep",
 )  # fmt: skip  # dimensions that depend on the layout, and may be 1
 
 
@@ -56,7 +57,10 @@ class ChunkForm(NamedTuple):
 
 
 class Layouts(NamedTuple):
-    """What layouts share whose chunks do the same, but for ZeRO and for whether tp is 1. `ones`: which of `ONES` are 1."""
+    """What layouts share whose chunks do the same, but for ZeRO and for whether tp is 1. `ones`: which of `ONES` are 1.
+
+    `alone`: as many ranks share experts as there are replicas, so that ZeRO does not cut these.
+    """
 
     model: ModelSpec
     workload: WorkloadSpec
@@ -65,6 +69,7 @@ class Layouts(NamedTuple):
     ones: tuple[str, ...]
     chunked_loss: bool
     context: Context = ""
+    alone: bool = False
 
     @property
     def e(self) -> Factor:
@@ -144,7 +149,7 @@ class FormTraces:
         ledger, known = ledger_of(self._ledgers, self.structures[cut], form.part), self.dimensions[cut]
         numbers = [self._number(block.bytes, cut) for block in ledger.blocks]
         reading = LedgerReading(ledger, form.part, form.times, known, numbers)
-        does, buckets = reading.trace(hooked), reading.buckets(letter("dp"))
+        does, buckets = reading.trace(hooked), reading.buckets(letter("dp"), self._parts_of_experts)
         as_recorded = {action: self._in_spans(segments, False) for action, segments in does.segments.items()}
         return FormTrace(
             segments=as_recorded,
@@ -198,11 +203,19 @@ class FormTraces:
                 codes.append(sign * one.block)
         return out + self.span(codes)
 
+    @property
+    def _parts_of_experts(self) -> Any:
+        """In how many ZeRO cuts the experts of a layer, if ranks share them."""
+        if not self.layouts.model.experts or "ep" in self.layouts.ones:
+            return None
+        return 1 if self.layouts.alone else letter("dp of experts")
+
     def _dimensions(self, cut: bool) -> dict[str, Any]:
         model, workload, tp = self.layouts.model, self.layouts.workload, letter("tp")
         loss_chunk = workload.most_loss_tokens(model, tp) if self.layouts.chunked_loss else None
         context = self.layouts.context
-        found = dimensions(model, self.layouts.slicing(cut), tp, letter("B"), None, loss_chunk, letter("cp"), context)
+        ep = 1 if self._parts_of_experts is None else letter("ep")
+        found = dimensions(model, self.layouts.slicing(cut), tp, letter("B"), None, loss_chunk, letter("cp"), context, ep)
         return found | dict.fromkeys((one for one in self.layouts.ones if one in found), 1)
 
     def missing(self, forms: Iterable[ChunkForm], cuts: set[bool]) -> set[Key]:

@@ -20,22 +20,24 @@ from engine.ledger.dimensions import dimensions, structure
 from engine.ledger.form import LOSS_CHUNK, Part, Slicing, Structure
 from engine.ledger.keep import Ledgers
 from engine.ledger.mixed import ledger_of, recorded_keys
+from engine.ledger.split import Stack
 from engine.ledger.store import LedgerStore, ledger_store
 from engine.ledger.symbolic import letter
 from engine.predict.bulk.pieces import pieces
 from engine.predict.grid import RECOMPUTES, Grid, Whole, chunked_loss, distinct, multiplied
 from engine.predict.traffic.calls import PredictedCall, wire_bytes
 from engine.predict.traffic.chunk import BucketUse, ChunkTraffic, MicrobatchCall, trained
-from engine.predict.traffic.rules import Setting, data_parallel, messages, norm_and_loss, tensor_parallel, tie
+from engine.predict.traffic.rules import Setting, data_parallel, messages, norm_and_loss, router_biases, tensor_parallel, tie
 from engine.schedule import SCHEDULES
 from engine.schedule.orders import reductions
 from engine.spec import BYTES_OF, ModelSpec, Recompute, WorkloadSpec
 from engine.spec.context import CONTEXTS, Context
+from engine.spec.numbers import evenly
 from engine.terms import Factor
 
 Reals = NDArray[np.float64]
 
-CLASSES = ("tp", "cp", "pp", "dp", "dp late")  # of traffic: by axis; and the part of dp that no pass overlaps with
+CLASSES = ("tp", "cp", "pp", "dp", "ep", "dp late")  # of traffic: by axis; and the part of dp that no pass overlaps with
 _SLICINGS: tuple[Slicing, ...] = ("none", "features", "sequence")
 # Kinds of recompute that repeat collectives. That of attention alone repeats those over cp.
 _REPEATING: tuple[Recompute, ...] = ("none", "full", "core_attn")
@@ -50,6 +52,7 @@ class _Case(NamedTuple):
     recompute: Recompute  # of `_REPEATING`
     chunked: bool
     context: Context
+    shared: bool  # ranks share experts
 
 
 def _repeats(grid: Grid) -> Whole:
@@ -63,11 +66,13 @@ class StageItem(NamedTuple):
 
     Of a chunk which is `part`, "own": all of it but its middle layers; "t0", "t1": a middle layer of the first or second kind;
     "cut": the transfers before the chunk, if it is on another stage than the chunk before it. "ends": of a stage with tied
-    weights; `part` is the first chunk. Without a part "stage": of any stage; "last": of the last chunk's stage.
+    weights; `part` is the first chunk. Without a part "stage": of any stage; "last": of the last chunk's stage;
+    "loads": of a stage with `experts` layers with experts, whose loads are added up.
     """
 
     part: Part | None
     kind: str
+    experts: int = 0
 
 
 def bulk_traffic(
@@ -80,8 +85,9 @@ def bulk_traffic(
 ) -> dict[str, Reals]:
     """The traffic of the busiest rank in a step: name → (n,), for the n layouts of `grid`.
 
-    "tp", "cp", "pp" and "dp" are wire bytes. "dp late" is the part of dp that no pass overlaps with: new values, and the calls of
-    the optimizer's step. "tp calls" and so on are the numbers of calls, with receives. Each name has its own busiest rank.
+    "tp", "cp", "pp", "dp" and "ep" are wire bytes. "dp late" is the part of dp that no pass overlaps with: new values, and the
+    calls of the optimizer's step. "tp calls" and so on are the numbers of calls, with receives. Each name has its own busiest
+    rank.
     `classes`: the wanted names. `calls`: whether calls are counted too. `ledgers`: where to read ledgers, in place of
     `ledger_store()`.
 
@@ -89,7 +95,7 @@ def bulk_traffic(
     """
     deferred = grid.by_schedule(lambda facts: facts.splits) & (grid.zero >= 2)  # then reductions depend on the schedule
     first, cost = distinct(
-        grid.dp, grid.cp, grid.context, grid.tp, grid.pp, grid.microbatch_size, grid.microbatches, grid.zero,
+        grid.dp, grid.cp, grid.context, grid.tp, grid.pp, grid.ep, grid.microbatch_size, grid.microbatches, grid.zero,
         grid.sequence_parallel, _repeats(grid), deferred, grid.zero_replicas,
     )  # fmt: skip
     groups = grid.pp, grid.chunks, grid.v_shaped, np.where(deferred, 1 + grid.schedule, 0), grid.recomputed
@@ -152,7 +158,7 @@ class _Shape(NamedTuple):
         index = np.arange(pp * chunks)
         run, place = index // pp, index % pp
         stage = np.where((v_shaped > 0) & (run % 2 == 1), pp - 1 - place, place)
-        found, which = pieces(model.layers, model.encoder_layers, pp, chunks, bool(v_shaped and recomputed), recomputed)
+        found, which = pieces(Stack.of(model), pp, chunks, bool(v_shaped and recomputed), recomputed)
         held: dict[StageItem, int] = {}
         entries: list[tuple[int, int, float]] = []  # chunk, item, count
         cuts: list[tuple[int, int]] = []  # stage, item
@@ -170,6 +176,12 @@ class _Shape(NamedTuple):
         several = [(s, number(None, "stage")) for s in range(pp)] + [(int(stage[-1]), number(None, "last"))]
         if stage[-1] != stage[0] and model.parts.tied:
             several += [(int(s), number(found[which[0]].form.part, "ends")) for s in (stage[0], stage[-1])]
+        if model.parts.balancing == "bias":
+            ends = [0, *np.cumsum(np.array(evenly(model.layers, pp * chunks))).tolist()]
+            having = [sum(map(model.has_experts, range(start, stop))) for start, stop in itertools.pairwise(ends)]
+            loads = np.bincount(stage, having, pp).astype(int).tolist()
+            items = [StageItem(None, "loads", count) for count in loads]
+            several += [(s, held.setdefault(item, len(held))) for s, item in enumerate(items) if item.experts]
         by_chunk = np.zeros((len(index), len(held)))
         for chunk, item, count in entries:
             by_chunk[chunk, item] = count
@@ -209,45 +221,51 @@ class _Costs:
         self.reduced = {name: np.zeros((measures, len(held), len(grid))) for name in ("tp", "dp")}
         slicing = np.where(grid.tp == 1, 0, np.where(grid.sequence_parallel, 2, 1))
         repeats, chunked = _repeats(grid), chunked_loss(model, workload, grid)
+        shared = grid.ep > 1
+        alone = shared & (grid.ep == grid.replicas)
         self._check(slicing, repeats, chunked)
         for rules, columns in (
-            (self._of_layers, (slicing, repeats, chunked, grid.context)),
-            (self._of_data_parallelism, (slicing, chunked, grid.context, grid.zero, deferred, grid.zero_replicas > 1)),
+            (self._of_layers, (slicing, repeats, chunked, grid.context, shared)),
+            (
+                self._of_data_parallelism,
+                (slicing, chunked, grid.context, grid.zero, deferred, shared, alone, grid.zero_replicas > 1),
+            ),
         ):
             first, which = distinct(*columns)
             for kind, one in enumerate(first.tolist()):
                 here = np.flatnonzero(which == kind)
-                case = _Case(_SLICINGS[slicing[one]], _REPEATING[repeats[one]], bool(chunked[one]), CONTEXTS[grid.context[one]])
-                setting = self._setting(case, int(grid.zero[one]), here)
+                case = self._case(one, slicing, repeats, chunked)
+                setting = self._setting(case, int(grid.zero[one]), here, bool(alone[one]))
                 for item, call in rules(self._structure(case), setting):
                     self._add(item, call, here, setting, bool(deferred[one]))
 
     def _check(self, slicing: Whole, repeats: Whole, chunked: Any) -> None:
         if isinstance(self._ledgers, LedgerStore):
-            first, _ = distinct(slicing, repeats, chunked, self.grid.context)
-            cases = [
-                _Case(_SLICINGS[slicing[i]], _REPEATING[repeats[i]], bool(chunked[i]), CONTEXTS[self.grid.context[i]])
-                for i in first.tolist()
-            ]
-            kinds = [self._structure(case) for case in cases]
+            first, _ = distinct(slicing, repeats, chunked, self.grid.context, self.grid.ep > 1)
+            kinds = [self._structure(self._case(i, slicing, repeats, chunked)) for i in first.tolist()]
             self._ledgers.check({key for made in kinds for part in self._parts for key in recorded_keys(made, part)})
+
+    def _case(self, row: int, slicing: Whole, repeats: Whole, chunked: Any) -> _Case:
+        context, shared = CONTEXTS[self.grid.context[row]], bool(self.grid.ep[row] > 1)
+        return _Case(_SLICINGS[slicing[row]], _REPEATING[repeats[row]], bool(chunked[row]), context, shared)
 
     def _structure(self, case: _Case) -> Structure:
         """Calls do not depend on which dimensions are 1, so all are taken as more than 1."""
         loss_chunk = letter("C") if case.chunked else None
-        sizes = dimensions(self.model, case.slicing, letter("tp"), letter("B"), None, loss_chunk, letter("cp"), case.context)
+        tp, b, cp, ep = map(letter, ("tp", "B", "cp", "ep"))
+        sizes = dimensions(self.model, case.slicing, tp, b, None, loss_chunk, cp, case.context, ep if case.shared else 1)
         return structure(self.model, self.workload, case.recompute, case.slicing, sizes, context=case.context)
 
-    def _setting(self, case: _Case, zero: int, here: Whole) -> Setting:
+    def _setting(self, case: _Case, zero: int, here: Whole, alone: bool) -> Setting:
         some, workload = self.grid.take(here), self.workload
         loss_chunk = workload.most_loss_tokens(self.model, some.tp) if case.chunked else None
-        slicing = case.slicing
-        sizes = dimensions(self.model, slicing, some.tp, some.microbatch_size, None, loss_chunk, some.cp, case.context)
+        slicing, ep = case.slicing, some.ep if case.shared else 1
+        sizes = dimensions(self.model, slicing, some.tp, some.microbatch_size, None, loss_chunk, some.cp, case.context, ep)
         copies = np.maximum(1, some.tp // self.model.key_heads)
         e, g = Factor("e", BYTES_OF[workload.precision]), Factor("g", BYTES_OF[workload.gradient_precision])
         hybrid = bool((some.zero_replicas > 1).any())
         return Setting(
-            sizes, some.tp, some.replicas, some.microbatches, zero, slicing == "sequence", e, g, copies,
+            sizes, some.tp, some.replicas, some.microbatches, zero, slicing == "sequence", e, g, copies, ep, alone,
             replicas=some.zero_replicas if hybrid else 1, hybrid=hybrid,
         )  # fmt: skip
 
@@ -273,12 +291,16 @@ class _Costs:
         for call in norms:
             yield StageItem(None, "stage"), call
         yield StageItem(None, "last"), loss
+        for item in self._numbers:
+            for call in router_biases(setting, item.experts):
+                yield item, call
 
     def _add(self, item: StageItem, call: PredictedCall, here: Whole, setting: Setting, deferred: bool) -> None:
         """Calls of items that no stage has are left out."""
         if item not in self._numbers:
             return
-        n = call.ranks({"tp": setting.tp, "cp": self.grid.cp[here], "dp": setting.dp, "pp": self.grid.pp[here]}[call.axis])
+        degrees = {"tp": setting.tp, "cp": self.grid.cp[here], "dp": setting.dp, "pp": self.grid.pp[here], "ep": setting.ep}
+        n = call.ranks(degrees[call.axis])
         calls = call.calls * call.made(n) * (setting.microbatches if call.reduced and not deferred else 1)
         amounts = calls * wire_bytes(call.collective, call.payload_bytes, n), calls
         late = call.axis == "dp" and call.phase in _LATE

@@ -19,15 +19,21 @@ class BucketSizes:
     """
 
     def __init__(
-        self, bucket: RecordedBucket, part: Part, sizes: Mapping[str, Any], parts: Any, ep: int = 1, hybrid: bool = False
+        self,
+        bucket: RecordedBucket,
+        part: Part,
+        sizes: Mapping[str, Any],
+        parts: Any,
+        of_experts: Any = None,
+        hybrid: bool = False,
     ) -> None:
-        """`sizes`: of the dimensions. `parts`: in how many ZeRO cuts it, 1 or dp, or with `hybrid` sharding z. `ep`: ranks that
-        share a layer's experts, so that of these there are dp ÷ ep replicas.
+        """`sizes`: of the dimensions. `parts`: in how many ZeRO cuts it, 1 or dp, or with `hybrid` sharding z. `of_experts`: the
+        same of experts that ranks share, of which there are dp ÷ ep replicas; None: no ranks share them.
         """
         self._share = "Ψ/z" if hybrid else "Ψ/dp"
-        if bucket.experts and ep > 1:
-            parts = max(1, parts // ep)
-        self.alone = bucket.experts and ep > 1 and isinstance(parts, int) and parts == 1  # ZeRO does not cut it
+        shared = bucket.experts and of_experts is not None
+        parts = of_experts if shared else parts
+        self.alone = shared and isinstance(parts, int) and parts == 1  # ZeRO does not cut it
         self.layered = bucket.layer >= 0
         self.name = bucket_in_words(bucket)
         self.counted = part.first or not bucket.name.endswith("token")

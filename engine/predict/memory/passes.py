@@ -124,6 +124,8 @@ def layout_reading(chunk: Chunk, sizes: Mapping[str, Any]) -> LedgerReading:
 def layout_passes(reading: LedgerReading, layout: LayoutSpec, kinds: frozenset[str], e: Factor, g: Factor) -> ChunkPasses:
     """`kinds`: which of B, I and W the schedule has. `e`, `g`: bytes of a parameter and of what gradients are added up in."""
     zero, hybrid = layout.zero, layout.zero_replicas > 1
-    does, buckets = reading.trace(zero >= 2, kinds), reading.buckets(layout.shards if zero else 1, layout.ep, hybrid)
+    parts = layout.shards if zero else 1
+    of_experts = max(1, parts // layout.ep) if layout.ep > 1 else None
+    does, buckets = reading.trace(zero >= 2, kinds), reading.buckets(parts, of_experts, hybrid)
     blocks = reduction_blocks([bucket for bucket, _ in buckets], e, g if zero == 1 else e)
     return ChunkPasses(does, buckets, Reductions(zero, buckets, blocks, does.segments.get("W", [])))

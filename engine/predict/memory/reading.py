@@ -81,10 +81,10 @@ class LedgerReading:
         self.ledger, self.part, self.repeats, self.sizes, self.blocks = ledger, part, repeats, sizes, blocks
         self.named = named
 
-    def buckets(self, parts: Any, ep: int = 1, hybrid: bool = False) -> Buckets:
+    def buckets(self, parts: Any, of_experts: Any = None, hybrid: bool = False) -> Buckets:
         """Each with how many there are. Arguments as for `BucketSizes`."""
         return [
-            (BucketSizes(bucket, self.part, self.sizes, parts, ep, hybrid), self._times(bucket.layer))
+            (BucketSizes(bucket, self.part, self.sizes, parts, of_experts, hybrid), self._times(bucket.layer))
             for bucket in self.ledger.buckets
         ]
 

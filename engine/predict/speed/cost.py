@@ -1,10 +1,11 @@
 """Seconds of a stage's passes with what data parallelism adds, of messages, and of the end of a step, for many layouts at once.
 
-Seconds of a pass are arrays (3, 4, n): see `engine.predict.speed.passes`, which reads them from ledgers.
+Seconds of a pass are arrays (3, 5, n): see `engine.predict.speed.passes`, which reads them from ledgers.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -25,6 +26,8 @@ class HeldParameters:
 
     parameters: Real
     buckets: Any  # how many; each is reduced and gathered over dp in one call
+    experts: Any = 0.0  # of these parameters, those of experts, which have replicas of their own
+    expert_buckets: Any = 0
 
 
 class Cost:
@@ -57,6 +60,11 @@ class Cost:
     @cached_property
     def dp(self) -> Link:
         return link(self.grid, "dp", self.device, self.assumed)
+
+    @cached_property
+    def edp(self) -> Link:
+        """Of the ranks that hold the same experts and shard them."""
+        return link(self.grid, "edp", self.device, self.assumed)
 
     @cached_property
     def _shards(self) -> tuple[Link, Link]:
@@ -92,7 +100,7 @@ class Cost:
         return model_passes(self.model, self.workload, replace(self.grid, recompute=kept), self.device, self.assumed)
 
     def layers(self, part: PartName, count: Any, again: Any) -> Real:
-        """Seconds of `count` layers, of which `again` are recomputed whole, where only some are. (3, 4, n)"""
+        """Seconds of `count` layers, of which `again` are recomputed whole, where only some are. (3, 5, n)"""
         if not self.grid.recomputed.any():
             return count * self.passes.of(part)
         again = np.where(self.grid.recomputed > 0, again, count)
@@ -101,7 +109,7 @@ class Cost:
     # ---------------------------------------------------------------------------------------- parameters and what dp adds
 
     def held_parameters(self, layers: Any, first: Any, last: Any, cross: Any = 0.0) -> HeldParameters:
-        """The parameters of one rank with that many layers, `cross` of them with cross-attention.
+        """The parameters of one rank with that many layers, `cross` of them with cross-attention, or with experts.
 
         `first`, `last`: whether it has the embedding, the head. Arguments are numbers or (n,).
         """
@@ -111,19 +119,31 @@ class Cost:
         whole, table = model.vocab * model.hidden, model.padded_vocab(self.t) * model.hidden
         outer = family.outer_parameters(model.hidden, model.vocab, model.places, model.heads) - whole * (1 if family.tied else 2)
         tables = np.where(first & last & family.tied, 1, first * 1 + last * 1) * table
+        having, cross = (cross, 0.0) if model.experts else (0.0, cross)
         parameters = ((layers - cross) * plain + cross * crossing + tables + (first | last) * outer) / self.t
         copied = 2 * keys * (model.hidden + (family.attention_bias != "none"))  # of one attention, what ranks may have copies of
         parameters = parameters + (layers + cross) * copied * (np.maximum(1, self.t // model.key_heads) - 1) / self.t
-        return HeldParameters(parameters, layers + 2 * first + 2 * last)
+        buckets = layers + 2 * first + 2 * last
+        if not model.experts:
+            return HeldParameters(parameters, buckets)
+        routed, other = model.expert_parameters
+        router = model.experts * model.hidden  # which tp does not cut
+        parameters = parameters + having * ((routed / self.grid.ep + other - router) / self.t + router)
+        return HeldParameters(parameters, buckets + having, having * routed / self.grid.ep / self.t, having)
+
+    def _over(self, dp: Link, how: Callable[[Link, Any, Any], Real], held: HeldParameters, width: int) -> Real:
+        """Seconds of collectives of all parameters, `width` bytes each: of experts over their replicas, else over `dp`. (n,)"""
+        whole = how(dp, (held.parameters - held.experts) * width, held.buckets - held.expert_buckets)
+        return whole + how(self.edp, held.experts * width, held.expert_buckets) if self.model.experts else whole
 
     def with_accumulation(self, passes: Real, held: HeldParameters) -> Real:
-        """The passes of a stage, with gradient accumulation and with the exposed part of ZeRO's collectives. (3, 4, n)
+        """The passes of a stage, with gradient accumulation and with the exposed part of ZeRO's collectives. (3, 5, n)
 
         ZeRO 3 gathers the values for each pass. ZeRO 2 and 3 reduce-scatter the gradients of each microbatch.
         """
         shards, _ = self._shards
-        values = shards.all_gather(held.parameters * self.bytes, held.buckets)
-        gradients = shards.all_gather(held.parameters * self.gradient_bytes, held.buckets)
+        values = self._over(shards, Link.all_gather, held, self.bytes)
+        gradients = self._over(shards, Link.all_gather, held, self.gradient_bytes)
         out, overlap = passes.copy(), self.assumed.dp_overlap
         out[WEIGHTS, COMPUTE] = self.weights_with_accumulation(out[WEIGHTS, COMPUTE], held)
         three, two = self.grid.zero == 3, self.grid.zero >= 2
@@ -148,12 +168,13 @@ class Cost:
         The last microbatch's backward overlaps with a part of it. With ZeRO 2 and 3 that microbatch's own calls are hidden first.
         """
         size, (shards, replicas) = held.parameters * self.gradient_bytes, self._shards
-        whole, share = self.dp.all_reduce(size, held.buckets), shards.all_gather(size, held.buckets)
+        whole = self._over(self.dp, Link.all_reduce, held, self.gradient_bytes)
+        share = self._over(shards, Link.all_gather, held, self.gradient_bytes)
         takes = np.select([self.grid.zero == 0, self.grid.zero == 1], [whole, share], 0.0)
         hidden = self.assumed.dp_overlap * passes[INPUTS:, COMPUTE].sum(0)
         if (self.grid.zero_replicas > 1).any():
             takes = takes + replicas.all_reduce(size / self.grid.shards, held.buckets)  # 0 where there is one replica
-            values = np.where(self.grid.zero == 3, shards.all_gather(held.parameters * self.bytes, held.buckets), 0.0)
+            values = np.where(self.grid.zero == 3, self._over(shards, Link.all_gather, held, self.bytes), 0.0)
             hidden = np.maximum(0.0, hidden - np.where(self.grid.zero >= 2, values + share, 0.0))
         return np.maximum(0.0, takes - hidden)
 
@@ -182,11 +203,12 @@ class Cost:
         states, copy = optimizer_of(workload).bytes_of_a_parameter(workload), workload.master_bytes
         moved = self.gradient_bytes + 2 * ((copy or self.bytes) + states) + (self.bytes if copy else 0)
         share = np.where(self.grid.zero >= 1, self.grid.shards, 1)
-        return held.parameters / share * moved / self.rates.memory
+        of_experts = np.where(self.grid.zero >= 1, self.grid.shards // self.grid.ep, 1)
+        return ((held.parameters - held.experts) / share + held.experts / of_experts) * moved / self.rates.memory
 
     def value_gather(self, held: HeldParameters) -> Real:
         """Seconds of the all-gather of updated values over dp, under ZeRO 1 and 2. (n,)"""
-        gathered = self._shards[0].all_gather(held.parameters * self.bytes, held.buckets)
+        gathered = self._over(self._shards[0], Link.all_gather, held, self.bytes)
         return np.where(np.isin(self.grid.zero, (1, 2)), gathered, 0.0)
 
     def message(self) -> Real:

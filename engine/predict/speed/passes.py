@@ -7,9 +7,11 @@ that it reads and writes. `engine.ledger.kernels` says what a kernel is. A call 
 A pass takes at least as long as its host needs to launch all its kernels and calls. A processor that works off its kernels itself
 takes both times, one after the other.
 
-Times are arrays (3, 4, n). The first axis is the kind of pass: `FORWARD`; `INPUTS` and `WEIGHTS`, the two halves of backward.
-The forward that backward computes again is in `INPUTS`. The second axis is `COMPUTE`, `TP`, `CP`
-and `DP`. The third is the layout.
+A product of experts reads the weights of all that a rank has, for the rows that come to them if loads are equal.
+
+Times are arrays (3, 5, n). The first axis is the kind of pass: `FORWARD`; `INPUTS` and `WEIGHTS`, the two halves of backward.
+The forward that backward computes again is in `INPUTS`. The second axis is `COMPUTE`, `TP`, `CP`,
+`EP` and `DP`. The third is the layout.
 """
 
 from __future__ import annotations
@@ -29,21 +31,21 @@ from engine.ledger.split import part_of
 from engine.ledger.store import NotRecordedError, ledger_store
 from engine.predict.grid import RECOMPUTES, Grid, Whole, chunked_loss, distinct
 from engine.predict.speed.rates import Assumptions, Link, Real, link, on_device, rates
-from engine.spec import ModelSpec, Precision, WorkloadSpec, refuse_experts, sentence
+from engine.spec import ModelSpec, Precision, WorkloadSpec
 from engine.spec.context import CONTEXTS
-from engine.topology import Axis
+from engine.topology import CallAxis
 
 FORWARD, INPUTS, WEIGHTS = range(3)
-COMPUTE, TP, CP, DP = range(4)
+COMPUTE, TP, CP, EP, DP = PARTS_OF_PASS = range(5)
 _ACTIONS = "FIW"  # by kind of pass
-_LINKS: tuple[Axis, ...] = ("tp", "cp")  # of calls that a pass makes
+_LINKS: tuple[CallAxis, ...] = ("tp", "cp", "ep")  # of calls that a pass makes
 _KEPT = 512  # readings, the latest
 PartName = Literal["embedding", "layer", "decoder", "head", "loss chunk"]  # "decoder": a layer with cross-attention
 MODEL_PARTS: tuple[PartName, ...] = ("embedding", "layer", "decoder", "head")  # a loss in chunks is in the head
 
 
 class Pass(NamedTuple):
-    """One pass through a part of the model: how often there is each kernel, and each call over tp and cp."""
+    """One pass through a part of the model: how often there is each kernel, and each call over tp, cp and ep."""
 
     kernels: Counter[Kernel]
     calls: Counter[Call]
@@ -54,7 +56,7 @@ class ModelPasses:
     """Seconds of each part of a model, for each layout of a grid."""
 
     def __init__(self, seconds: dict[PartName, Real], which: Whole) -> None:
-        """`seconds`: of layouts that differ, (3, 4, k) each. `which`: which of these each layout is, (n,)."""
+        """`seconds`: of layouts that differ, (3, 5, k) each. `which`: which of these each layout is, (n,)."""
         self._seconds, self._which = seconds, which
 
     def take(self, which: Any) -> ModelPasses:
@@ -62,24 +64,23 @@ class ModelPasses:
         return ModelPasses(self._seconds, self._which[which])
 
     def of(self, part: PartName) -> Real:
-        """Seconds of a part. (3, 4, n)"""
+        """Seconds of a part. (3, 5, n)"""
         return self._seconds[part].take(self._which, axis=2)
 
 
 def model_passes(model: ModelSpec, workload: WorkloadSpec, grid: Grid, device: DeviceSpec, assumed: Assumptions) -> ModelPasses:
     """Raises `NotRecordedError` for all ledgers that are missing."""
-    refuse_experts(model, sentence("an estimate of times on a device"))
     whole_backward = ~grid.by_schedule(lambda facts: facts.splits)
     first, which = distinct(
-        grid.tp, grid.cp, grid.context, grid.microbatch_size, grid.sequence_parallel, grid.recompute, whole_backward
+        grid.tp, grid.cp, grid.ep, grid.context, grid.microbatch_size, grid.sequence_parallel, grid.recompute, whole_backward
     )
     few, whole_backward = grid.take(first), whole_backward[first] & assumed.backward_overlap
-    part, _ = part_of(model, range(model.layers), True, True)
+    part = _whole(model)
     groups, store = _by_structure(model, workload, few), ledger_store()
     if missing := [(one, part) for one in groups if (one, part) not in store]:
         raise NotRecordedError(missing)
     on_device = _Seconds(model, workload.precision, device, assumed)
-    seconds: dict[PartName, Real] = {name: np.zeros((3, 4, len(few))) for name in MODEL_PARTS}
+    seconds: dict[PartName, Real] = {name: np.zeros((3, len(PARTS_OF_PASS), len(few))) for name in MODEL_PARTS}
     for one, rows in groups.items():
         here = np.array(list(rows))
         sizes = {name: np.array([known[name] for known in rows.values()], np.float64) for name in rows[here[0]]}
@@ -95,18 +96,30 @@ def model_passes(model: ModelSpec, workload: WorkloadSpec, grid: Grid, device: D
     return ModelPasses(seconds, which)
 
 
+def _whole(model: ModelSpec) -> Part:
+    """The whole model. Where layers with an MLP and with experts alternate, as if the former came first: layers of a kind take as
+    long wherever they are.
+    """
+    if model.experts:
+        return Part(True, True, min(model.layers - model.expert_layers, 2), False, min(model.expert_layers, 2))
+    part, _ = part_of(model, range(model.layers), True, True)
+    return part
+
+
 def _by_structure(model: ModelSpec, workload: WorkloadSpec, grid: Grid) -> dict[Structure, dict[int, dict[str, Any]]]:
     """The rows of a grid by structure. Of each row, the values of the dimensions."""
     found: dict[Structure, dict[int, dict[str, Any]]] = defaultdict(dict)
     chunked = chunked_loss(model, workload, grid)
-    columns = grid.tp, grid.cp, grid.context, grid.microbatch_size, grid.sequence_parallel, chunked, grid.recompute
+    columns = (
+        grid.tp, grid.cp, grid.ep, grid.context, grid.microbatch_size, grid.sequence_parallel, chunked, grid.recompute,
+    )  # fmt: skip
     known: dict[Any, tuple[Structure, dict[str, Any]]] = {}  # of what recompute does not change
     for row, (*key, recompute) in enumerate(zip(*(column.tolist() for column in columns), strict=True)):
-        tp, cp, number, size, sequence, in_chunks = key
+        tp, cp, ep, number, size, sequence, in_chunks = key
         if tuple(key) not in known:
             cut, loss_chunk = slicing(tp, sequence), workload.most_loss_tokens(model, tp) if in_chunks else None
             context = CONTEXTS[number]
-            sizes = dimensions(model, cut, tp, size, None, loss_chunk, cp, context)
+            sizes = dimensions(model, cut, tp, size, None, loss_chunk, cp, context, ep)
             known[tuple(key)] = structure(model, workload, "none", cut, sizes, context=context), sizes
         one, sizes = known[tuple(key)]
         found[one._replace(recompute=RECOMPUTES[recompute])][row] = sizes
@@ -123,9 +136,9 @@ class _Seconds:
         self._computed = _computed(model)
 
     def of(
-        self, one: Pass, sizes: Mapping[str, Real], links: Mapping[Axis, Link], hidden: float = 0.0, whole: Any = False
+        self, one: Pass, sizes: Mapping[str, Real], links: Mapping[CallAxis, Link], hidden: float = 0.0, whole: Any = False
     ) -> Real:
-        """Seconds of kernels, of calls over tp that are not hidden, and of those over cp. (3, k)
+        """Seconds of kernels, of calls over tp that are not hidden, and of those over cp and ep. (4, k)
 
         `sizes`: the values of the dimensions. `hidden`: the share of the calls over tp that overlaps with kernels. `whole`: where
         backward is not split, so that `Pass.beside` overlap each with its product, and what takes longer than that is not hidden.
@@ -148,7 +161,7 @@ class _Seconds:
         compute, attention = sum(time for _, time in kernels), sum(time for kernel, time in kernels if kernel.attention)
         seconds = dict.fromkeys((*_LINKS, "ring"), np.zeros(1))
         for call, times in one.calls.items():
-            axis: Axis = call.axis  # type: ignore[assignment]
+            axis: CallAxis = call.axis  # type: ignore[assignment]
             name = "ring" if call.collective == "send_recv" else axis
             seconds[name] = seconds[name] + often(call, times) * links[axis].call(call.collective, total([call.payload]))
         over_tp = seconds["tp"] * (1 - hidden)
@@ -160,11 +173,12 @@ class _Seconds:
             )
             over_tp = np.minimum(over_tp, seconds["tp"] - np.where(whole, under, 0.0))
         over_cp = seconds["cp"] + np.maximum(0.0, seconds["ring"] - attention)
+        over_ep = seconds["ep"]
         launches = (
             sum(often(what, times) for several in (one.kernels, one.calls) for what, times in several.items()) * self._launch
         )
-        work = np.maximum(compute, launches - over_tp - over_cp) if self._ahead else compute + launches
-        return np.stack(np.broadcast_arrays(work, over_tp, over_cp, links["tp"].degree)[:3])
+        work = np.maximum(compute, launches - over_tp - over_cp - over_ep) if self._ahead else compute + launches
+        return np.stack(np.broadcast_arrays(work, over_tp, over_cp, over_ep, links["tp"].degree)[:4])
 
     def _kernel(self, kernel: Kernel, total: Callable[[Iterable[Product]], Any]) -> Any:
         """Seconds of a kernel. `total`: the value of a sum of products."""

@@ -6,7 +6,7 @@ The assumptions are not fitted to any single measurement. A user who has better 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +15,7 @@ from pydantic import Field
 from engine.devices import DeviceSpec
 from engine.predict.grid import Grid, Whole
 from engine.spec import Precision, Spec
-from engine.topology import Axis, strides
+from engine.topology import CallAxis, strides
 
 Real = NDArray[np.float64]
 
@@ -119,6 +119,7 @@ class Link:
     latency: Real  # seconds
     bandwidth: Real  # bytes a second
     degree: Real  # ranks of a group
+    exchange: Real | None = None  # seconds of an all-to-all for each byte that a rank hands over; None: as round the ring
 
     def all_gather(self, size: Any, calls: Any = 1) -> Real:
         """Seconds of all-gathers, or of reduce-scatters, over a ring. `size`: bytes of the whole tensors, in `calls` calls.
@@ -144,18 +145,33 @@ class Link:
             return self.all_reduce(payload)
         if collective == "send_recv":
             return self.message(payload)
+        if collective == "all_to_all" and self.exchange is not None:
+            return self.all_to_all(payload)
         return self.all_gather(payload * self.degree if collective == "all_gather" else payload)
+
+    def all_to_all(self, payload: Any) -> Real:
+        """Seconds of an all-to-all of `payload` bytes on each rank: all messages start at once, so one latency is waited for."""
+        assert self.exchange is not None
+        return np.where(self.degree > 1, self.latency + payload * self.exchange, 0.0)
 
     def message(self, size: Any) -> Real:
         """Seconds of a message of `size` bytes to the next rank. 0 if the group has one rank."""
         return np.where(self.degree > 1, self.latency + size / self.bandwidth, 0.0)
 
 
-def link(grid: Grid, axis: Axis, device: DeviceSpec, assumed: Assumptions) -> Link:
-    """The link of an axis's groups. Over dp these have all ranks that hold the same parameters."""
+def link(grid: Grid, axis: CallAxis | Literal["edp"], device: DeviceSpec, assumed: Assumptions) -> Link:
+    """The link of an axis's groups. `axis`: "edp" is the ranks that hold the same experts and shard them, ep apart along dp.
+
+    Over dp groups have all ranks that hold the same parameters.
+    """
     stride = strides(grid.degrees)
     if axis == "dp":
         return link_of(grid.replicas, stride["cp"], device, assumed)
+    if axis == "ep":
+        # The slowest of an all-to-all's messages goes between nodes, and all are waited for.
+        return link_of(grid.ep, stride["dp"], device, assumed, waits=True)
+    if axis == "edp":
+        return link_of(grid.shards // grid.ep, stride["cp"] * grid.ep, device, assumed)
     return link_of(grid.degrees[axis], stride[axis], device, assumed, waits=axis == "pp")
 
 
@@ -173,7 +189,11 @@ def link_of(degree: Whole, stride: Whole, device: DeviceSpec, assumed: Assumptio
 
     A group is inside a node if stride × degree ≤ node_size. Otherwise its ring is as slow as the links between nodes. A node has
     node_size ÷ stride of the group's ranks, and the ring can use the network ports of all of them. One in node_size ÷ stride hops
-    is between nodes, so the latency is the average over the hops; if a pipeline `waits` for its slowest message, that one's.
+    is between nodes, so the latency is the average over the hops; if a pipeline or an all-to-all `waits` for its slowest message,
+    that one's.
+
+    In an all-to-all a rank sends each other rank an equal part: those for its own node by the links in it, the others by its own
+    network port. Both go on at the same time.
     """
     node = device.node_size
     inside = stride * degree <= node
@@ -181,9 +201,11 @@ def link_of(degree: Whole, stride: Whole, device: DeviceSpec, assumed: Assumptio
     between = 1.0 if waits else 1 / in_node  # the share of hops between nodes
     inter = device.inter_bandwidth * assumed.inter_efficiency
     intra = device.intra_bandwidth * on_device(device, assumed).intra_efficiency
+    near = np.minimum(degree, in_node)
     mixed = device.inter_latency * between + device.intra_latency * (1 - between)
     return Link(
         latency=np.where(inside, device.intra_latency, mixed),
         bandwidth=np.where(inside, intra, np.minimum(intra, inter * in_node)),
         degree=degree.astype(np.float64),
+        exchange=np.maximum((near - 1) / intra, (degree - near) / inter) / degree,
     )

@@ -15,14 +15,14 @@ import numpy as np
 from engine.devices import DeviceSpec
 from engine.predict.grid import Grid, Whole, distinct, recomputed_of
 from engine.predict.speed.cost import Cost, HeldParameters
-from engine.predict.speed.passes import COMPUTE, CP, DP, FORWARD, INPUTS, TP, WEIGHTS, ModelPasses, PartName
+from engine.predict.speed.passes import COMPUTE, CP, DP, EP, FORWARD, INPUTS, TP, WEIGHTS, ModelPasses, PartName
 from engine.predict.speed.rates import Assumptions, Real
 from engine.schedule import Flow, Kind
 from engine.schedule.simulation import SimulatedPipeline, pipeline_simulation, simulate_all
 from engine.schedule.timeline import Durations
 from engine.spec import LayoutSpec, ModelSpec, RunSpec
 from engine.spec.schedules import PipelineWork
-from engine.topology import AXES_BY_FREQUENCY
+from engine.topology import CALL_AXES_BY_FREQUENCY
 
 # Rounds of pp microbatches that are simulated. All further rounds take as long as the last of these. With deferred W, it takes
 # more rounds until the pipeline is steady.
@@ -32,7 +32,7 @@ _AT_ONCE = 8192  # layouts
 StageLayers = tuple[Whole, Whole, Whole]  # of the first stage, of the last, and the most of any middle one: (n,) each
 
 
-PARTS = ("compute", *AXES_BY_FREQUENCY, "update", "idle")  # the fields of `StepTime` that add up to `step`
+PARTS = ("compute", *CALL_AXES_BY_FREQUENCY, "update", "idle")  # the fields of `StepTime` that add up to `step`
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,7 @@ class StepTime:
     cp: Real  # exposed collectives over cp
     pp: Real  # messages between stages that the pipeline waits for, and the all-reduce of tied weights
     dp: Real  # exposed reductions and gathers over dp
+    ep: Real  # all-to-alls of tokens to their experts and back
     update: Real  # the optimizer's step
     idle: Real  # filling and draining the pipeline
     bubble: Real  # idle time of all stages ÷ the pipeline's total time, 0 to 1
@@ -64,7 +65,7 @@ class _Work(NamedTuple):
     """Seconds of the stages: for one microbatch, and at the end of a step. (n,) each, unless a shape is given."""
 
     slowest: Real  # the slowest stage, by kind of pass, (3, n)
-    slowest_parts: Real  # the same by `COMPUTE`, `TP`, `CP` and `DP`, (4, n)
+    slowest_parts: Real  # the same by `COMPUTE`, `TP`, `CP`, `EP` and `DP`, (5, n)
     slowest_whole: Real  # the same in total
     all: Real  # the sum of all stages, by kind of pass, (3, n)
     all_whole: Real  # the same in total
@@ -105,7 +106,7 @@ def estimate(cost: Cost, layers: StageLayers | None = None) -> StepTime:
     grid, m = cost.grid, cost.grid.microbatches
     if layers is None:
         first, group = distinct(
-            grid.dp, grid.cp, grid.context, grid.tp, grid.pp, grid.microbatch_size, grid.zero, grid.sequence_parallel,
+            grid.dp, grid.cp, grid.ep, grid.context, grid.tp, grid.pp, grid.microbatch_size, grid.zero, grid.sequence_parallel,
             grid.recompute, grid.recomputed, grid.zero_replicas, _stage_shape(cost), grid.by_schedule(lambda facts: facts.splits),
         )  # fmt: skip
         blocks = [_work(cost.take(first[start : start + _AT_ONCE])) for start in range(0, max(1, len(first)), _AT_ONCE)]
@@ -125,6 +126,7 @@ def estimate(cost: Cost, layers: StageLayers | None = None) -> StepTime:
         cp=by_part[CP],
         pp=waits + tie,
         dp=by_part[DP] + ends_dp,
+        ep=by_part[EP],
         update=update,
         idle=pipeline - waits - by_part.sum(0),
         bubble=1 - m * work.all_whole[group] / (grid.pp * pipeline),
@@ -151,7 +153,7 @@ def _work(cost: Cost, layers: StageLayers | None = None) -> _Work:
     stages, held, total = _stages(cost, layers or layers_of_stages(cost.grid, cost.model.layers))
     times = [stage.sum(axis=(0, 1)) for stage in stages]
     slowest = np.argmax(times, axis=0)
-    one = np.choose(slowest[None, None], stages)  # (3, 4, n) of the slowest stage
+    one = np.choose(slowest[None, None], stages)  # (3, 5, n) of the slowest stage
     embedding, head = (
         cost.with_accumulation(passes, cost.held_parameters(0, first, not first)).sum((0, 1))
         for passes, first in ((cost.passes.of("embedding"), True), (cost.passes.of("head"), False))
@@ -173,30 +175,32 @@ def _work(cost: Cost, layers: StageLayers | None = None) -> _Work:
 def _stages(cost: Cost, layers: StageLayers) -> tuple[list[Real], list[HeldParameters], Real]:
     """Three stages: the first, the last, and the middle one with the most layers. `layers`: how many each has.
 
-    Returns their passes, (3, 4, n) each, their parameters, and the sum of the passes of all stages, (3, 4, n). A stage that a
+    Returns their passes, (3, 5, n) each, their parameters, and the sum of the passes of all stages, (3, 5, n). A stage that a
     layout does not have is zeros.
     """
     grid, model = cost.grid, cost.model
     counts = [np.asarray(count) for count in layers]
     embedding, head = (cost.passes.of(part) for part in ("embedding", "head"))
-    decoder = model.layers - model.encoder_layers if model.parts.encoder else 0
+    before = model.encoder_layers or model.layers - model.expert_layers  # layers of the first kind
+    decoder = model.layers - before
     alone = (grid.pp == 1) | cost.v_shaped  # both ends on the first stage
     ends = [(np.ones_like(alone), alone), (alone & False, ~alone), (alone & False, alone & False)]
     # Decoder layers of each stage. With one chunk a stage they follow from its place in the stack. With several chunks each stage
     # is taken to have the model's share of decoder layers.
     even = decoder / model.layers
-    few = [np.maximum(0, counts[0] - model.encoder_layers), np.minimum(counts[1], decoder), np.minimum(counts[2], decoder)]
+    mixed = grid.chunks > 1 if model.expert_every < 2 else np.ones_like(alone)
+    few = [np.maximum(0, counts[0] - before), np.minimum(counts[1], decoder), np.minimum(counts[2], decoder)]
     stages, held = [], []
     for count, single, (first, last) in zip(counts, few, ends, strict=True):
-        cross = np.where(grid.chunks > 1, even * count, single) if decoder else np.zeros_like(count)
-        passes = _layers(cost, "layer", count - cross) + first * embedding + last * head
+        cross = np.where(mixed, even * count, single) if decoder else np.zeros_like(count)
+        passes = _layers(cost, "layer", count - cross, count) + first * embedding + last * head
         if decoder:
-            passes = passes + _layers(cost, "decoder", cross)
+            passes = passes + _layers(cost, "decoder", cross, count)
         held.append(cost.held_parameters(count, first, last, cross))
         stages.append(cost.with_accumulation(passes, held[-1]))
-    total = _layers(cost, "layer", model.layers - decoder, grid.pp) + embedding + head
+    total = _layers(cost, "layer", model.layers - decoder, model.layers, grid.pp) + embedding + head
     if decoder:
-        total = total + _layers(cost, "decoder", decoder, grid.pp)
+        total = total + _layers(cost, "decoder", decoder, model.layers, grid.pp)
     everything = cost.held_parameters(model.layers, np.ones_like(alone), alone, decoder)
     second = np.where(alone, 0, model.vocab * model.hidden) / cost.t  # the last stage's own table, tied or not
     both_tables = HeldParameters(everything.parameters + second, everything.buckets)
@@ -208,9 +212,15 @@ def _stages(cost: Cost, layers: StageLayers) -> tuple[list[Real], list[HeldParam
     return stages, held, total
 
 
-def _layers(cost: Cost, part: PartName, count: Any, stages: Any = 1) -> Real:
-    """Seconds of that many layers of a kind, on so many stages. (3, 4, n)"""
-    return cost.layers(part, count, recomputed_of(cost.grid.recomputed, count, stages, cost.grid.chunks))
+def _layers(cost: Cost, part: PartName, count: Any, among: Any, stages: Any = 1) -> Real:
+    """Seconds of that many layers of a kind, on so many stages. (3, 5, n)
+
+    `among`: layers of both kinds there. Recompute counts layers with an MLP and with experts together, and those of an encoder
+    and of a decoder each by themselves. Of the former, both kinds are taken to be recomputed in equal shares.
+    """
+    whole = among if cost.model.experts else count
+    again = recomputed_of(cost.grid.recomputed, whole, stages, cost.grid.chunks)
+    return cost.layers(part, count, again * count / np.maximum(1, among) if cost.model.experts else again)
 
 
 def layers_of_stages(grid: Grid, layers: int) -> StageLayers:
@@ -256,12 +266,14 @@ def _durations(
     first, last = np.zeros((2, len(count)), np.bool_)
     first[chunks.cumsum() - chunks] = last[chunks.cumsum() - 1] = True
     end = count.cumsum() - of_chunk * model.layers
-    cross = np.clip(end - model.encoder_layers, 0, count) if model.parts.encoder else np.zeros_like(count)
+    before = model.encoder_layers or model.layers
+    experts = np.append(0, np.cumsum([model.has_experts(layer) for layer in range(model.layers)]))
+    cross = experts[end] - experts[end - count] if model.experts else np.clip(end - before, 0, count)
     some = cost.take(of_chunk)
     embedding, head = (some.passes.of(part) for part in ("embedding", "head"))
     again = np.array([number for layout in layouts for number in _recomputed(layout, model)]).T
     plain = some.layers("layer", count - cross, again[0])
-    crossing = some.layers("decoder", cross, again[1]) if model.parts.encoder else np.zeros_like(plain)
+    crossing = some.layers("decoder", cross, again[1]) if model.parts.encoder or model.experts else np.zeros_like(plain)
     held = some.held_parameters(count, first, last, cross)
     passes = some.with_accumulation(plain + crossing + first * embedding + last * head, held)
     times = passes.sum(1)
@@ -294,11 +306,13 @@ def _durations(
 
 
 def _recomputed(layout: LayoutSpec, model: ModelSpec) -> Iterator[tuple[int, int]]:
-    """Of each chunk, how many layers without and with cross-attention are recomputed whole."""
+    """Of each chunk, how many layers of the first and of the second kind are recomputed whole. The second have cross-attention or
+    experts.
+    """
     encoders = model.encoder_layers or model.layers
     chunks = zip(layout.layer_ranges(model.layers), layout.recomputed_whole(model.layers, model.encoder_layers), strict=True)
     for layers, again in chunks:
-        behind = sum(one for layer, one in zip(layers, again, strict=True) if layer >= encoders)
+        behind = sum(one for layer, one in zip(layers, again, strict=True) if layer >= encoders or model.has_experts(layer))
         yield sum(again) - behind, behind
 
 

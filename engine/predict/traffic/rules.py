@@ -44,7 +44,8 @@ class Setting(NamedTuple):
     e: Factor  # bytes of a parameter
     g: Factor  # bytes of a number in which gradients are accumulated
     copies: Any = 1  # how many tp ranks hold the same key heads
-    ep: int = 1  # ranks that share the experts of a layer
+    ep: Any = 1  # ranks that share the experts of a layer; an array, if all are more than 1
+    alone: bool = False  # ep is dp in all layouts of an array
     replicas: Any = 1  # groups over which ZeRO shards
     hybrid: bool = False  # whether there are several of these
 
@@ -57,6 +58,18 @@ class Setting(NamedTuple):
     def parts(self) -> Any:
         """The number of shards of a bucket."""
         return self.dp // self.replicas if self.zero else 1
+
+    @property
+    def shared(self) -> bool:
+        """Whether ranks share the experts of a layer."""
+        return not isinstance(self.ep, int) or self.ep > 1
+
+    @property
+    def parts_of_experts(self) -> Any:
+        """The number of shards of experts that ranks share; None if none do."""
+        if not self.shared:
+            return None
+        return 1 if self.alone or not self.zero else self.parts // self.ep
 
 
 def tensor_parallel(chunk: ChunkTraffic, setting: Setting) -> Iterator[PredictedCall]:
@@ -126,7 +139,8 @@ def data_parallel(chunk: ChunkTraffic, part: Part, setting: Setting) -> Iterator
     # ZeRO 0 and 1 send accumulated gradients. ZeRO 2 and 3 send the gradients of one backward pass, before they are accumulated.
     every = setting
     for use in chunk.buckets:
-        bucket, layer = BucketSizes(use.bucket, part, every.sizes, every.parts, every.ep, every.hybrid), use.bucket.layer
+        sizes = BucketSizes(use.bucket, part, every.sizes, every.parts, every.parts_of_experts, every.hybrid)
+        bucket, layer = sizes, use.bucket.layer
         setting = every._replace(zero=0) if bucket.alone else every
         number_bytes = setting.e if setting.zero >= 2 else setting.g
         deferred = setting.zero >= 2 and use.deferred
@@ -146,7 +160,7 @@ def data_parallel(chunk: ChunkTraffic, part: Part, setting: Setting) -> Iterator
         over_dp = [PredictedCall("dp", how, "backward", name, often, (bucket.size, number_bytes), layer=layer, reduced=deferred)]
         if setting.zero:
             over_dp += _values(use, bucket, setting)
-        if use.bucket.experts and setting.ep > 1:
+        if use.bucket.experts and setting.shared:
             over_dp = [replace(call, members=setting.dp // setting.ep, spread=setting.ep) for call in over_dp]
         if setting.hybrid:
             over_dp = [*(replace(call, members=setting.parts) for call in over_dp), _sum_of_replicas(bucket, layer, setting)]
@@ -191,7 +205,7 @@ def norm_and_loss(setting: Setting, last: bool) -> Iterator[PredictedCall]:
     that shard, so that each share counts once.
     """
     name = sentence("norm of the gradients")
-    if setting.ep > 1 and not setting.zero:
+    if setting.shared and not setting.zero:
         yield PredictedCall(EP, "all_reduce", "step", name, _ONE, (_FLOAT,), members=setting.ep)
     axes: Sequence[Axis] = ("dp", "tp", "pp") if setting.zero else ("tp", "pp")
     for axis in axes:

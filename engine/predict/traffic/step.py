@@ -44,7 +44,7 @@ class Training:
         self.setting = Setting(
             self.ledgers.sizes, layout.tp, layout.mesh.replicas, workload.microbatches, layout.zero,
             layout.sequence_parallel and layout.tp > 1, self.ledgers.e, self.ledgers.g, spec.model.key_copies(layout.tp),
-            layout.ep, layout.zero_replicas, layout.zero_replicas > 1,
+            layout.ep, replicas=layout.zero_replicas, hybrid=layout.zero_replicas > 1,
         )  # fmt: skip
 
     def calls(self, stage: int) -> list[PredictedCall]:
