@@ -182,7 +182,7 @@ def _recompute(choice: Choice, say: Words) -> None:
         args=(field, {other: DEFAULTS[other] for other in ("layout.recompute_layers", "layout.recompute_every")}),
     )
     if choice[field] == "full":
-        labels = {"layout.recompute_layers": say("First layers of a chunk"), "layout.recompute_every": say("One layer in")}
+        labels = {"layout.recompute_layers": say("First layers of a chunk"), "layout.recompute_every": say("Every n-th layer")}
         _row(choice, labels, say)
 
 

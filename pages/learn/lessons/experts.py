@@ -204,7 +204,7 @@ def _carried(state: LessonState) -> Question:
         ),
         right=size / 2**10,
         said=in_bytes(round(size)),
-        why=say("There and back, k vectors; 1 of {ep} experts is on the token’s own rank.", ep=ep),
+        why=say("k vectors go there and come back; one expert in {ep} is on the token’s own rank.", ep=ep),
         unit="KiB",
         within=0.03,
         reveal=lambda: state.formula(

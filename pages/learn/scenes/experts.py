@@ -63,7 +63,7 @@ def _sentences(routing: Routing, style: Look) -> list[str]:
         say(
             "The experts compute {loads} rows. All wait for the fullest rank, which has {times} times an even share.",
             loads=", ".join(map(str, loads)),
-            times=f"{routing.unevenness:.2g}",
+            times=f"{routing.unevenness:.2f}",
         ),
         say("A second all-to-all brings the rows back, and each token adds up the results of its experts."),
     ]
