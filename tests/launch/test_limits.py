@@ -62,7 +62,7 @@ def test_a_run_whose_tables_would_be_too_large_to_read_is_refused() -> None:
 def test_a_small_run_waits_for_no_recording(monkeypatch: pytest.MonkeyPatch) -> None:
     """A model with parts that nobody has recorded starts at once: its tables cannot become too large."""
     monkeypatch.setattr(traffic, "calls", lambda *_: pytest.fail("a ledger was asked for"))
-    model = ModelSpec(layers=4, hidden=32, heads=4, vocab=256, seq=16, inner="relu2", position="none", parallel=True)
+    model = ModelSpec(layers=4, hidden=32, heads=4, vocab=256, seq=16, inner="relu2", position="none", parallel="one_norm")
     limits.check(RunSpec(model=model, layout=LayoutSpec(dp=2, tp=2, pp=2, zero=1), workload=WorkloadSpec(microbatches=8)))
 
 
