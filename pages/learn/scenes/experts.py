@@ -63,8 +63,8 @@ def _sentences(routing: Routing, style: Look) -> list[str]:
         routed,
         say.plural("All-to-all: {count} row goes to another rank.", "All-to-all: {count} rows go to another rank.", crossing),
         say(
-            "The experts compute {loads} rows, and so the ranks {ranks}. All wait for the fullest rank, which has {times} times an "
-            "even share.",
+            "The experts compute {loads} rows, and so the ranks {ranks}. All wait for the fullest rank, which has {times} times "
+            "an even share.",
             loads=", ".join(map(str, loads)),
             ranks=", ".join(map(str, ranks)),
             times=f"{routing.unevenness:.2f}",
