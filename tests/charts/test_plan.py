@@ -65,7 +65,7 @@ def test_what_is_kept_free_is_a_band_below_the_capacity():
 
 
 def test_the_parts_of_a_step_add_up():
-    parts = {"compute": 3.0, "tp": 1.0, "cp": 0.0, "pp": 0.0, "dp": 0.5, "update": 0.25, "idle": 0.25}
+    parts = {"compute": 3.0, "tp": 1.0, "cp": 0.0, "ep": 0.0, "pp": 0.0, "dp": 0.5, "update": 0.25, "idle": 0.25}
     drawing = plan.step_parts({"1 · dp1.tp1.pp1": parts}, LIGHT)
     assert drawing.title == "60.0% of the step is compute; the rest is waiting"
     [(_, rows)] = marks(drawing.spec, "bar")
