@@ -6,6 +6,7 @@ rules with their sources, and tests hold exports to them.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 
 from engine.export.common import (
@@ -134,7 +135,10 @@ def _workload_differences(spec: RunSpec) -> Iterator[str]:
     if workload.precision == "bf16" and workload.accumulate == "bf16":
         yield "gradients are reduced in bf16 as well as added up in it"
     if layout.recompute_every > 1:
-        yield f"it recomputes the first layers of a chunk, and not every n-th; n={layout.recompute_every} becomes as many of them"
+        yield (
+            f"it recomputes the first layers of a chunk, and not every n-th; n={layout.recompute_every} becomes the first "
+            f"{_recomputed_layers(spec)}"
+        )
     if recomputes(layout.recompute, "mlp_act"):
         yield "it computes an activation again for experts alone (moe_act), or the whole MLP (mlp); mlp_act is left out"
     if workload.optimizer == "lion":
@@ -283,9 +287,19 @@ def _layout(spec: RunSpec) -> Iterator[Argument]:
 
 
 def _recomputed_layers(spec: RunSpec) -> int:
-    """How many layers it recomputes in each chunk, the first ones."""
-    each = spec.layout.recomputed_whole(spec.model.layers, spec.model.encoder_layers)
-    return spec.layout.recompute_layers or max(1, *map(sum, each))
+    """How many layers it recomputes of each stack in a chunk, the first ones: the most that are recomputed in any here.
+
+    Where it does not interleave, a stage is one chunk.
+    """
+    layout, model = spec.layout, spec.model
+    if layout.recompute_layers and (layout.chunks == 1 or _interleaves(spec)):
+        return layout.recompute_layers
+    ranges, whole = layout.layer_ranges(model.layers), layout.recomputed_whole(model.layers, model.encoder_layers)
+    counts: Counter[tuple[int, bool]] = Counter()
+    for chunk, (stage, layers, again) in enumerate(zip(layout.placement, ranges, whole, strict=True)):
+        held = chunk if _interleaves(spec) else stage
+        counts.update((held, layer < model.encoder_layers) for layer, recomputed in zip(layers, again, strict=True) if recomputed)
+    return max(counts.values(), default=0)
 
 
 def _recomputed_modules(layout: LayoutSpec) -> list[str]:
@@ -315,10 +329,10 @@ def _levers(spec: RunSpec) -> Iterator[Argument]:
     if modules := _recomputed_modules(layout):
         yield "--recompute-granularity", "selective"
         yield "--recompute-modules", " ".join(modules)
-    elif layout.recompute == "full":
+    elif layout.recompute == "full" and (count := _recomputed_layers(spec) if layout.recomputes_some else 1):
         yield "--recompute-granularity", "full"
         yield "--recompute-method", "block" if layout.recomputes_some else "uniform"
-        yield "--recompute-num-layers", _recomputed_layers(spec) if layout.recomputes_some else 1
+        yield "--recompute-num-layers", count
     if workload.precision == "bf16":
         yield "--bf16", True
         yield ("--accumulate-allreduce-grads-in-fp32" if workload.accumulate == "fp32" else "--grad-reduce-in-bf16"), True

@@ -186,9 +186,9 @@ def _optimizer(spec: RunSpec) -> dict[str, Any]:
 
 
 def _shards(spec: RunSpec) -> bool:
-    """Whether torchtitan shards over dp. Its other way, DDP, goes neither with tp nor with pp."""
+    """Whether torchtitan shards over dp × cp, as it always does with cp. Its other way, DDP, goes neither with tp nor with pp."""
     layout = spec.layout
-    return layout.zero > 0 or (layout.dp > 1 and layout.tp * layout.pp > 1)
+    return layout.zero > 0 or layout.cp > 1 or (layout.dp > 1 and layout.tp * layout.pp > 1)
 
 
 def _replicas(layout: LayoutSpec) -> int:
@@ -230,8 +230,8 @@ def _parallelism(spec: RunSpec) -> dict[str, Any]:
 
 def _sharding_differences(spec: RunSpec) -> Iterator[str]:
     layout = spec.layout
-    if layout.zero == 0 and layout.dp > 1 and _shards(spec):
-        yield "it has no replicas beside tp or pp, so they shard optimizer and gradients, as with ZeRO 2"
+    if layout.zero == 0 and _shards(spec):
+        yield "it has no replicas beside tp, cp or pp, so they shard optimizer and gradients, as with ZeRO 2"
     if layout.zero == 1:
         yield "torchtitan shards optimizer and gradients together, so ZeRO 1 becomes ZeRO 2"
     if layout.zero_replicas != _replicas(layout):
@@ -242,7 +242,7 @@ def _precision_differences(spec: RunSpec) -> Iterator[str]:
     layout, workload = spec.layout, spec.workload
     if workload.bf16_optimizer:
         yield "its parameters and the optimizer's states are fp32, which training.dtype bfloat16 of later versions changes"
-    elif workload.precision == "bf16" and layout.dp == 1 and layout.ranks > 1:
+    elif workload.precision == "bf16" and layout.mesh.replicas == 1 and layout.ranks > 1:
         yield "its bf16 comes with FSDP, and dp=1 has none; it trains in fp32"
     elif workload.precision == "bf16" and not _shards(spec):
         yield "without sharding its bf16 is autocast over fp32 parameters; here parameters are bf16 with an fp32 copy"

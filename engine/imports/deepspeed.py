@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from engine.imports.fields import Fields, Imported, brief
+from engine.imports.fields import Fields, Imported, brief, in_groups
 from engine.imports.parts import Values
 from engine.spec import LayoutSpec, RequestError, Sentence, WorkloadSpec, sentence
 
@@ -23,6 +23,15 @@ _HARMLESS = (
     "csv_monitor", "comet", "flops_profiler", "dump_state", "prescale_gradients", "zero_allow_untested_optimizer", "comms_logger",
     "checkpoint", "zero_force_ds_cpu_optimizer", "memory_breakdown", "data_types", "monitor_config", "communication_data_type",
 )  # fmt: skip
+
+# Entries of zero_optimization: buckets, overlap, prefetching and saving.
+_HARMLESS_OF_ZERO = (
+    "contiguous_gradients", "reduce_scatter", "reduce_bucket_size", "use_multi_rank_bucket_allreduce", "allgather_partitions",
+    "allgather_bucket_size", "overlap_comm", "load_from_fp32_weights", "elastic_checkpoint", "sub_group_size",
+    "round_robin_gradients", "ignore_unused_parameters", "legacy_stage1", "memory_efficient_linear",
+    "pipeline_loading_checkpoint", "override_module_apply", "log_trace_cache_warnings", "enable_sanity_checks",
+)  # fmt: skip
+_OF_STAGE_3 = "stage3_"  # thresholds and buckets
 
 
 def request(entries: Mapping[str, Any]) -> Imported:
@@ -74,22 +83,36 @@ def _layout(fields: Fields, of_a_replica: int, remarks: list[Sentence]) -> Value
         found["dp"] = batch // of_a_replica
     if "train_batch_size" not in fields or "gradient_accumulation_steps" not in fields:
         remarks.append(sentence("the number of ranks is not in the file, so dp is 1"))
-    zero = _section(fields, "zero_optimization")
-    found["zero"] = zero.whole("stage") if found["dp"] > 1 else 0
-    group = zero.whole("mics_shard_size") if "mics_shard_size" in zero else -1
-    if group > 0 and found["zero"] == _MICS_STAGE:
-        if found["dp"] % group:
-            raise RequestError(sentence("mics_shard_size={group} does not divide dp={dp}", group=group, dp=found["dp"]))
-        if group > 1:
-            found["zero_replicas"] = found["dp"] // group
-        else:
-            found["zero"] = 0
-    for name in ("offload_optimizer", "offload_param"):
-        if name in zero:
-            remarks.append(sentence("{name} is left out: all memory here is the device's", name=name))
+    found |= _zero(_section(fields, "zero_optimization"), found, remarks)
     checkpointing = _section(fields, "activation_checkpointing")
     if "number_checkpoints" in checkpointing or "partition_activations" in checkpointing:
         remarks.append(sentence("activation_checkpointing is left out: the model says what is computed again"))
+    return found
+
+
+def _zero(zero: Fields, layout: Values, remarks: list[Sentence]) -> Values:
+    stage = zero.whole("stage")
+    found: Values = {"zero": stage if layout["dp"] > 1 else 0}
+    group = zero.whole("mics_shard_size") if "mics_shard_size" in zero else -1
+    if group > 0 and stage != _MICS_STAGE:
+        remarks.append(sentence("mics_shard_size={group} is left out: its groups are of ZeRO 3 alone", group=group))
+    elif group > 0 and found["zero"]:
+        if layout["dp"] % group:
+            raise RequestError(sentence("mics_shard_size={group} does not divide dp={dp}", group=group, dp=layout["dp"]))
+        found |= in_groups("mics_shard_size", group, layout | found, layout["dp"] // group, remarks)
+    if "zero_hpz_partition_size" in zero and (size := zero.whole("zero_hpz_partition_size")) > 1:
+        remarks.append(
+            sentence(
+                "zero_hpz_partition_size={size} is left out: no second copy of parameters is kept within a node here", size=size
+            )
+        )
+    for name in ("offload_optimizer", "offload_param"):
+        if zero.get(name) is not None:
+            remarks.append(sentence("{name} is left out: all memory here is the device's", name=name))
+    for name, value in zero.unread().items():
+        if value is not False and name not in _HARMLESS_OF_ZERO and not name.startswith(_OF_STAGE_3):
+            where = brief(f"zero_optimization.{name}")
+            remarks.append(sentence("{name}={value} is not understood, and left out", name=where, value=brief(value)))
     return found
 
 

@@ -98,6 +98,17 @@ class Fields:
         return f"--{name.replace('_', '-')}" if self._flags else name
 
 
+def in_groups(name: str, value: int, layout: Mapping[str, Any], groups: int, remarks: list[Sentence]) -> dict[str, int]:
+    """The fields of a layout whose ranks of dp × cp shard in so many groups. In groups of one rank nothing is sharded.
+
+    `layout`: its dp, cp and zero. `name`, `value`: of the entry that makes the groups.
+    """
+    if layout["zero"] and groups > 1 and groups == layout["dp"] * layout.get("cp", 1):
+        remarks.append(sentence("{name}={value} makes groups of one rank, so nothing is sharded", name=name, value=value))
+        return {"zero": 0}
+    return {"zero_replicas": groups} if layout["zero"] else {}
+
+
 def _refused_if_large(name: str, value: float) -> float:
     """`value`, if one can calculate with it: a file may have whole numbers of any length."""
     if abs(value) > _LARGEST_NUMBER:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from engine.families import BUCKETS, FARTHEST, ROTARY_BASE
-from engine.imports.fields import Fields, Imported, brief, unsupported
+from engine.imports.fields import Fields, Imported, brief, in_groups, unsupported
 from engine.imports.megatron_experts import HARMLESS, USUAL, expert_layout, experts, latents
 from engine.imports.parts import Values, stacks
 from engine.imports.words import arguments, number_or_text
@@ -195,8 +195,9 @@ def _layout(fields: Fields, model: ModelSpec) -> tuple[LayoutSpec, list[Sentence
     sharded = fields.one_of("data_parallel_sharding_strategy", _ZERO)
     states = _is_set(fields, "use_distributed_optimizer")
     values["zero"] = (sharded if _is_set(fields, "use_megatron_fsdp") else int(states)) if values["dp"] * cp > 1 else 0
-    if values["zero"] and "num_distributed_optimizer_instances" in fields:
-        values["zero_replicas"] = fields.whole("num_distributed_optimizer_instances")
+    if "num_distributed_optimizer_instances" in fields:
+        groups = fields.whole("num_distributed_optimizer_instances")
+        values |= in_groups("--num-distributed-optimizer-instances", groups, values, groups, remarks)
     counts = _chunks(fields, model.layers, pp)
     if len(counts) > pp:
         values |= {"chunks": len(counts) // pp, "schedule": "interleaved"}
@@ -237,8 +238,9 @@ def _chunks(fields: Fields, layers: int, pp: int) -> tuple[int, ...]:
 
 def _recompute(fields: Fields, remarks: list[Sentence]) -> Values:
     kind = _kind_of_recompute(fields, remarks)
-    if kind == "full" and fields.get("recompute_method") == "block" and "recompute_num_layers" in fields:
-        return {"recompute": kind, "recompute_layers": fields.whole("recompute_num_layers")}
+    if kind == "full" and fields.get("recompute_method") == "block":
+        count = fields.whole("recompute_num_layers")  # Megatron-LM demands it too
+        return {"recompute": kind, "recompute_layers": count} if count else {"recompute": "none"}
     return {"recompute": kind}
 
 

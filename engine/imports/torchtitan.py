@@ -28,7 +28,7 @@ _ENTRY = re.compile(r'"(?P<flavor>[^"]+)": TransformerModelArgs\((?P<sizes>[^)]*
 _REST = -1  # of a degree: as many ranks as are left
 # What stands for entries that a file lacks. torchtitan 0.2.2, `torchtitan/config/job_config.py`.
 _USUAL: Mapping[str, Mapping[str, Any]] = {
-    "training": {"seq_len": 2048, "local_batch_size": 8, "global_batch_size": -1},
+    "training": {"seq_len": 2048, "local_batch_size": 8, "global_batch_size": -1, "mixed_precision_param": "bfloat16"},
     "optimizer": {"lr": 8e-4},
     "parallelism": {
         "data_parallel_replicate_degree": 1, "data_parallel_shard_degree": _REST, "tensor_parallel_degree": 1,
@@ -113,22 +113,21 @@ def _own_flavor(flavor: str, text: str) -> Values:
 def _layout(parts: Mapping[str, Fields], model: ModelSpec, remarks: list[Sentence]) -> LayoutSpec:
     fields = parts["parallelism"]
     shard, replicas = fields.whole("data_parallel_shard_degree"), fields.whole("data_parallel_replicate_degree")
-    if shard == _REST:
-        shard = 1
-        remarks.append(
-            sentence("data_parallel_shard_degree=-1 depends on the number of ranks, so dp is 1 and nothing is sharded")
-        )
     cp = fields.whole("context_parallel_degree") if "context_parallel_degree" in fields else 1
     methods = {"allgather": "all_gather", "alltoall": "ring"}  # it rotates keys and values by either
     kind = (
         fields.one_of("context_parallel_rotate_method", methods) if "context_parallel_rotate_method" in fields else "all_gather"
     )
+    if shard == _REST:
+        shard = 1
+        remarks.append(_unknown_degree(replicas, cp))
     tp, pp = fields.whole("tensor_parallel_degree"), fields.whole("pipeline_parallel_degree")
     ep = fields.whole("expert_parallel_degree") if "expert_parallel_degree" in fields else 1
     if model.experts:
         fields.demand("expert_tensor_parallel_degree", tp)
     always = fields.get("fsdp_reshard_after_forward")
-    zero = 0 if shard == 1 else 2 if always == "never" or (always in (None, "default") and pp > 1) else 3
+    sharded = shard * cp > 1  # its FSDP is over both, see `fsdp_enabled` in `torchtitan/distributed/parallel_dims.py`
+    zero = 0 if not sharded else 2 if always == "never" or (always in (None, "default") and pp > 1) else 3
     mode, every = _recompute(parts["activation_checkpoint"])
     if mode not in ("none", "full"):
         remarks.append(sentence("activation_checkpoint.mode={mode} is left out: nothing is computed again", mode=brief(mode)))
@@ -141,8 +140,20 @@ def _layout(parts: Mapping[str, Fields], model: ModelSpec, remarks: list[Sentenc
     return LayoutSpec.model_validate(values | _pipeline(fields, model, pp))
 
 
+def _unknown_degree(dp: int, cp: int) -> Sentence:
+    """The remark on a sharding degree that is the rest of the ranks."""
+    if cp > 1:
+        return sentence(
+            "data_parallel_shard_degree=-1 depends on the number of ranks, so dp is {dp} and cp={cp} alone shards", dp=dp, cp=cp
+        )
+    return sentence("data_parallel_shard_degree=-1 depends on the number of ranks, so dp is {dp} and nothing is sharded", dp=dp)
+
+
 def _recompute(fields: Fields) -> tuple[Any, int]:
-    """Its mode, and every how many layers are recomputed: its selective mode with a number n recomputes every n-th whole."""
+    """Its mode, and every how many layers are recomputed: its selective mode with a number n recomputes every n-th whole.
+
+    0 recomputes every layer there too, see `_apply_layer_sac` in `torchtitan/distributed/activation_checkpoint.py`.
+    """
     mode, option = fields.get("mode"), str(fields.get("selective_ac_option"))
     if mode != "selective" or not re.fullmatch(r"\d{1,4}", option):
         return mode, 1
@@ -209,7 +220,24 @@ def _workload(parts: Mapping[str, Fields], layout: LayoutSpec, remarks: list[Sen
         values["steps"] = training.whole("steps")
     elif "steps" in training:
         remarks.append(sentence("training.steps is left out: runs here have at most {most} steps", most=most))
-    sharded = layout.dp > 1 or parts["parallelism"].get("data_parallel_shard_degree") == _REST
-    values["precision"] = "bf16" if sharded and training.get("mixed_precision_param") in (None, "bfloat16") else "fp32"
+    sharded = layout.zero > 0 or fields.get("data_parallel_shard_degree") == _REST
+    values["precision"] = _precision(training, layout, sharded, remarks)
     seed = parts["debug"].get("seed")
     return WorkloadSpec.model_validate(values if seed is None else values | {"seed": seed})
+
+
+def _precision(training: Fields, layout: LayoutSpec, sharded: bool, remarks: list[Sentence]) -> str:
+    """Of parameters. torchtitan 0.2.2, `maybe_enable_amp` in `torchtitan/distributed/utils.py`. `sharded`: FSDP runs."""
+    if training.get("mixed_precision_param") != "bfloat16":
+        return "fp32"
+    if sharded:
+        return "bf16"
+    if layout.tp * layout.pp > 1:
+        remarks.append(
+            sentence("mixed_precision_param=bfloat16 is left out: without sharding, torchtitan has fp32 beside tp or pp")
+        )
+        return "fp32"
+    remarks.append(
+        sentence("without sharding, torchtitan's bf16 is autocast over fp32 parameters; here they are bf16 with an fp32 copy")
+    )
+    return "bf16"

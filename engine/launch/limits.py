@@ -28,6 +28,8 @@ _PROCESS = 60_000_000  # bytes of a rank's own; torch is shared with the host th
 # Resident memory was 1.2 to 1.9 times the live tensors in runs of gpt-small and gpt-medium: initialization needs some for a
 # moment, and the C allocator does not return all memory.
 _KEPT = 1.5
+# At most, for a microbatch: of a layer for each rank along cp, and of a chunk of layers, or of tokens whose loss is taken.
+_CALLS_OF_LAYER, _CALLS_OF_CHUNK = 64, 32
 _POINTS = 2  # of each pass and message, the most that the curve of memory has: its start and its highest
 
 
@@ -105,6 +107,8 @@ def _check_rows(spec: RunSpec) -> None:
                 rows=rows, ranks=ranks, actions=actions, points=_POINTS, categories=len(CATEGORIES), most=OWN.rows,
             )
         )  # fmt: skip
+    if ranks * (actions + _most_calls(spec)) <= OWN.rows:
+        return  # no ledger has to be read, or recorded
     # A caller who wants to say what is happening asks for a prediction first.
     calls = with_ledgers(lambda: sum(call.calls for stage in range(layout.pp) for call in traffic.calls(spec, stage)))
     if (rows := ranks * (actions + calls)) > OWN.rows:
@@ -115,6 +119,16 @@ def _check_rows(spec: RunSpec) -> None:
                 rows=rows, ranks=ranks, actions=actions, calls=calls, most=OWN.rows,
             )
         )  # fmt: skip
+
+
+def _most_calls(spec: RunSpec) -> int:
+    """More calls than the ranks of a pipeline make in a step, whatever the parts of the layers are."""
+    model, layout, workload = spec.model, spec.layout, spec.workload
+    tokens = workload.loss_tokens(model, layout.tp)
+    chunks = -(-model.rows * workload.microbatch_size // tokens) if tokens else 1
+    return workload.microbatches * (
+        model.layers * _CALLS_OF_LAYER * layout.cp + _CALLS_OF_CHUNK * (chunks + layout.pp * layout.chunks)
+    )
 
 
 # ---------------------------------------------------------------------------------------------------------------- memory

@@ -28,9 +28,10 @@ from engine.launch.client import environment
 from engine.ledger.dimensions import QKV, dimensions, structure
 from engine.ledger.form import Ledger, Part, Slicing, Structure
 from engine.ledger.keep import Key, LedgerArchive, LedgerFolder
+from engine.ledger.layout import LayoutLedgers
 from engine.ledger.split import part_of
 from engine.planner.candidates import planned_recomputes
-from engine.spec import AttentionName, ModelSpec, Precision, Recompute, WorkloadSpec
+from engine.spec import AttentionName, LayoutSpec, ModelSpec, Precision, Recompute, RunSpec, WorkloadSpec
 
 _WORKLOADS = [
     WorkloadSpec(precision=precision, attention=attention)
@@ -46,6 +47,21 @@ _NOT_SHIPPED = ("t5",)  # families; encoder and decoder make 3,500 ledgers, more
 _ONE_QUERY = {"G/tp": 1, "A/G": 1, QKV: 3}  # each rank has one head, and a copy of the key head that it shares with others
 _FEW = 12  # recordings that one process makes sooner than several start
 _BATCH = 100  # recordings of a process; torch's profiler keeps about a megabyte of each
+
+
+def _long_sequence(cp: int) -> RunSpec:
+    """Llama 3 8B with one long sequence on cp of 8 devices."""
+    model = catalog.model("llama3-8b").model_copy(update={"seq": 65536})
+    workload = WorkloadSpec(precision="bf16", microbatches=1, microbatch_size=1)
+    return RunSpec(model=model, layout=LayoutSpec(dp=8 // cp, cp=cp, zero=3, recompute="full"), workload=workload)
+
+
+# Runs with cp and with experts that the lessons show. Others with these axes are recorded where they are asked for.
+_SHOWN = (
+    *(_long_sequence(cp) for cp in (2, 4, 8)),
+    RunSpec(model=catalog.model("gpt-tiny"), layout=LayoutSpec(cp=2)),
+    RunSpec(model=catalog.model("gpt-tiny-moe"), layout=LayoutSpec(dp=4, ep=2), workload=WorkloadSpec(balanced_router=True)),
+)
 
 
 def structures(model: ModelSpec) -> Iterator[Structure]:
@@ -123,6 +139,16 @@ def wanted(models: Iterable[ModelSpec]) -> list[Key]:
     return list(found)
 
 
+def shown() -> list[Key]:
+    """The ledgers of the runs with cp and with experts that lessons show."""
+
+    def no_ledger(structure: Structure, part: Part) -> Ledger:
+        raise LookupError(f"{structure.name} {part.name}: which ledgers are needed is said without reading one")
+
+    needs = (LayoutLedgers(one.model, one.layout, one.workload, ledgers=no_ledger).needs() for one in _SHOWN)
+    return sorted(set[Key]().union(*needs))
+
+
 def record_all(keys: Iterable[Key], folder: LedgerFolder, processes: int = 1) -> int:
     """How many ledgers were recorded. `processes`: how many processes record at once; 1 is this process alone."""
     missing = [key for key in keys if key not in folder]
@@ -174,7 +200,7 @@ def main(arguments: Sequence[str]) -> int:
     if given.keys:
         keys = [key_of(one) for one in json.load(sys.stdin)]
     else:
-        keys = wanted([catalog.model(name) for name in given.model] if given.model else shipped_models())
+        keys = wanted(map(catalog.model, given.model)) if given.model else [*wanted(shipped_models()), *shown()]
     recorded = LedgerFolder(given.out)
     record_all(keys, recorded, processes=os.cpu_count() or 1)
     if given.archives is not None:

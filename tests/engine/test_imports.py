@@ -91,6 +91,8 @@ def test_an_uneven_split_comes_back() -> None:
         LayoutSpec(dp=2, pp=2, zero=2, schedule="interleaved", chunks=2),
         LayoutSpec(dp=2, pp=2, zero=2, schedule="zb-v", chunks=2),
         LayoutSpec(dp=2, pp=3, zero=2, split=(9, 12, 11)),
+        LayoutSpec(dp=2, cp=2, zero=3, zero_replicas=2, context_parallel="all_gather"),
+        LayoutSpec(cp=4, zero=2),
     ],
 )
 def test_a_job_file_of_torchtitan_is_the_spec_that_it_was_made_from(name: str, layout: LayoutSpec) -> None:
@@ -220,6 +222,14 @@ def test_fp16_accumulates_in_16_bits_unless_the_script_says_otherwise() -> None:
 def test_sequence_parallel_is_off_without_tp() -> None:
     found = of_script(("TP=8", "TP=1")).layout
     assert found == LayoutSpec(dp=8, pp=16, zero=1)
+    alone = of_script(("TP=8", "TP=1"), ("--fp16", "--fp16 --num-distributed-optimizer-instances 8"))
+    assert alone.layout == LayoutSpec(dp=8, pp=16)
+    assert "--num-distributed-optimizer-instances=8 makes groups of one rank" in "\n".join(alone.remarks)
+
+
+def test_a_block_of_no_layers_recomputes_nothing() -> None:
+    flags = "--fp16 --recompute-granularity full --recompute-method block --recompute-num-layers 0"
+    assert of_script(("--fp16", flags)).layout == of_script().layout
 
 
 @pytest.mark.parametrize(
@@ -249,6 +259,7 @@ def test_what_a_script_has_and_a_request_has_not_is_named(flags: str, told: str)
         ("GPUS_PER_NODE=8", "GPUS_PER_NODE=7", "tp=8 × pp=16 does not divide the 112 ranks of torchrun"),
         ("--micro-batch-size 1", "--micro-batch-size 7", "--global-batch-size 1536 is not a multiple of 7 × dp=1"),
         ("--fp16", "--recompute-granularity selective --recompute-modules moe", "--recompute-modules ['moe'] has parts"),
+        ("--fp16", "--recompute-granularity full --recompute-method block", "--recompute-num-layers is missing"),
         ("--fp16", "--window-size 8,8", "--window-size=8,8 is not supported here; only 127,0"),
         ("--fp16", "--position-embedding-type yarn", "--position-embedding-type=yarn is not supported here; only "),
         ("--fp16", "--optimizer muon", "--optimizer=muon is not supported here; only adam, sgd and lion"),
@@ -294,13 +305,13 @@ def test_what_a_job_file_leaves_to_the_machine_is_named() -> None:
     changed = TOML.replace("shard_degree = 8", "shard_degree = -1").replace(
         'mode = "none"', 'mode = "selective"\nselective_ac_option = "op"'
     )
-    changed = changed.replace("global_batch_size", "#")
+    changed = changed.replace("global_batch_size", "#").replace("replicate_degree = 1", "replicate_degree = 2")
     found = read(changed, "torchtitan")
-    assert found.layout == LayoutSpec()
+    assert found.layout == LayoutSpec(dp=2)
     assert found.workload is not None
     assert found.workload.precision == "bf16"
     assert [str(remark) for remark in found.remarks] == [
-        "data_parallel_shard_degree=-1 depends on the number of ranks, so dp is 1 and nothing is sharded",
+        "data_parallel_shard_degree=-1 depends on the number of ranks, so dp is 2 and nothing is sharded",
         "activation_checkpoint.mode=selective is left out: nothing is computed again",
     ]
 
@@ -314,6 +325,17 @@ def test_what_a_job_file_lacks_has_torchtitans_usual_values() -> None:
     )
     assert found.workload == WorkloadSpec(microbatch_size=1, microbatches=8, learning_rate=8e-4, precision="bf16")
     assert [str(remark)[:40] for remark in found.remarks] == ["data_parallel_shard_degree=-1 depends on"]
+
+
+@pytest.mark.parametrize(("tp", "precision", "told"), [(1, "bf16", "is autocast over fp32"), (2, "fp32", "has fp32 beside tp")])
+def test_without_sharding_torchtitan_keeps_parameters_in_fp32(tp: int, precision: str, told: str) -> None:
+    changed = TOML.replace("shard_degree = 8", "shard_degree = 1").replace(
+        "tensor_parallel_degree = 1", f"tensor_parallel_degree = {tp}"
+    )
+    found = read(changed.replace("global_batch_size", "#"), "torchtitan")
+    assert found.workload is not None
+    assert found.workload.precision == precision
+    assert told in str(found.remarks[0])
 
 
 def test_a_split_that_torchtitan_has_not_is_refused() -> None:

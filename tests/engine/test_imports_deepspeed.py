@@ -54,8 +54,26 @@ def test_a_batch_of_deepspeed_without_accumulation_steps_does_not_say_how_many_r
 def test_what_deepspeed_has_and_a_request_has_not_is_named() -> None:
     entries = exported(RunSpec(layout=LayoutSpec(dp=2, zero=3)))
     entries["zero_optimization"]["offload_param"] = {"device": "cpu"}
+    entries["zero_optimization"] |= {"zero_hpz_partition_size": 8, "zero_quantized_weights": True, "overlap_comm": True}
     remarks = read(entries | {"moe": {"enabled": True}}).remarks
     assert [str(remark) for remark in remarks] == [
+        "zero_hpz_partition_size=8 is left out: no second copy of parameters is kept within a node here",
         "offload_param is left out: all memory here is the device's",
+        "zero_optimization.zero_quantized_weights=true is not understood, and left out",
         "moe={'enabled': True} is not understood, and left out",
     ]
+
+
+@pytest.mark.parametrize(
+    ("stage", "group", "zero", "told"),
+    [
+        (2, 2, 2, "mics_shard_size=2 is left out: its groups are of ZeRO 3"),
+        (3, 1, 0, "mics_shard_size=1 makes groups of one rank"),
+    ],
+)
+def test_groups_that_deepspeed_does_not_shard_in_are_named(stage: int, group: int, zero: int, told: str) -> None:
+    entries = exported(RunSpec(layout=LayoutSpec(dp=4, zero=stage)))
+    entries["zero_optimization"]["mics_shard_size"] = group
+    found = read(entries)
+    assert found.layout == LayoutSpec(dp=4, zero=zero)
+    assert told in str(found.remarks[0])

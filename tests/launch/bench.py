@@ -49,8 +49,9 @@ def finished(queue: RunQueue, id: str) -> RunState:
 
 
 def hosts(of: psutil.Process | None = None) -> list[psutil.Process]:
-    """The warm hosts that a process has started."""
-    return [child for child in (of or psutil.Process()).children() if "engine.launch.local" in child.cmdline()]
+    """The warm hosts that a process has started and that have not ended."""
+    alive = [child for child in (of or psutil.Process()).children() if child.status() != psutil.STATUS_ZOMBIE]
+    return [child for child in alive if "engine.launch.local" in child.cmdline()]
 
 
 def host_of(starter: psutil.Process, others: Collection[int] = ()) -> psutil.Process:

@@ -13,6 +13,7 @@ from engine import catalog
 from engine.launch import limits
 from engine.launch.dry_rank import dry_run_rank
 from engine.launch.textbook import textbook
+from engine.predict import traffic
 from engine.predict.memory import memory
 from engine.spec import GenerateSpec, LayoutSpec, ModelSpec, RequestError, RunSpec, WorkloadSpec
 
@@ -61,6 +62,13 @@ def test_a_run_whose_tables_would_be_too_large_to_read_is_refused() -> None:
     )
     assert refusal(RunSpec(model=ModelSpec(layers=32), layout=LayoutSpec(tp=2), workload=long)).startswith("spans could have ")
     limits.check(RunSpec(workload=long))
+
+
+def test_a_small_run_waits_for_no_recording(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model with parts that nobody has recorded starts at once: its tables cannot become too large."""
+    monkeypatch.setattr(traffic, "calls", lambda *_: pytest.fail("a ledger was asked for"))
+    model = ModelSpec(layers=4, hidden=32, heads=4, vocab=256, seq=16, inner="relu2", position="none", parallel="one_norm")
+    limits.check(RunSpec(model=model, layout=LayoutSpec(dp=2, tp=2, pp=2, zero=1), workload=WorkloadSpec(microbatches=8)))
 
 
 @pytest.mark.usefixtures("two_gb")

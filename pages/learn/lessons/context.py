@@ -27,7 +27,7 @@ from pages.shared import drawing
 from pages.shared.predicted import with_ledgers_shown
 
 _MODEL, _DEVICE, _DEVICES = "llama3-8b", "h100-80gb", 8
-_LENGTHS, _DEGREES = (8192, 16384, 32768, 65536, 131072), (1, 2, 4, 8)
+_LENGTHS, _DEGREES = (16384, 32768, 65536, 131072, 262144), (1, 2, 4, 8)
 _SCORES, _VALUES = np.array([1.0, 3.0, 2.0, 4.0]), np.array([10.0, 20.0, 30.0, 40.0])  # of one row, in two parts
 SPEC = RunSpec(model=catalog.model("gpt-tiny"), layout=LayoutSpec(cp=2), workload=WorkloadSpec(microbatches=2))
 
@@ -277,7 +277,7 @@ def _choices(say: Words) -> tuple[AnswerChoice, ...]:
 LESSON = Lesson(
     title=lambda say: say("Long sequences"),
     goal=lambda say: say("How a sequence is cut over ranks, how attention still sees all of it, and what that sends."),
-    knobs=(Knob("s", _LENGTHS, 65536), Knob("cp", (2, 4), 4), Knob("cut", ("order", "ends"), "order")),
+    knobs=(Knob("s", _LENGTHS, 131072), Knob("cp", (2, 4), 4), Knob("cut", ("order", "ends"), "order")),
     draw=_draw,
     questions=(_idle, _bytes, _limit),
 )

@@ -20,6 +20,7 @@ def scene(routing: Routing, style: Look) -> Scene:
     for rank in range(RANKS):
         made.fixed += text((rank + 0.5) * wide, 16, say("rank {rank}", rank=rank), bold=True)
         made.fixed += box(rank * wide + 3, _HOME - 8, wide - 6, 46, "none", frame=style.grey)
+        made.fixed += box(rank * wide + 3, _EXPERTS - 4, wide - 6, made.height - _EXPERTS + 3, "none", frame=style.grey)
     for expert in range(EXPERTS):
         x = expert * _EACH
         made.fixed += box(x + 6, _EXPERTS, _EACH - 12, made.height - _EXPERTS - 4, style.faint)
@@ -47,6 +48,7 @@ def scene(routing: Routing, style: Look) -> Scene:
 def _sentences(routing: Routing, style: Look) -> list[str]:
     say = style.say
     loads = [routing.load(expert) for expert in range(EXPERTS)]
+    ranks = [sum(routing.sent(other, rank) for other in range(RANKS)) for rank in range(RANKS)]
     crossing = sum(token_rank(token) != expert_rank(expert) for token, expert in routing.kept)
     routed = say("The router of each rank chooses experts for its tokens.")
     if routing.dropped:
@@ -61,8 +63,10 @@ def _sentences(routing: Routing, style: Look) -> list[str]:
         routed,
         say.plural("All-to-all: {count} row goes to another rank.", "All-to-all: {count} rows go to another rank.", crossing),
         say(
-            "The experts compute {loads} rows. All wait for the fullest rank, which has {times} times an even share.",
+            "The experts compute {loads} rows, and so the ranks {ranks}. All wait for the fullest rank, which has {times} times "
+            "an even share.",
             loads=", ".join(map(str, loads)),
+            ranks=", ".join(map(str, ranks)),
             times=f"{routing.unevenness:.2f}",
         ),
         say("A second all-to-all brings the rows back, and each token adds up the results of its experts."),
