@@ -58,18 +58,28 @@ def _too_many_ranks(spec: RunSpec) -> str:
     message = sentence(
         "{layout} is {ranks} ranks; this machine runs at most {most}", layout=layout.code, ranks=layout.ranks, most=MOST_RANKS
     )
-    return joined(message, sentence("{layout} fits", layout=fewer.code)) if fewer else message
+    if fewer is None:
+        return message
+    if fewer.zero_replicas != layout.zero_replicas:
+        return joined(message, sentence("{layout} with zero_replicas=1 fits", layout=fewer.code))
+    return joined(message, sentence("{layout} fits", layout=fewer.code))
 
 
 def _fewer_ranks(spec: RunSpec) -> LayoutSpec | None:
-    """The nearest layout that fits: with the most ranks, then with the fewest changed degrees, dp changed first."""
+    """The nearest layout that fits: with the most ranks, then with the fewest changed degrees, dp changed first.
+
+    Where the groups of hybrid sharding no longer divide the ranks, all of them shard.
+    """
     asked = spec.layout
     fits = []
     for tp in range(1, min(asked.tp, MOST_RANKS) + 1):
         for pp in range(1, min(asked.pp, MOST_RANKS // tp) + 1):
             for cp in range(1, min(asked.cp, MOST_RANKS // (tp * pp)) + 1):
                 dp = min(asked.dp, MOST_RANKS // (tp * cp * pp))
-                layout = asked.model_copy(update={"dp": dp, "cp": cp, "tp": tp, "pp": pp, "split": ()})
+                groups, odd = divmod(dp * cp, asked.zero_replicas)
+                copies = asked.zero_replicas if groups > 1 and not odd else 1
+                degrees = {"dp": dp, "cp": cp, "tp": tp, "pp": pp}
+                layout = asked.model_copy(update=degrees | {"split": (), "zero_replicas": copies})
                 if not misfits(spec.model, layout, spec.workload):
                     fits.append(layout)
 
@@ -234,12 +244,15 @@ def _too_large(spec: RunSpec, available: int) -> str:
 
 
 def _smaller(spec: RunSpec) -> Iterator[tuple[str, RunSpec]]:
-    """The same run with less of one size that takes memory, for each such size: largest first."""
+    """The same run with less of one size that takes memory, for each such size that fits the rest: largest first."""
+    for change, smaller in _with_less(spec):
+        if not misfits(smaller.model, smaller.layout, smaller.workload):
+            yield change, smaller
+
+
+def _with_less(spec: RunSpec) -> Iterator[tuple[str, RunSpec]]:
     model, layout, workload = spec.model, spec.layout, spec.workload
-    one = 2 if layout.zero and layout.cp == 1 else 1  # ZeRO needs two replicas
-    for dp in range(layout.dp - 1, one - 1, -1):
-        if dp * layout.cp % layout.zero_replicas or dp * layout.cp == layout.zero_replicas > 1:
-            continue
+    for dp in range(layout.dp - 1, 0, -1):
         yield f"dp={dp}", _changed(spec, "layout", dp=dp)
     for size in range(workload.microbatch_size - 1, 0, -1):
         yield f"microbatch_size={size}", _changed(spec, "workload", microbatch_size=size)
@@ -248,7 +261,7 @@ def _smaller(spec: RunSpec) -> Iterator[tuple[str, RunSpec]]:
 
 
 def _changed(spec: RunSpec, part: str, **changes: object) -> RunSpec:
-    """`spec` with fields of one part changed to values that are known to fit."""
+    """`spec` with fields of one part changed to values that each field can have."""
     return spec.model_copy(update={part: getattr(spec, part).model_copy(update=changes)})
 
 

@@ -101,7 +101,8 @@ class _Asked:
         or 2·f with a gate. Sequence parallelism gathers the first, u·h more.
         """
         m, grid = self.model, self.grid
-        rows = np.where(self.with_experts(stage) > 0, m.expert_choices * m.hidden * (2 if grid.ep > 1 else 1), 0)
+        exchanged = np.where(grid.ep > 1, 2, 1)
+        rows = np.where(self.with_experts(stage) > 0, m.expert_choices * m.hidden * exchanged, 0)
         inner = np.where(self.with_experts(stage) < self.layers, (2 if self.gated else 1) * m.ffn_width / grid.tp, 0)
         inside = self.unit * (m.hidden / self.cut + np.maximum(rows, inner))
         inside = inside + np.where(grid.sequence_parallel, self.unit * m.hidden, 0)

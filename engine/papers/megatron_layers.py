@@ -58,9 +58,8 @@ def attention_matrices(model: ModelSpec, copies: Any) -> Split:
     queries, keys = model.heads * model.head_width, model.key_heads * model.head_width
     if not model.latent:
         return Split(0, model.hidden * (2 * queries + 2 * keys * copies))
-    down = model.q_lora_rank + model.kv_lora_rank + model.rotated
     up = (model.q_lora_rank or model.hidden) * queries + model.kv_lora_rank * model.heads * (model.unturned + model.value_width)
-    return Split(model.hidden * down, up + model.heads * model.value_width * model.hidden)
+    return Split(model.down_parameters, up + model.heads * model.value_width * model.hidden)
 
 
 def beside_matrices(model: ModelSpec) -> int:

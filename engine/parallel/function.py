@@ -7,13 +7,18 @@ from typing import Any
 import torch
 from torch.autograd.function import FunctionMeta
 
+# Private parts of torch. A torch without one of them has the plain functions, which do the same with more Python.
+_APPLY: Any = vars(getattr(torch._C, "_FunctionBase", object)).get("apply")
+_DIRECT = _APPLY is not None and hasattr(torch.autograd.Function, "_backward_cls")
+
 
 class _Direct(FunctionMeta):
     """Backward calls `backward` itself, and not by way of a method that looks for another derivative (`vjp`) first."""
 
     def __init__(self, name: str, bases: tuple[type, ...], attributes: dict[str, Any]) -> None:
         super().__init__(name, bases, attributes)
-        self._backward_cls.apply = self.backward  # type: ignore[attr-defined]
+        if _DIRECT:
+            self._backward_cls.apply = self.backward  # type: ignore[attr-defined]
 
 
 class Function(torch.autograd.Function, metaclass=_Direct):
@@ -23,4 +28,5 @@ class Function(torch.autograd.Function, metaclass=_Direct):
     of a small model have 70 calls in a step, and as many in backward.
     """
 
-    apply = torch._C._FunctionBase.__dict__["apply"]  # a class method, so that it is called with the subclass
+    if _DIRECT:
+        apply = _APPLY  # a class method, so that it is called with the subclass

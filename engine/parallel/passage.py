@@ -6,7 +6,8 @@ from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
-from torch.autograd import Function
+
+from engine.parallel.function import Function
 
 Way = Callable[[Tensor], Tensor]
 

@@ -6,8 +6,8 @@ from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
-from torch.autograd import Function
 
+from engine.parallel.function import Function
 from engine.parallel.product import linear, times
 from engine.parallel.tensor import Again, ShardedParameter, ShardSpec, TensorParallel
 

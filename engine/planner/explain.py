@@ -245,7 +245,7 @@ def _other_degrees(spec: RunSpec) -> Iterator[tuple[Reason, dict[str, Any], dict
     """Changes that double tp or pp and halve dp, or that double one of tp and pp and halve the other."""
     layout, m = spec.layout, spec.workload.microbatches
     if layout.dp % 2 == 0:
-        freed: dict[str, Any] = {"dp": layout.dp // 2} | ({"zero": 0} if layout.dp == 2 else {})
+        freed: dict[str, Any] = {"dp": layout.dp // 2, "zero_replicas": 1} | ({"zero": 0} if layout.dp == 2 else {})
         yield Reason("tp={tp} instead, with dp={dp}"), freed | {"tp": layout.tp * 2}, {"microbatches": m * 2}
         yield Reason("pp={pp} instead, with dp={dp}"), freed | {"pp": layout.pp * 2}, {"microbatches": m * 2}
     if layout.pp % 2 == 0:

@@ -84,8 +84,8 @@ def _megatron(model: ModelSpec, workload: WorkloadSpec, grid: Grid) -> Any:
 
 def _torchtitan(model: ModelSpec, workload: WorkloadSpec, grid: Grid) -> Any:
     """It shards gradients with the optimizer. Replicas that do not shard are alone. bf16 with an fp32 copy comes with sharding.
-    tp cuts the sequence, and the key heads evenly. Its 1F1B wants pp microbatches. Its selective recompute is another, but for
-    that of every n-th layer.
+    Groups of hybrid sharding are of dp, and not of dp × cp. tp cuts the sequence, and the key heads evenly. Its 1F1B wants
+    pp microbatches. Its selective recompute is another, but for that of every n-th layer.
     """
     alone = grid.tp * grid.pp == 1
     if workload.precision == "bf16":
@@ -93,6 +93,7 @@ def _torchtitan(model: ModelSpec, workload: WorkloadSpec, grid: Grid) -> Any:
     else:
         fine = (grid.zero >= 2) | (grid.dp == 1) | ((grid.zero == 0) & alone)
     fine &= ((grid.tp == 1) | grid.sequence_parallel) & (model.key_heads % grid.tp == 0)
+    fine &= grid.dp % grid.zero_replicas == 0
     one_chunk = grid.by_schedule(lambda facts: facts.elsewhere.get("torchtitan") == "1F1B")
     fine &= (grid.pp == 1) | ~one_chunk | (grid.microbatches >= grid.pp)
     fine &= np.array([name in ("none", "full") for name in RECOMPUTES])[grid.recompute]

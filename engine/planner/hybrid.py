@@ -10,6 +10,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from engine.planner import candidates
 from engine.predict.grid import Grid, Marks, Whole
 from engine.predict.speed.cost import Cost
 from engine.predict.speed.step_time import StepTime, estimate
@@ -25,12 +26,14 @@ def hybrids(cost: Cost, times: StepTime, fits: Marks) -> tuple[Whole, Grid, Step
     """
     grid = cost.grid
     group = np.gcd(grid.replicas, np.maximum(1, cost.device.node_size // grid.tp))  # ranks of dp in a node
-    could = fits & (grid.zero > 0) & (group > 1) & (group < grid.replicas) & (times.dp > _WAITS * times.step)
+    could = fits & (grid.zero > 0) & (grid.ep == 1) & (group > 1) & (group < grid.replicas) & (times.dp > _WAITS * times.step)
     rows = np.flatnonzero(could)
     least = (times.step - times.dp)[rows]  # with a dp that takes no time
     if len(rows) > _WEIGHED:
         rows = rows[np.argpartition(least, _WEIGHED)[:_WEIGHED]]
     taken = replace(grid.take(rows), zero_replicas=(grid.replicas // group)[rows])
+    fitting = np.flatnonzero(candidates.fits(cost.model, taken))
+    rows, taken = rows[fitting], taken.take(fitting)
     faster = estimate(cost.like(rows, taken)) if len(rows) else times.take(rows)
     gains = np.flatnonzero(faster.step * _GAINS < times.step[rows])
     return rows[gains], taken.take(gains), faster.take(gains)

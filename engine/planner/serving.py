@@ -126,8 +126,9 @@ def _token(asked: _Question, layout: LayoutSpec, kept: list[int], sequences: int
     """Seconds from one token of a sequence to its next: the sum of all stages, or groups × the slowest stage, if that is longer.
 
     The sequences are divided into a group for each stage, and a stage works on one group at a time. It takes the longer of two
-    times. One is reading its parameters and the group's KV cache. The other is the FLOPs: for each sequence 2 a parameter, and 4
-    · A/tp · D a layer for each token in the cache (Q·Kᵀ and P·V). Then there are two all-reduces over tp a layer, three with
+    times. One is reading its parameters and the group's KV cache. The other is the FLOPs: for each sequence 2 a parameter, and 2
+    · A/tp · (D + Dv) a layer for each token in the cache (Q·Kᵀ and P·V). With latents, keys and values of all tokens are made
+    again: 2 · Lkv · A/tp · (Dn + Dv) a layer for each. Then there are two all-reduces over tp a layer, three with
     cross-attention. Stages with only encoder layers have nothing to do and are left out.
     """
     model = asked.model
@@ -144,9 +145,12 @@ def _token(asked: _Question, layout: LayoutSpec, kept: list[int], sequences: int
         read = _parameters_read(ledgers, chunk)
         layers, attentions = (chunk.layers[1], 2) if model.parts.encoder else (chunk.layers[0], 1)
         remembered = asked.length + (model.seq if model.parts.encoder else 0)
-        scores = 4 * layers * remembered * model.heads // layout.tp * model.head_width
+        heads = layers * model.heads // layout.tp
+        scores = 2 * heads * remembered * (model.head_width + model.value_width)
+        # `read` has those of the new token. Without latents their width is 0.
+        again = 2 * heads * (remembered - 1) * model.kv_lora_rank * (model.unturned + model.value_width)
         moved = read * cost.bytes + group * kept[layout.placement[chunk.number]]
-        work = max(moved / cost.rates.memory, group * (2 * read + scores) / cost.rates.products)
+        work = max(moved / cost.rates.memory, group * (2 * read + scores + again) / cost.rates.products)
         stages.append(work + layers * (attentions + 1) * reduction + message)
     return max(sum(stages), min(len(decoding), sequences) * max(stages))
 

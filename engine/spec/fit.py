@@ -181,7 +181,7 @@ def _lever_misfits(model: ModelSpec, layout: LayoutSpec, workload: WorkloadSpec)
             placement=model.parts.placement,
         )
         found.append(Misfit("layout.recompute", text))
-    found += _partial_misfits(layout)
+    found += _partial_misfits(model, layout)
     if workload.precision == "fp32" and workload.accumulate == "bf16":
         text = sentence("accumulate=bf16 needs precision=bf16: fp32 gradients are added up in fp32")
         found.append(Misfit("workload.accumulate", text))
@@ -203,14 +203,10 @@ def _hybrid_misfits(layout: LayoutSpec) -> list[Misfit]:
     copies, ranks = layout.zero_replicas, layout.mesh.replicas
     if copies == 1:
         return []
-    fits = [copies for copies in divisors(ranks) if copies < ranks] or [1]
+    equal = [copies for copies in divisors(ranks) if copies < ranks]
+    fits = equal if equal and layout.zero and layout.ep == 1 else [1]
     values = {"copies": copies, "ranks": ranks, "fits": listed(fits), "ep": layout.ep}
-    if not layout.zero:
-        text = sentence(
-            "zero_replicas={copies} makes groups that shard, and zero=0 shards nothing; zero=1, 2 or 3 fits", **values
-        )
-        return [Misfit("layout.zero", text, (1, 2, 3))]
-    if copies not in fits:
+    if copies not in equal:
         text = sentence(
             "zero_replicas={copies} must cut dp × cp = {ranks} into equal groups of at least 2 ranks; {fits} fits", **values
         )
@@ -222,11 +218,17 @@ def _hybrid_misfits(layout: LayoutSpec) -> list[Misfit]:
             **values,
         )
         return [Misfit("layout.zero_replicas", text, (1,))]
+    if not layout.zero:
+        text = sentence(
+            "zero_replicas={copies} makes groups that shard, and zero=0 shards nothing; zero=1, 2 or 3 fits, or zero_replicas=1",
+            **values,
+        )
+        return [Misfit("layout.zero", text, (1, 2, 3))]
     return []
 
 
-def _partial_misfits(layout: LayoutSpec) -> list[Misfit]:
-    """The rules of recompute of some layers."""
+def _partial_misfits(model: ModelSpec, layout: LayoutSpec) -> list[Misfit]:
+    """The rules of recompute of some layers. More `recompute_layers` than a chunk has mean all, as in Megatron-LM."""
     found = []
     for name, unset in (("recompute_layers", 0), ("recompute_every", 1)):
         value = getattr(layout, name)
@@ -248,6 +250,16 @@ def _partial_misfits(layout: LayoutSpec) -> list[Misfit]:
             every=layout.recompute_every,
         )
         found.append(Misfit("layout.recompute_every", text, (1,)))
+    elif layout.recomputes_some and not _split_misfits(model, layout):
+        longest, every = max(layout.stage_layers(model.layers)), layout.recompute_every
+        if every > longest:
+            text = sentence(
+                "recompute_every={every} recomputes no layer of a stage, of which the longest has {layers}; "
+                "recompute_every up to {layers} fits",
+                every=every,
+                layers=longest,
+            )
+            found.append(Misfit("layout.recompute_every", text, nearest(range(1, longest + 1), every)))
     return found
 
 

@@ -59,6 +59,11 @@ class LatentNumbers:
         return ((self.keys_on_rank(tp), self.head_width),) * 2
 
     @property
+    def down_parameters(self: Any) -> int:
+        """Of a layer with latents, the projection down to them and to the turned part of the keys: every tp rank has it whole."""
+        return self.hidden * (self.q_lora_rank + self.kv_lora_rank + self.rotated) if self.latent else 0
+
+    @property
     def more_with_latents(self: Any) -> int:
         """The parameters that a layer with latents has more than one without: both projections down, their norms, and up."""
         if not self.latent:

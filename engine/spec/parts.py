@@ -154,8 +154,8 @@ class LayoutSpec(Spec):
     def recomputed_whole(self, layers: int, encoder_layers: int = 0) -> tuple[tuple[bool, ...], ...]:
         """Of each chunk, which of its layers backward computes again whole.
 
-        `recompute_layers`: the first so many of each stack in the chunk, as Megatron-LM's method `block`. `recompute_every`:
-        every n-th layer of a stage, counted through its chunks, as torchtitan's selective mode with a number.
+        `recompute_layers`: the first so many of each stack in the chunk, or all if it has fewer, as Megatron-LM's `block`.
+        `recompute_every`: every n-th layer of a stage, counted through its chunks, as torchtitan's selective mode with a number.
         `encoder_layers`: the first so many layers are an encoder's.
         """
         counted, found = [0] * self.pp, []

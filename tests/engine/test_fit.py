@@ -103,6 +103,10 @@ def only_misfit(model: ModelSpec | None = None, layout: LayoutSpec | None = None
             lambda: only_misfit(layout=LayoutSpec(pp=3, split=(4, 0, 0))),
             "split 4,0,0 leaves a middle stage without layers; 2,1,1 would fit",
         ),
+        (
+            lambda: only_misfit(ModelSpec(layers=8), LayoutSpec(pp=3, recompute="full", recompute_every=4)),
+            "recompute_every=4 recomputes no layer of a stage, of which the longest has 3; recompute_every up to 3 fits",
+        ),
         (lambda: only_misfit(ModelSpec(vocab=100)), "vocab=100 is too small: text is read as bytes, which take 256 values"),
     ],
     ids=lambda value: value[:40] if isinstance(value, str) else "",

@@ -64,7 +64,8 @@ def test_groups_are_neighbours_and_replicas_are_as_far_apart_as_a_group_is_large
 @pytest.mark.parametrize(
     ("layout", "said"),
     [
-        ({"dp": 4}, "zero_replicas=2 makes groups that shard, and zero=0 shards nothing; zero=1, 2 or 3 fits"),
+        ({"dp": 4}, "and zero=0 shards nothing; zero=1, 2 or 3 fits, or zero_replicas=1"),
+        ({}, "zero_replicas=2 must cut dp × cp = 1 into equal groups of at least 2 ranks; 1 fits"),
         ({"dp": 6, "zero": 1, "zero_replicas": 4}, "must cut dp × cp = 6 into equal groups of at least 2 ranks; 1, 2 and 3 fits"),
         ({"dp": 2, "zero": 3}, "zero_replicas=2 must cut dp × cp = 2 into equal groups of at least 2 ranks; 1 fits"),
     ],

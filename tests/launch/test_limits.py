@@ -43,6 +43,11 @@ def test_more_ranks_than_16(layout: LayoutSpec, fits: str) -> None:
     assert refusal(spec) == f"{layout.code} is {layout.ranks} ranks; this machine runs at most 16; {fits} fits"
 
 
+def test_where_groups_that_shard_do_not_divide_fewer_ranks_all_shard() -> None:
+    layout = LayoutSpec(dp=64, zero=3, zero_replicas=32)
+    assert refusal(RunSpec(layout=layout)).endswith("; dp16.tp1.pp1 with zero_replicas=1 fits")
+
+
 def test_no_layout_is_suggested_if_none_fits() -> None:
     model = ModelSpec(hidden=31, heads=31, seq=31, ffn=31)
     spec = RunSpec(model=model, layout=LayoutSpec(tp=31, sequence_parallel=True))

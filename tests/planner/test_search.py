@@ -206,6 +206,12 @@ def test_another_account_of_memory_can_be_chosen(plan: Plan) -> None:
     assert theirs.layouts["memory_bytes"].tolist() == memory.tolist()
 
 
+def test_megatron_cores_account_weighs_every_layout_of_a_search() -> None:
+    plan = search(catalog.model("llama3-8b"), 16, DEVICES["h100-80gb"], 16, account="megatron-core", simulate_best=0)
+    assert plan.layouts["layout"].nunique() > 1
+    assert plan.feasible > 1
+
+
 def test_a_large_search_has_every_layout_once() -> None:
     plan = search(catalog.model("gpt3-175b"), 1024, DEVICES["h100-80gb"], 1536, simulate_best=0)
     assert len(plan.layouts) > 50_000

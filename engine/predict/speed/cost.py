@@ -123,6 +123,7 @@ class Cost:
         parameters = ((layers - cross) * plain + cross * crossing + tables + (first | last) * outer) / self.t
         copied = 2 * keys * (model.hidden + (family.attention_bias != "none"))  # of one attention, what ranks may have copies of
         parameters = parameters + (layers + cross) * copied * (np.maximum(1, self.t // model.key_heads) - 1) / self.t
+        parameters = parameters + layers * model.down_parameters * (1 - 1 / self.t)  # which tp does not cut
         buckets = layers + 2 * first + 2 * last
         if not model.experts:
             return HeldParameters(parameters, buckets)
