@@ -32,7 +32,21 @@ def summarize_search(model: str, count: int, device: str, batch: int, about: Lay
     """
     found = with_ledgers(lambda: search(catalog.model(model), count, DEVICES[device], batch))
     same = found.layouts["microbatch_size"] == 1
-    for name in ("dp", "tp", "pp", "chunks", "schedule", "zero", "sequence_parallel", "recompute"):
+    alike = (
+        "dp",
+        "cp",
+        "tp",
+        "pp",
+        "ep",
+        "chunks",
+        "schedule",
+        "zero",
+        "zero_replicas",
+        "sequence_parallel",
+        "recompute",
+        "recompute_layers",
+    )
+    for name in alike:
         same &= found.layouts[name] == getattr(about, name)
     rows = np.unique([0, *np.flatnonzero(same)])
     kept = replace(found, layouts=found.layouts.iloc[rows], grid=found.grid.take(rows), step_time=found.step_time.take(rows))
