@@ -92,6 +92,7 @@ def found(request: Request, row: int = 0) -> Found:
 def _baseline(layouts: pd.DataFrame) -> int | None:
     """What most people try first: every device is a replica, ZeRO 3 shards everything, and activations are computed again."""
     alone = np.logical_and.reduce([layouts[axis] == 1 for axis in AXES if axis != "dp"])
+    alone &= (layouts["zero_replicas"] == 1).to_numpy() & (layouts["recompute_layers"] == 0).to_numpy()
     plain = np.flatnonzero(alone & (layouts["zero"] == 3) & (layouts["recompute"] != "none"))
     return int(plain[0]) if len(plain) else None
 

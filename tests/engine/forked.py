@@ -17,7 +17,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from engine.parallel.comm import Comm
+from engine.parallel.comm import ZERO_SHARDS, Comm
 from engine.parallel.pipeline import Executor
 from engine.parallel.tensor import ShardSpec, Started, TensorParallel
 from engine.spec import RunSpec
@@ -108,7 +108,7 @@ def _replicas_keep_their_own_gradients() -> None:
     start = Comm.start_all_reduce
 
     def mistaken(self: Comm, tensor: torch.Tensor, group: str, *args: Any) -> Any:
-        return start(self, tensor.clone() if group == "dp" else tensor, group, *args)
+        return start(self, tensor.clone() if group == ZERO_SHARDS else tensor, group, *args)
 
     pytest.MonkeyPatch().setattr(Comm, "start_all_reduce", mistaken)
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from engine.measure.recorder import Recorder
-from engine.parallel.comm import Comm
+from engine.parallel.comm import ZERO_SHARDS, Comm
 from engine.parallel.data import Bucket, DataParallel
 from engine.parallel.tensor import ShardedParameter, ShardSpec, TensorParallel
 from engine.parallel.transport import NoPeers
@@ -54,7 +54,7 @@ class TwoReplicas(Comm):
         self.started: list[int] = []  # addresses
 
     def start_all_reduce(self, tensor: Tensor, group: str, reduction: str = "sum") -> Any:
-        assert (group, reduction) == ("zero shards", "sum")
+        assert (group, reduction) == (ZERO_SHARDS, "sum")
         self.started.append(tensor.data_ptr())
         return Started(lambda: tensor.mul_(2))
 
