@@ -171,8 +171,8 @@ def _record(keys: Iterable[Key], folder: LedgerFolder) -> None:
 
 
 def _record_elsewhere(keys: Sequence[Key], folder: Path) -> None:
-    """In a process of its own. Raises `CalledProcessError` if it fails."""
-    command = [sys.executable, "-P", "-m", "engine.launch.recordings", "--out", str(folder), "--keys"]
+    """In one process of its own. Raises `CalledProcessError` if it fails."""
+    command = [sys.executable, "-P", "-m", "engine.launch.recordings", "--out", str(folder), "--keys", "--processes", "1"]
     subprocess.run(command, input=json.dumps(keys), text=True, env=environment(), check=True)
 
 
@@ -196,13 +196,14 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--model", action="append", help="a model of the catalog; may be given more than once")
     parser.add_argument("--keys", action="store_true", help="those that standard input names instead, as JSON")
     parser.add_argument("--archives", type=Path, metavar="FOLDER", help="where to put the archives")
+    parser.add_argument("--processes", type=int, default=os.cpu_count() or 1, metavar="N", help="how many record at once")
     given = parser.parse_args(arguments)
     if given.keys:
         keys = [key_of(one) for one in json.load(sys.stdin)]
     else:
         keys = wanted(map(catalog.model, given.model)) if given.model else [*wanted(shipped_models()), *shown()]
     recorded = LedgerFolder(given.out)
-    record_all(keys, recorded, processes=os.cpu_count() or 1)
+    record_all(keys, recorded, processes=given.processes)
     if given.archives is not None:
         bind(keys, recorded, given.archives, whole=not (given.model or given.keys))
     return 0
