@@ -52,7 +52,7 @@ CHOICES: dict[str, list[Any]] = {
     "microbatch_size": [1, 2],
     "loss_chunk": [0, 5, 16],  # automatic is whole; chunks with a smaller last one; equal chunks
     "odd_vocabulary": [False, True],  # which tp does not divide
-    "recompute": ["none", "core_attn", "mlp_act", "layernorm+mlp_act", "full", "full, first layer", "full, every other"],
+    "recompute": ["none", "core_attn", "mlp_act", "layernorm+mlp_act", "full"],
     "numbers": ["fp32", "bf16", "bf16 throughout", "bf16 optimizer", "bf16 optimizer, fp32 gradients"],
     "attention": ["fused", "written"],
     "optimizer": [*OPTIMIZERS, "momentum"],
@@ -95,9 +95,6 @@ def _model(family: str, parts: str, pp: int, odd_vocabulary: bool) -> ModelSpec:
 @cache
 def _layout(split: str, *fields: tuple[str, Any]) -> LayoutSpec:
     named = dict(fields)
-    recompute, *some = named.pop("recompute").split(", ")
-    named |= {"recompute": recompute, "recompute_layers": int(some == ["first layer"])}
-    named |= {"recompute_every": 1 + (some == ["every other"])}
     layers = () if split == "even" else SPLITS[named["pp"]][split]
     return LayoutSpec(**named, split=layers, chunks=SCHEDULE_FACTS[named["schedule"]].least_chunks)
 
@@ -190,8 +187,7 @@ def title(spec: RunSpec) -> str:
     """The values that distinguish a spec from others, as the id of a test."""
     layout, workload = spec.layout, spec.workload
     numbers = workload.precision + "-acc" * (workload.accumulate == "bf16") + "-opt" * workload.bf16_optimizer
-    some = f"{layout.recompute_layers}of{layout.recompute_every}" if layout.recomputes_some else ""
-    levers = f"zero{layout.zero}-{'sp-' if layout.sequence_parallel else ''}{layout.recompute}{some}-{spec.attention}"
+    levers = f"zero{layout.zero}-{'sp-' if layout.sequence_parallel else ''}{layout.recompute}-{spec.attention}"
     split = "".join(f"-{n}" for n in layout.split)
     batch = f"{workload.microbatches}x{workload.microbatch_size}" + (f"-c{workload.loss_chunk}" if workload.loss_chunk else "")
     optimizer = f"{workload.optimizer}{workload.momentum:g}"

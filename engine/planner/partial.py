@@ -35,12 +35,13 @@ class Partial:
 
 
 def partial_recompute(cost: Cost, fits: NDArray[np.bool_], judge: Callable[[Grid, Whole], Any]) -> Partial | None:
-    """Layouts that recompute some layers, with as few as fit. None: there are none. Models with an encoder have none.
+    """Layouts that recompute some layers, with as few as fit. None: there are none. Models with an encoder have none, and
+    those whose written attention adds biases.
 
     `cost`: of all layouts. `fits`: which of them fit. `judge`: whether layouts with so many bytes of tensors fit.
     """
     grid, layers = cost.grid, cost.model.layers
-    if cost.model.parts.encoder or not (fits & (grid.recompute == _FULL)).any():
+    if cost.model.parts.encoder or cost.workload.adds_biases(cost.model) or not (fits & (grid.recompute == _FULL)).any():
         return None
     tried = _promising(cost, fits)
     if not len(tried):

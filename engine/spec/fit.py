@@ -181,7 +181,7 @@ def _lever_misfits(model: ModelSpec, layout: LayoutSpec, workload: WorkloadSpec)
             placement=model.parts.placement,
         )
         found.append(Misfit("layout.recompute", text))
-    found += _partial_misfits(model, layout)
+    found += _partial_misfits(model, layout, workload)
     if workload.precision == "fp32" and workload.accumulate == "bf16":
         text = sentence("accumulate=bf16 needs precision=bf16: fp32 gradients are added up in fp32")
         found.append(Misfit("workload.accumulate", text))
@@ -227,7 +227,7 @@ def _hybrid_misfits(layout: LayoutSpec) -> list[Misfit]:
     return []
 
 
-def _partial_misfits(model: ModelSpec, layout: LayoutSpec) -> list[Misfit]:
+def _partial_misfits(model: ModelSpec, layout: LayoutSpec, workload: WorkloadSpec) -> list[Misfit]:
     """The rules of recompute of some layers. More `recompute_layers` than a chunk has mean all, as in Megatron-LM."""
     found = []
     for name, unset in (("recompute_layers", 0), ("recompute_every", 1)):
@@ -242,6 +242,16 @@ def _partial_misfits(model: ModelSpec, layout: LayoutSpec) -> list[Misfit]:
                 unset=unset,
             )
             found.append(Misfit(f"layout.{name}", text, (unset,)))
+    if layout.recomputes_some and workload.adds_biases(model):
+        name, unset = ("recompute_layers", 0) if layout.recompute_layers else ("recompute_every", 1)
+        text = sentence(
+            "recompute of some layers is not predicted to the byte where written attention adds biases, as with "
+            "position={position}; {name}={unset} fits",
+            position=model.parts.position,
+            name=name,
+            unset=unset,
+        )
+        found.append(Misfit(f"layout.{name}", text, (unset,)))
     if layout.recompute_layers and layout.recompute_every > 1:
         text = sentence(
             "recompute_layers={layers} and recompute_every={every} are two ways to choose layers; recompute_every=1 fits, or "

@@ -241,6 +241,10 @@ class WorkloadSpec(Spec):
         """The attention that a model really has: with learned positions in its scores it is always written."""
         return "written" if model.parts.position in ("relative", "buckets") else self.attention
 
+    def adds_biases(self, model: ModelSpec) -> bool:
+        """Whether each layer adds biases of distances to scores that are written out."""
+        return model.parts.position in ("alibi", "buckets") and self.attention_of(model) == "written"
+
     @property
     def gradient_precision(self) -> Precision:
         """The precision in which gradients are accumulated."""
