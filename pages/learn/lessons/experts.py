@@ -116,9 +116,9 @@ def _numbers(state: LessonState, routing: Routing) -> None:
     """The router's shares, and the rows from rank to rank."""
     say, colours = state.say, owners(state.style)
     shares = matrix(
-        say("shares of the router: a row for each expert, a column for each token"),
-        routing.shares.T.round(2),
-        rows=[colours[expert_rank(expert)] for expert in range(EXPERTS)],
+        say("shares of the router: a row for each token, a column for each expert"),
+        routing.shares.round(2),
+        columns=[colours[expert_rank(expert)] for expert in range(EXPERTS)],
     )
     st.html(line(shares))
     rows = [
