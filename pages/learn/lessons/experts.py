@@ -115,8 +115,9 @@ def _scene(k: int, skew: float, capacity: float, view: View) -> Scene:
 def _numbers(state: LessonState, routing: Routing) -> None:
     """The router's shares, and the rows from rank to rank."""
     say, colours = state.say, owners(state.style)
+    st.caption(say("Shares that the router gives: a row for each token, a column for each expert."))
     shares = matrix(
-        say("shares of the router: a row for each token, a column for each expert"),
+        say("shares of the router"),
         routing.shares.round(2),
         columns=[colours[expert_rank(expert)] for expert in range(EXPERTS)],
     )
