@@ -56,14 +56,6 @@ def _long_sequence(cp: int) -> RunSpec:
     return RunSpec(model=model, layout=LayoutSpec(dp=8 // cp, cp=cp, zero=3, recompute="full"), workload=workload)
 
 
-# Runs with cp and with experts that the lessons show. Others with these axes are recorded where they are asked for.
-_SHOWN = (
-    *(_long_sequence(cp) for cp in (2, 4, 8)),
-    RunSpec(model=catalog.model("gpt-tiny"), layout=LayoutSpec(cp=2)),
-    RunSpec(model=catalog.model("gpt-tiny-moe"), layout=LayoutSpec(dp=4, ep=2), workload=WorkloadSpec(balanced_router=True)),
-)
-
-
 def structures(model: ModelSpec) -> Iterator[Structure]:
     """All that layouts and workloads make of a model. Left out is where each tp rank has one row or one column of something."""
     for cut in get_args(Slicing):
@@ -140,12 +132,18 @@ def wanted(models: Iterable[ModelSpec]) -> list[Key]:
 
 
 def shown() -> list[Key]:
-    """The ledgers of the runs with cp and with experts that lessons show."""
+    """The ledgers of the runs with cp and with experts that lessons show. Others are recorded where they are asked for."""
+    dealt = WorkloadSpec(balanced_router=True)
+    runs = (
+        *(_long_sequence(cp) for cp in (2, 4, 8)),
+        RunSpec(model=catalog.model("gpt-tiny"), layout=LayoutSpec(cp=2)),
+        RunSpec(model=catalog.model("gpt-tiny-moe"), layout=LayoutSpec(dp=4, ep=2), workload=dealt),
+    )
 
     def no_ledger(structure: Structure, part: Part) -> Ledger:
         raise LookupError(f"{structure.name} {part.name}: which ledgers are needed is said without reading one")
 
-    needs = (LayoutLedgers(one.model, one.layout, one.workload, ledgers=no_ledger).needs() for one in _SHOWN)
+    needs = (LayoutLedgers(one.model, one.layout, one.workload, ledgers=no_ledger).needs() for one in runs)
     return sorted(set[Key]().union(*needs))
 
 
