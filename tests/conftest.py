@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterator
 from importlib.util import find_spec
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -12,12 +13,36 @@ from tests.browser.chromium import HOW_TO_HAVE_IT, chromium
 from tests.launch import two_hosts
 from tests.runs import Runs
 
+if TYPE_CHECKING:  # of pytest-xdist, which only `make test` needs
+    from xdist.remote import Producer
+    from xdist.scheduler import Scheduling
+    from xdist.workermanage import WorkerController
+
 # On a busy machine a limit on the time of one example says nothing about the code. All else stays as Hypothesis chose:
 # on CI it draws the same examples every time.
 settings.register_profile("shardscope", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("shardscope")
 
 LEFT_OUT = pytest.StashKey[int]()  # number of tests left out without a browser
+
+# ------------------------------------------------------------------------------------------------------ several processes
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> Scheduling:
+    from tests.workers import FileScheduling
+
+    config.option.loadscopereorder = False
+    return FileScheduling(config, log)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: WorkerController) -> None:
+    """Only workers collect tests. All of them leave the same ones out."""
+    node.config.stash[LEFT_OUT] = getattr(node, "workeroutput", {}).get("left_out", 0)
+
+
+# ------------------------------------------------------------------------------------------------------- which tests run
 
 
 @pytest.fixture(scope="session")
@@ -44,7 +69,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def _leave_out_browser_tests(config: pytest.Config, items: list[pytest.Item]) -> None:
     left_out = [item for item in items if "browser" in getattr(item, "fixturenames", ())]
     items[:] = [item for item in items if item not in left_out]
-    config.stash[LEFT_OUT] = len(left_out)
+    if (told := getattr(config, "workeroutput", None)) is not None:  # what a worker tells the process that prints
+        told["left_out"] = len(left_out)
+    else:
+        config.stash[LEFT_OUT] = len(left_out)
     config.hook.pytest_deselected(items=left_out)
 
 
