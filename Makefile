@@ -54,7 +54,9 @@ catalogs: $(VENV)/.app
 	$(RUN) pages.locale.extract
 
 # What the model's layers do, recorded again from them, after a change to engine/model or engine/parallel: docs/ledger.md.
-ledgers: $(VENV)/.app
+# Those that are shipped, and those that come with the tests.
+ledgers: dev
+	$(RUN) tests.recordings
 	folder=$$(mktemp -d) && $(RUN) engine.launch.recordings --out $$folder --archives engine/ledger/recorded && rm -r $$folder
 
 # The finished run that a new reader is shown, made again: after a change to what a run measures or to its format.

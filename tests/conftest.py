@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Generator, Iterator
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
@@ -9,6 +10,8 @@ from typing import TYPE_CHECKING
 import pytest
 from hypothesis import HealthCheck, settings
 
+from engine.ledger.store import KEPT_IN
+from tests import recorded
 from tests.browser.chromium import HOW_TO_HAVE_IT, chromium
 from tests.launch import two_hosts
 from tests.runs import Runs
@@ -42,7 +45,15 @@ def pytest_testnodedown(node: WorkerController) -> None:
     node.config.stash[LEFT_OUT] = getattr(node, "workeroutput", {}).get("left_out", 0)
 
 
-# ------------------------------------------------------------------------------------------------------- which tests run
+# -------------------------------------------------------------------------------------------------------------- what they use
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Processes of the tests find ledgers that come with the tests, and leave none in this user's home."""
+    if KEPT_IN not in os.environ and config.cache is not None:
+        home = config.cache.mkdir("ledgers")
+        recorded.unpack(home)
+        os.environ[KEPT_IN] = str(home)
 
 
 @pytest.fixture(scope="session")
@@ -50,6 +61,9 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runs]:
     """One warm host for all tests: importing torch is paid once, and then a run takes about a second."""
     with Runs(tmp_path_factory.mktemp("home")) as runs:
         yield runs
+
+
+# ------------------------------------------------------------------------------------------------------- which tests run
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

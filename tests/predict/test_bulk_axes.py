@@ -19,7 +19,7 @@ from engine.predict.grid import Grid
 from engine.predict.memory import memory
 from engine.predict.speed.cost import Cost
 from engine.predict.speed.rates import Assumptions, link
-from engine.predict.speed.step_time import estimate, simulated_all
+from engine.predict.speed.step_time import StepTime, estimate, simulated_all
 from engine.spec import LayoutSpec, ModelSpec, RequestError, RunSpec, WorkloadSpec
 from tests.predict.test_bulk_traffic import busiest
 
@@ -49,6 +49,11 @@ def _specs(model: ModelSpec, codes: list[str]) -> list[RunSpec]:
     return found
 
 
+def cost_of(what: str) -> StepTime:
+    specs = _specs(*LAYOUTS[what])
+    return estimate(Cost(specs[0].model, specs[0].workload, Grid.of(specs), H100, Assumptions()))
+
+
 @pytest.mark.parametrize("what", LAYOUTS)
 def test_many_layouts_are_predicted_as_each(what: str) -> None:
     specs = _specs(*LAYOUTS[what])
@@ -60,7 +65,7 @@ def test_many_layouts_are_predicted_as_each(what: str) -> None:
         peaks = [peak.total for peak in with_ledgers(partial(memory, spec)).peaks]
         assert (found[i], stages[i]) == (max(peaks), peaks.index(max(peaks))), spec.layout
         assert {name: numbers[i] for name, numbers in wire.items()} == busiest(spec), spec.layout
-    closed = with_ledgers(lambda: estimate(Cost(model, workload, grid, H100, Assumptions())))
+    closed = with_ledgers(partial(cost_of, what))
     steps = np.array([step for step, _ in simulated_all(specs, H100, Assumptions())])
     assert abs(closed.step / steps - 1).max() < 0.25
     waits = closed.ep if what == "experts" else closed.cp
