@@ -42,7 +42,8 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> Schedul
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node: WorkerController) -> None:
     """Only workers collect tests. All of them leave the same ones out."""
-    node.config.stash[LEFT_OUT] = getattr(node, "workeroutput", {}).get("left_out", 0)
+    if told := getattr(node, "workeroutput", {}).get("left_out"):  # a worker that crashed tells nothing
+        node.config.stash[LEFT_OUT] = told
 
 
 # -------------------------------------------------------------------------------------------------------------- what they use

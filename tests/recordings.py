@@ -2,7 +2,7 @@
 
     python -m tests.recordings
 
-It takes some minutes of two cores.
+It takes some minutes of two cores. Ledgers in the folder that SHARDSCOPE_LEDGERS names are not recorded again.
 """
 
 from __future__ import annotations
@@ -24,13 +24,17 @@ from tests.recorded import FILE, pack
 
 
 def specs() -> list[RunSpec]:
-    """What tests predict for a run of a structure that is not shipped."""
+    """Layouts that tests predict, of structures that are not shipped."""
     from tests.engine import test_context, test_experts, test_hybrid, test_latent
-    from tests.ledger import test_against_dry_run
+    from tests.ledger import test_against_dry_run, test_bulk
+    from tests.predict import test_bulk_axes
 
+    model, workload, some = test_bulk.some_layouts()
     return [
         *covering(), *test_context.SPECS, *test_hybrid.SPECS, *test_latent.RUNS.values(), test_latent.CACHED,
         *test_experts.EQUAL_LOADS.values(), *test_against_dry_run.CASES.values(), test_against_dry_run.ONE_QUERY,
+        *(some.spec(i, model, workload) for i in range(len(some))),
+        *(spec for which in test_bulk_axes.LAYOUTS.values() for spec in test_bulk_axes.specs_of(*which)),
     ]  # fmt: skip
 
 
@@ -48,7 +52,7 @@ def questions() -> Iterator[Callable[[], object]]:
 
 def main() -> int:
     with tempfile.TemporaryDirectory() as home:
-        os.environ[KEPT_IN] = home
+        os.environ.setdefault(KEPT_IN, home)
         several = specs()
         with_ledgers(lambda: ledger_store().check({key for spec in several for key in ledgers_of(spec)}), print)
         for spec in several:

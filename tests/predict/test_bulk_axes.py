@@ -32,7 +32,7 @@ LAYOUTS = {  # all of one model have few structures, whose ledgers are recorded 
 }
 
 
-def _specs(model: ModelSpec, codes: list[str]) -> list[RunSpec]:
+def specs_of(model: ModelSpec, codes: list[str]) -> list[RunSpec]:
     found = []
     for code, zero in itertools.product(codes, range(4)):
         layout = {"zero": zero, "sequence_parallel": True}
@@ -50,13 +50,13 @@ def _specs(model: ModelSpec, codes: list[str]) -> list[RunSpec]:
 
 
 def cost_of(what: str) -> StepTime:
-    specs = _specs(*LAYOUTS[what])
+    specs = specs_of(*LAYOUTS[what])
     return estimate(Cost(specs[0].model, specs[0].workload, Grid.of(specs), H100, Assumptions()))
 
 
 @pytest.mark.parametrize("what", LAYOUTS)
 def test_many_layouts_are_predicted_as_each(what: str) -> None:
-    specs = _specs(*LAYOUTS[what])
+    specs = specs_of(*LAYOUTS[what])
     assert len(specs) >= 8
     model, workload, grid = specs[0].model, specs[0].workload, Grid.of(specs)
     found, stages = with_ledgers(lambda: fullest(model, workload, grid))
