@@ -83,9 +83,9 @@ def _megatron(model: ModelSpec, workload: WorkloadSpec, grid: Grid) -> Any:
 
 
 def _torchtitan(model: ModelSpec, workload: WorkloadSpec, grid: Grid) -> Any:
-    """It shards gradients with the optimizer, always over cp. Replicas that do not shard are alone. bf16 with an fp32 copy comes with sharding.
-    Groups of hybrid sharding are of dp, and not of dp × cp. tp cuts the sequence, and the key heads evenly. Its 1F1B wants
-    pp microbatches. Its selective recompute is another, but for that of every n-th layer.
+    """It shards gradients with the optimizer, always over cp. Replicas that do not shard are alone. bf16 with an fp32 copy comes
+    with sharding. Groups of hybrid sharding are of dp, and not of dp × cp. tp cuts the sequence, and the key heads evenly. Its
+    1F1B wants pp microbatches. Its selective recompute is another, but for that of every n-th layer.
     """
     alone = grid.cp * grid.tp * grid.pp == 1
     if workload.precision == "bf16":
@@ -105,5 +105,6 @@ def _deepspeed(model: ModelSpec, workload: WorkloadSpec, grid: Grid) -> Any:
     """With a pipeline it shards the optimizer's states alone. bf16 keeps an fp32 copy with ZeRO. tp does not cut the sequence,
     and of cp there is no setting. Hybrid sharding is of ZeRO 3 alone.
     """
-    fine = (grid.cp == 1) & ((grid.zero < 2) | (grid.pp == 1)) & ~grid.sequence_parallel & ((grid.zero_replicas == 1) | (grid.zero == 3))
+    fine = (grid.cp == 1) & ((grid.zero < 2) | (grid.pp == 1)) & ~grid.sequence_parallel
+    fine &= (grid.zero_replicas == 1) | (grid.zero == 3)
     return fine & ((grid.zero > 0) | (grid.replicas == 1)) if workload.precision == "bf16" else fine
