@@ -80,8 +80,8 @@ def figures(device: torch.device, least_s: float) -> dict[str, Any]:
 def _products(device: torch.device, dtype: torch.dtype, least_s: float) -> list[float]:
     """FLOP/s of square products, by width: of the three that a linear layer has, one after the other.
 
-    They are x·Wᵀ, and in backward dy·W and dyᵀ·x. How the operands lie in memory makes a large difference where a processor has no
-    bf16 products: x·Wᵀ is several times as fast there as dy·W.
+    They are x·Wᵀ, and in backward dy·W and dyᵀ·x. How the operands lie in memory makes a large difference where a processor has
+    no bf16 products: x·Wᵀ is several times as fast there as dy·W.
     """
     found = []
     for width in _WIDTHS[device.type]:
