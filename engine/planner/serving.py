@@ -67,16 +67,18 @@ def serving(
         fits, reason                     whether both fit the device's memory; if not, by how much they are too large
     """
     if ranks < 1 or length < 1 or (sequences is not None and sequences < 1):
-        raise RequestError(f"ranks={ranks}, length={length} and sequences={sequences} must be 1 and more")
+        values = {"ranks": ranks, "length": length, "sequences": str(sequences)}
+        raise RequestError(sentence("ranks={ranks}, length={length} and sequences={sequences} must be 1 and more", **values))
     if ranks > MOST:
-        raise RequestError(f"ranks={ranks:,} must be from 1 to {MOST:,}")
+        raise RequestError(sentence("{numbers} must be from 1 to {most}", numbers=f"ranks={ranks:,}", most=f"{MOST:,}"))
     refuse_experts(model, sentence("a search of layouts"))
     refuse_no_text(model)
     refuse_beyond_positions(model, length)
     asked = _Question(model, device, assumed or Assumptions(), precision, length, kept_free)
     rows = [_row(asked, layout, sequences) for layout in _layouts(model, ranks)]
     if not rows:
-        raise RequestError(f"no dp × tp × pp = {ranks} fits {model.layers} layers and {model.key_heads} key heads")
+        values = {"ranks": ranks, "layers": model.layers, "heads": model.key_heads}
+        raise RequestError(sentence("no dp × tp × pp = {ranks} fits {layers} layers and {heads} key heads", **values))
     table = pd.DataFrame(rows)
     table["slower"] = -table["tokens_per_second"].where(table["fits"], -table["memory_bytes"])
     order = table.assign(too_large=~table["fits"]).sort_values(["too_large", "slower", "token_s"], kind="stable").index
