@@ -34,12 +34,17 @@ class _Exchange(NamedTuple):
 
 
 def measured_loads(result: RunResult) -> pd.DataFrame | None:
-    """The loads of the step whose traffic a run has. None: its traffic is that of equal loads, or the senders are not known."""
+    """The loads of the step whose traffic a run has. None: its traffic is that of equal loads, or the senders are not known.
+
+    A file may say of a run what it cannot have: more rows than its ranks have tokens are no loads.
+    """
     loads, spec = result.tables.get("expert_load"), result.spec
     if loads is None or loads.empty or spec.workload.balanced_router or spec.layout.ep == 1:
         return None
     last = loads[loads["step"] == loads["step"].max()]
-    return None if (last["sender"] < 0).any() else last
+    model, workload = spec.model, spec.workload
+    of_rank = workload.microbatches * workload.microbatch_size * model.seq * model.expert_choices * model.layers
+    return None if (last["sender"] < 0).any() or last["tokens"].sum() > spec.layout.ranks * of_rank else last
 
 
 def with_measured_loads(predicted: RunResult, measured: RunResult) -> RunResult:
