@@ -164,7 +164,8 @@ def searched() -> list[Key]:
                 read(model, MIXED, grid, ledgers=none)
             except NotRecordedError as error:
                 found |= set(error.keys)
-    return sorted(found)
+    ends = Part(True, False, 0), Part(False, True, 0)  # chunks without layers, of splits that are not even
+    return sorted(found | {(one.of(part), part) for one, _ in found for part in ends})
 
 
 def record_all(keys: Iterable[Key], folder: LedgerFolder, processes: int = 1) -> int:
