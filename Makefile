@@ -7,6 +7,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python -m
 APP_ARGS ?=
 PYTEST_ARGS ?=
+WORKERS ?= 2
 CHROMIUMS := chromium chromium-browser google-chrome
 
 .PHONY: app classroom test soak lint style types layers bench screenshots catalogs ledgers example checkpoint clean chromium dev
@@ -19,8 +20,9 @@ app: $(VENV)/.app
 classroom: $(VENV)/.app
 	$(RUN) pages.shared.start_classroom $(APP_ARGS)
 
+# Processes that share the tests: most tests wait for one process of several, and two keep two cores busy (tests/workers.py).
 test: dev chromium
-	$(RUN) pytest $(PYTEST_ARGS)
+	$(RUN) pytest --numprocesses $(WORKERS) $(PYTEST_ARGS)
 
 # Faults in every phase, a million inputs, five hundred runs, killed writers, two hosts: half an hour or more. Each prints its count.
 soak: dev
@@ -52,7 +54,9 @@ catalogs: $(VENV)/.app
 	$(RUN) pages.locale.extract
 
 # What the model's layers do, recorded again from them, after a change to engine/model or engine/parallel: docs/ledger.md.
-ledgers: $(VENV)/.app
+# Those that are shipped, and those that come with the tests.
+ledgers: dev
+	$(RUN) tests.recordings
 	folder=$$(mktemp -d) && $(RUN) engine.launch.recordings --out $$folder --archives engine/ledger/recorded && rm -r $$folder
 
 # The finished run that a new reader is shown, made again: after a change to what a run measures or to its format.

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Generator, Iterator
 from importlib.util import find_spec
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import HealthCheck, settings
 
+from engine.ledger.store import KEPT_IN
+from tests import recorded
 from tests.browser.chromium import HOW_TO_HAVE_IT, chromium
 from tests.launch import two_hosts
 from tests.runs import Runs
+
+if TYPE_CHECKING:  # of pytest-xdist, which only `make test` needs
+    from xdist.remote import Producer
+    from xdist.scheduler import Scheduling
+    from xdist.workermanage import WorkerController
 
 # On a busy machine a limit on the time of one example says nothing about the code. All else stays as Hypothesis chose:
 # on CI it draws the same examples every time.
@@ -19,12 +28,43 @@ settings.load_profile("shardscope")
 
 LEFT_OUT = pytest.StashKey[int]()  # number of tests left out without a browser
 
+# ------------------------------------------------------------------------------------------------------ several processes
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> Scheduling:
+    from tests.workers import FileScheduling
+
+    config.option.loadscopereorder = False
+    return FileScheduling(config, log)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: WorkerController) -> None:
+    """Only workers collect tests. All of them leave the same ones out."""
+    if told := getattr(node, "workeroutput", {}).get("left_out"):  # a worker that crashed tells nothing
+        node.config.stash[LEFT_OUT] = told
+
+
+# -------------------------------------------------------------------------------------------------------------- what they use
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Processes of the tests find ledgers that come with the tests, and leave none in this user's home."""
+    if KEPT_IN not in os.environ and config.cache is not None:
+        home = config.cache.mkdir("ledgers")
+        recorded.unpack(home)
+        os.environ[KEPT_IN] = str(home)
+
 
 @pytest.fixture(scope="session")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runs]:
     """One warm host for all tests: importing torch is paid once, and then a run takes about a second."""
     with Runs(tmp_path_factory.mktemp("home")) as runs:
         yield runs
+
+
+# ------------------------------------------------------------------------------------------------------- which tests run
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -44,7 +84,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def _leave_out_browser_tests(config: pytest.Config, items: list[pytest.Item]) -> None:
     left_out = [item for item in items if "browser" in getattr(item, "fixturenames", ())]
     items[:] = [item for item in items if item not in left_out]
-    config.stash[LEFT_OUT] = len(left_out)
+    if (told := getattr(config, "workeroutput", None)) is not None:  # what a worker tells the process that prints
+        told["left_out"] = len(left_out)
+    else:
+        config.stash[LEFT_OUT] = len(left_out)
     config.hook.pytest_deselected(items=left_out)
 
 

@@ -157,8 +157,9 @@ def test_with_no_skips_a_skipped_module_has_failed(suite: pytest.Pytester) -> No
     suite.runpytest("--no-skips").assert_outcomes(errors=1)
 
 
+@pytest.mark.parametrize("processes", [(), ("--numprocesses", "1")], ids=["this process", "a worker"])
 def test_without_a_browser_its_tests_are_left_out_and_the_last_line_says_so(
-    suite: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+    suite: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, processes: tuple[str, ...]
 ) -> None:
     suite.makepyfile(
         """
@@ -176,12 +177,12 @@ def test_without_a_browser_its_tests_are_left_out_and_the_last_line_says_so(
         """
     )
     monkeypatch.setenv("PATH", str(suite.path))
-    result = suite.runpytest()
-    result.assert_outcomes(passed=1, deselected=1)
+    result = suite.runpytest(*processes)
+    result.assert_outcomes(passed=1)
     assert result.outlines[-1].startswith(
         "left out: 1 browser test, as there is no browser. Chromium or Chrome must be on the PATH"
     )
-    suite.runpytest("--no-skips").assert_outcomes(passed=1, errors=1)
+    suite.runpytest("--no-skips", *processes).assert_outcomes(passed=1, errors=1)
 
 
 def test_a_test_that_needs_more_gpus_than_there_are_may_be_skipped(suite: pytest.Pytester) -> None:

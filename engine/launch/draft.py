@@ -79,7 +79,8 @@ def kept(result: RunResult, home: Path) -> Path:
         return draft.keep(result.spec)
     except OSError as error:
         draft.discard()
-        raise RequestError(f"cannot save in {home}: {error.strerror or error}") from error
+        why = error.strerror or str(error)
+        raise RequestError(sentence("cannot save in {home}: {why}", home=str(home), why=why)) from error
 
 
 def make_home(home: Path) -> None:

@@ -16,6 +16,7 @@ from engine.ledger.form import Ledger, Part, Structure
 from engine.ledger.keep import Key, LedgerArchive, LedgerFolder, name_of
 
 ARCHIVES = Path(__file__).parent / "recorded"  # the shipped archives
+KEPT_IN = "SHARDSCOPE_LEDGERS"  # the environment variable that names the folder of recorded ledgers
 _ENGINE = Path(__file__).parents[1]
 # All that a recording depends on: modules and packages.
 RECORDED = (
@@ -80,9 +81,10 @@ def ledger_store() -> LedgerStore:
 
 
 def _own_folder() -> Path:
-    """In this user's home. A folder for this process alone, if nothing can be written there."""
+    """In this user's home, or where the environment says. A folder for this process alone, if nothing can be written there."""
     try:
-        folder = Path.home() / ".cache" / "shardscope" / "ledgers" / code_key()
+        named = os.environ.get(KEPT_IN)
+        folder = (Path(named) if named else Path.home() / ".cache" / "shardscope" / "ledgers") / code_key()
         folder.mkdir(parents=True, exist_ok=True)
         if os.access(folder, os.R_OK | os.W_OK | os.X_OK):
             return folder

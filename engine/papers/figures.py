@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 from engine.papers.accounting import accounting, zero_states
 from engine.papers.allocated import allocated
+from engine.papers.bloom import bloom
 from engine.papers.bubbles import profiled
 from engine.papers.reference import Reference
 from engine.papers.throughput import measured
@@ -41,7 +42,7 @@ def references(assumed: Assumptions | None = None) -> list[Reference]:
     Raises `NotRecordedError`.
     """
     assumed = assumed or Assumptions()
-    return [*_activations(), *_zero(), *allocated(), *measured(assumed), *profiled(assumed)]
+    return [*_activations(), *_zero(), *allocated(), *bloom(), *measured(assumed), *profiled(assumed)]
 
 
 def _activations() -> Iterator[Reference]:

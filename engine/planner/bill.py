@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from engine.spec import RequestError
+from engine.spec import RequestError, sentence
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Bill:
         for name in ("tokens", "price", "watts"):
             value = getattr(self, name)
             if value is not None and not 0 < value < float("inf"):
-                raise RequestError(f"{name}={value:g} must be positive and finite")
+                raise RequestError(sentence("{name}={value} must be positive and finite", name=name, value=f"{value:g}"))
 
     @property
     def days(self) -> float:

@@ -65,7 +65,7 @@ def candidates(model: ModelSpec, ranks: int, global_batch: int, workload: Worklo
     """
     wrong = [f"{n}={value:,}" for n, value in (("ranks", ranks), ("global_batch", global_batch)) if not 1 <= value <= MOST]
     if wrong:
-        raise RequestError(f"{' and '.join(wrong)} must be from 1 to {MOST:,}")
+        raise RequestError(sentence("{numbers} must be from 1 to {most}", numbers=", ".join(wrong), most=f"{MOST:,}"))
     meshes = [
         _of(model, ranks // (cp * tp * pp), cp, tp, pp, global_batch) for cp, tp, pp in _degrees(model, ranks, global_batch)
     ]

@@ -83,15 +83,15 @@ def _megatron(model: ModelSpec, workload: WorkloadSpec, grid: Grid) -> Any:
 
 
 def _torchtitan(model: ModelSpec, workload: WorkloadSpec, grid: Grid) -> Any:
-    """It shards gradients with the optimizer. Replicas that do not shard are alone. bf16 with an fp32 copy comes with sharding.
-    Groups of hybrid sharding are of dp, and not of dp × cp. tp cuts the sequence, and the key heads evenly. Its 1F1B wants
-    pp microbatches. Its selective recompute is another, but for that of every n-th layer.
+    """It shards gradients with the optimizer, always over cp. Replicas that do not shard are alone. bf16 with an fp32 copy comes
+    with sharding. Groups of hybrid sharding are of dp, and not of dp × cp. tp cuts the sequence, and the key heads evenly. Its
+    1F1B wants pp microbatches. Its selective recompute is another, but for that of every n-th layer.
     """
-    alone = grid.tp * grid.pp == 1
+    alone = grid.cp * grid.tp * grid.pp == 1
     if workload.precision == "bf16":
-        fine = (grid.zero >= 2) | (alone & (grid.dp == 1))
+        fine = (grid.zero >= 2) | (alone & (grid.replicas == 1))
     else:
-        fine = (grid.zero >= 2) | (grid.dp == 1) | ((grid.zero == 0) & alone)
+        fine = (grid.zero >= 2) | (grid.replicas == 1) | ((grid.zero == 0) & alone)
     fine &= ((grid.tp == 1) | grid.sequence_parallel) & (model.key_heads % grid.tp == 0)
     fine &= grid.dp % grid.zero_replicas == 0
     one_chunk = grid.by_schedule(lambda facts: facts.elsewhere.get("torchtitan") == "1F1B")
@@ -102,8 +102,9 @@ def _torchtitan(model: ModelSpec, workload: WorkloadSpec, grid: Grid) -> Any:
 
 
 def _deepspeed(model: ModelSpec, workload: WorkloadSpec, grid: Grid) -> Any:
-    """With a pipeline it shards the optimizer's states alone. bf16 keeps an fp32 copy with ZeRO. tp does not cut the sequence.
-    Hybrid sharding is of ZeRO 3 alone.
+    """With a pipeline it shards the optimizer's states alone. bf16 keeps an fp32 copy with ZeRO. tp does not cut the sequence,
+    and of cp there is no setting. Hybrid sharding is of ZeRO 3 alone.
     """
-    fine = ((grid.zero < 2) | (grid.pp == 1)) & ~grid.sequence_parallel & ((grid.zero_replicas == 1) | (grid.zero == 3))
-    return fine & ((grid.zero > 0) | (grid.dp == 1)) if workload.precision == "bf16" else fine
+    fine = (grid.cp == 1) & ((grid.zero < 2) | (grid.pp == 1)) & ~grid.sequence_parallel
+    fine &= (grid.zero_replicas == 1) | (grid.zero == 3)
+    return fine & ((grid.zero > 0) | (grid.replicas == 1)) if workload.precision == "bf16" else fine

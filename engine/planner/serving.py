@@ -26,7 +26,7 @@ from engine.predict.grid import Grid
 from engine.predict.memory.buckets import BucketSizes
 from engine.predict.speed.cost import Cost
 from engine.predict.speed.rates import Assumptions
-from engine.spec import LayoutSpec, ModelSpec, Precision, RequestError, RunSpec, WorkloadSpec, misfits
+from engine.spec import LayoutSpec, ModelSpec, Precision, RequestError, RunSpec, WorkloadSpec, misfits, sentence
 from engine.spec.numbers import divisors
 from engine.terms import total
 from engine.topology import AXES_AS_WRITTEN
@@ -70,9 +70,10 @@ def serving(
         fits, reason                     whether both fit the device's memory; if not, by how much they are too large
     """
     if ranks < 1 or length < 1 or (sequences is not None and sequences < 1):
-        raise RequestError(f"ranks={ranks}, length={length} and sequences={sequences} must be 1 and more")
+        values = {"ranks": ranks, "length": length, "sequences": str(sequences)}
+        raise RequestError(sentence("ranks={ranks}, length={length} and sequences={sequences} must be 1 and more", **values))
     if ranks > MOST:
-        raise RequestError(f"ranks={ranks:,} must be from 1 to {MOST:,}")
+        raise RequestError(sentence("{numbers} must be from 1 to {most}", numbers=f"ranks={ranks:,}", most=f"{MOST:,}"))
     refuse_no_text(model)
     refuse_beyond_positions(model, length)
     asked = _Question(model, device, assumed or Assumptions(), precision, length, kept_free)
@@ -80,7 +81,8 @@ def serving(
     ledger_store().check(set[Key]().union(*(_needs(model, layout, precision) for layout in layouts)))
     rows = [_row(asked, layout, sequences) for layout in layouts]
     if not rows:
-        raise RequestError(f"no dp × tp × pp = {ranks} fits {model.layers} layers and {model.key_heads} key heads")
+        values = {"ranks": ranks, "layers": model.layers, "heads": model.key_heads}
+        raise RequestError(sentence("no dp × tp × pp = {ranks} fits {layers} layers and {heads} key heads", **values))
     table = pd.DataFrame(rows)
     table["slower"] = -table["tokens_per_second"].where(table["fits"], -table["memory_bytes"])
     order = table.assign(too_large=~table["fits"]).sort_values(["too_large", "slower", "token_s"], kind="stable").index

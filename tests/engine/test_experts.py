@@ -73,14 +73,17 @@ def test_a_layout_generates_the_same_tokens(runs: Runs) -> None:
     assert runs.result(DROPPING).summary["generated"]["tokens"] == runs.result(alone).summary["generated"]["tokens"]
 
 
-@pytest.mark.parametrize(
-    "run",
-    [
-        spec({"dp": 4, "tp": 2, "ep": 2, "zero": 2, "sequence_parallel": True}, {"dense_layers": 1}, balanced_router=True),
-        spec({"dp": 2, "pp": 2, "ep": 2, "zero": 3, "schedule": "zb-h1"}, BIASED, balanced_router=True, precision="bf16"),
-    ],
-    ids=["tensor-parallel", "zero-bubble"],
-)
+EQUAL_LOADS = {
+    "tensor-parallel": spec(
+        {"dp": 4, "tp": 2, "ep": 2, "zero": 2, "sequence_parallel": True}, {"dense_layers": 1}, balanced_router=True
+    ),
+    "zero-bubble": spec(
+        {"dp": 2, "pp": 2, "ep": 2, "zero": 3, "schedule": "zb-h1"}, BIASED, balanced_router=True, precision="bf16"
+    ),
+}
+
+
+@pytest.mark.parametrize("run", EQUAL_LOADS.values(), ids=EQUAL_LOADS)
 def test_with_equal_loads_the_formula_equals_the_run_to_the_byte_and_call(runs: Runs, run: RunSpec) -> None:
     run = run.model_copy(update={"parity": False})
     measured, predicted = runs.result(run), predict(run)

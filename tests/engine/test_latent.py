@@ -53,6 +53,10 @@ RUNS = {
         attention="written",
     ),
 }
+# One that only generates.
+CACHED = spec({"tp": 2, "pp": 2}, EXPERTS).model_copy(
+    update={"parity": False, "generate": GenerateSpec(prompt="abc", new_tokens=4, skip_training=True)}
+)
 
 
 @pytest.mark.parametrize("name", RUNS)
@@ -84,11 +88,8 @@ def test_a_layout_generates_the_same_tokens_and_keeps_the_latent_alone(runs: Run
     alone = run.model_copy(update={"layout": LayoutSpec(), "workload": run.workload.model_copy(update={"microbatches": 4})})
     tokens = [runs.result(one).summary["generated"]["tokens"] for one in (run, alone)]
     assert tokens[0] == tokens[1]
-    cached = spec({"tp": 2, "pp": 2}, EXPERTS).model_copy(
-        update={"parity": False, "generate": GenerateSpec(prompt="abc", new_tokens=4, skip_training=True)}
-    )
-    result = runs.result(cached)
-    _equal_to_the_byte_and_call(result, predict(cached))
+    result = runs.result(CACHED)
+    _equal_to_the_byte_and_call(result, predict(CACHED))
     peak = result.tables["memory_peak"]
     # 2 layers of each stage; 7 tokens; the latent and the turned part of the keys, on each tp rank.
     assert set(peak[peak["category"] == "kv_cache"]["bytes"]) == {2 * 7 * (12 + 4) * 4}

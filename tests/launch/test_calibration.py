@@ -95,6 +95,15 @@ def test_a_sum_reads_two_tensors_and_products_of_a_gpu_are_in_bf16(monkeypatch: 
     assert figures(torch.device("cpu"), 0.0)["matmul_efficiency"] == 0.5
 
 
+def test_products_are_the_three_of_a_linear_layer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """x·Wᵀ, dy·W and dyᵀ·x: where a processor has no bf16 products, they differ several times in speed."""
+    read: set[tuple[bool, bool]] = set()
+    monkeypatch.setattr(calibrate, "_WIDTHS", {"cpu": (8,)})
+    monkeypatch.setattr(torch, "mm", lambda one, other, out: read.add((one.is_contiguous(), other.is_contiguous())))
+    assert len(calibrate._products(torch.device("cpu"), torch.bfloat16, 0.0)) == 1
+    assert read == {(True, False), (True, True), (False, True)}
+
+
 def test_the_link_between_two_ranks_is_measured() -> None:
     found = link("cpu", least_s=0.01)
     assert 0 < found["intra_latency"] < 10
@@ -120,6 +129,9 @@ def test_a_processor_takes_launches_and_work_one_after_the_other() -> None:
     )
     assert more - some == pytest.approx(some - none)
     assert some > none > 0
+    ahead = mine.model_copy(update={"launch_us": 1e4, "launches_ahead": True})
+    fused, _ = with_ledgers(partial(simulated, spec, ahead, Assumptions()))
+    assert more - none > 1.5 * 20e-6 / 1e-2 * fused, "it fuses no operations, so it launches more than a GPU"
 
 
 def test_a_calibrated_device_is_offered_by_its_name(

@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 from functools import cache
-from pathlib import Path
 
 import pytest
 
 from engine.launch.record import record
 from engine.ledger.form import Ledger, Part, Structure
-from engine.ledger.keep import LedgerFolder, Ledgers
-from engine.ledger.store import ARCHIVES, LedgerStore
+from engine.ledger.keep import Ledgers
+from engine.ledger.store import ledger_store
 
 
 @pytest.fixture(scope="session")
 def ledgers() -> Ledgers:
-    """Those that are shipped are read, as in the product; tests/launch/test_recordings.py records some of them again."""
-    shipped = LedgerStore(ARCHIVES, lambda: LedgerFolder(Path("none")))
+    """As in the product. tests/launch/test_recordings.py records some of them again."""
+    store = ledger_store()
 
     @cache
     def found(structure: Structure, part: Part) -> Ledger:
-        return shipped(structure, part) if (structure, part) in shipped else record(structure, part)
+        return store(structure, part) if (structure, part) in store else record(structure, part)
 
     return found

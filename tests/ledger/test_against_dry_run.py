@@ -95,6 +95,9 @@ CASES = {
         "dp2.tp2.pp2", "1f1b", {"zero": 2, "sequence_parallel": True}, {"family": "transformer", "layers": 6}, microbatch_size=2
     ),
 }  # fmt: skip
+ONE_QUERY = spec(
+    "dp2.tp2", "1f1b", {"zero": 2}, {"family": "llama", "kv_heads": 1}, precision="bf16", accumulate="bf16", microbatches=1
+)
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
@@ -106,12 +109,9 @@ def test_the_peak_of_every_stage_and_category_is_that_of_a_dry_run(ledgers: Ledg
 
 def test_every_rank_of_a_stage_holds_the_same(ledgers: Ledgers) -> None:
     """The norm of the gradients takes one number for each bucket, whatever is counted of it; there is no copy in fp32."""
-    case = spec(
-        "dp2.tp2", "1f1b", {"zero": 2}, {"family": "llama", "kv_heads": 1}, precision="bf16", accumulate="bf16", microbatches=1
-    )
-    (peak,) = memory(case, ledgers=ledgers).peaks
+    (peak,) = memory(ONE_QUERY, ledgers=ledgers).peaks
     for rank in range(4):
-        rows = dry_run_rank(case, rank, "none", textbook(case)).rows["memory_peak"]
+        rows = dry_run_rank(ONE_QUERY, rank, "none", textbook(ONE_QUERY)).rows["memory_peak"]
         assert peak.bytes == {row["category"]: row["bytes"] for row in rows}
 
 

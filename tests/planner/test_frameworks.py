@@ -14,12 +14,12 @@ from engine.planner.bill import Bill
 from engine.planner.candidates import candidates
 from engine.planner.frameworks import had_by
 from engine.planner.search import MIXED
-from engine.spec import RequestError, WorkloadSpec
+from engine.spec import Precision, RequestError, WorkloadSpec
 
 # What an export says where it sets up something else than the layout.
 INSTEAD = (
     "becomes", "runs instead", "is the nearest", "no pipeline", "no replicas", "has none", "autocast", "its sequence parallelism",
-    "sequence parallel too", "Does not", "is left out", "selective recompute chooses", "stands for ZeRO",
+    "sequence parallel too", "Does not", "is left out", "selective recompute chooses", "stands for ZeRO", "is no setting",
 )  # fmt: skip
 
 
@@ -43,6 +43,21 @@ def test_a_framework_gets_all_layouts_that_it_runs_as_they_are(framework: Framew
         for row in random.choice(np.flatnonzero(kept == wanted), 100, replace=False):
             text = settings(grid.spec(int(row), model, MIXED), framework)
             assert (not any(words in text for words in INSTEAD)) == wanted, text
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+@pytest.mark.parametrize("framework", ["torchtitan", "deepspeed"])
+def test_replicas_of_a_cut_sequence_are_replicas(framework: Framework, precision: Precision) -> None:
+    """With cp > 1 and dp = 1 gradients are added up over cp all the same: torchtitan shards over it, and DeepSpeed has none."""
+    model = catalog.model("llama3-8b").model_copy(update={"seq": 32_768})
+    workload = WorkloadSpec(precision=precision, accumulate="fp32")
+    grid = candidates(model, 4, 16, workload)
+    cut = np.flatnonzero((grid.cp > 1) & (grid.dp == 1))
+    kept = had_by(framework, model, workload, grid)[cut]
+    assert kept.any() == (framework == "torchtitan")
+    for row, wanted in zip(cut[:: max(1, len(cut) // 60)], kept[:: max(1, len(cut) // 60)], strict=True):
+        text = settings(grid.spec(int(row), model, workload), framework)
+        assert (not any(words in text for words in INSTEAD)) == wanted, text
 
 
 def test_what_a_framework_lacks_is_refused() -> None:

@@ -19,7 +19,7 @@ from engine.predict.grid import Grid
 from engine.predict.memory import memory
 from engine.predict.speed.cost import Cost
 from engine.predict.speed.rates import Assumptions, link
-from engine.predict.speed.step_time import estimate, simulated_all
+from engine.predict.speed.step_time import StepTime, estimate, simulated_all
 from engine.spec import LayoutSpec, ModelSpec, RequestError, RunSpec, WorkloadSpec
 from tests.predict.test_bulk_traffic import busiest
 
@@ -32,7 +32,7 @@ LAYOUTS = {  # all of one model have few structures, whose ledgers are recorded 
 }
 
 
-def _specs(model: ModelSpec, codes: list[str]) -> list[RunSpec]:
+def specs_of(model: ModelSpec, codes: list[str]) -> list[RunSpec]:
     found = []
     for code, zero in itertools.product(codes, range(4)):
         layout = {"zero": zero, "sequence_parallel": True}
@@ -49,9 +49,14 @@ def _specs(model: ModelSpec, codes: list[str]) -> list[RunSpec]:
     return found
 
 
+def cost_of(what: str) -> StepTime:
+    specs = specs_of(*LAYOUTS[what])
+    return estimate(Cost(specs[0].model, specs[0].workload, Grid.of(specs), H100, Assumptions()))
+
+
 @pytest.mark.parametrize("what", LAYOUTS)
 def test_many_layouts_are_predicted_as_each(what: str) -> None:
-    specs = _specs(*LAYOUTS[what])
+    specs = specs_of(*LAYOUTS[what])
     assert len(specs) >= 8
     model, workload, grid = specs[0].model, specs[0].workload, Grid.of(specs)
     found, stages = with_ledgers(lambda: fullest(model, workload, grid))
@@ -60,7 +65,7 @@ def test_many_layouts_are_predicted_as_each(what: str) -> None:
         peaks = [peak.total for peak in with_ledgers(partial(memory, spec)).peaks]
         assert (found[i], stages[i]) == (max(peaks), peaks.index(max(peaks))), spec.layout
         assert {name: numbers[i] for name, numbers in wire.items()} == busiest(spec), spec.layout
-    closed = with_ledgers(lambda: estimate(Cost(model, workload, grid, H100, Assumptions())))
+    closed = with_ledgers(partial(cost_of, what))
     steps = np.array([step for step, _ in simulated_all(specs, H100, Assumptions())])
     assert abs(closed.step / steps - 1).max() < 0.25
     waits = closed.ep if what == "experts" else closed.cp

@@ -52,11 +52,18 @@ def layer(spec: RunSpec, device: DeviceSpec = H100, assumed: Assumptions | None 
 # ------------------------------------------------------------------------------------------------------------------ work
 
 
-@pytest.mark.parametrize("name", ["gpt3-175b", "transformer-base", "xlnet-large"])
+WRITTEN = ("gpt3-175b", "transformer-base", "xlnet-large")
+
+
+def passes_of(name: str) -> Any:
+    """On a device that only multiplies."""
+    return cost(run(catalog.model(name), {"attention": "written", "loss_chunk": WHOLE_LOSS}), IDEAL, WHOLE).passes
+
+
+@pytest.mark.parametrize("name", WRITTEN)
 def test_on_a_device_that_only_multiplies_time_is_flops(name: str) -> None:
     """To what the papers' formula leaves out. `tests/ledger/test_kernels.py` has the FLOPs of every family."""
-    model = catalog.model(name)
-    passes = cost(run(model, {"attention": "written", "loss_chunk": WHOLE_LOSS}), IDEAL, WHOLE).passes
+    model, passes = catalog.model(name), passes_of(name)
     decoder = model.layers - model.encoder_layers if model.parts.encoder else 0
     counts = (1, model.layers - decoder, decoder, 1)
     total: Any = sum(count * passes.of(part)[:, :, 0] for part, count in zip(MODEL_PARTS, counts, strict=True))

@@ -5,7 +5,7 @@ or the bytes of its operands and result at the reached memory bandwidth. fp32 is
 products inside attention are so thin that they take both, if the scores are written to memory. Every other kernel takes the bytes
 that it reads and writes. `engine.ledger.kernels` says what a kernel is. A call over tp takes the time of its collective.
 A pass takes at least as long as its host needs to launch all its kernels and calls. A processor that works off its kernels itself
-takes both times, one after the other.
+takes both times, one after the other; and it fuses none of them, so each operation and copy is launched.
 
 A product of experts reads the weights of all that a rank has, for the rows that come to them if loads are equal.
 
@@ -25,7 +25,7 @@ import numpy as np
 
 from engine.devices import DeviceSpec
 from engine.ledger.dimensions import dimensions, loss_chunks, middle_steps, slicing, structure
-from engine.ledger.form import LOSS_CHUNK, Call, Ledger, Part, Product, Segment, Structure
+from engine.ledger.form import LOSS_CHUNK, RUNS, Call, Ledger, Part, Product, Segment, Step, Structure
 from engine.ledger.kernels import Kernel, beside, kernels
 from engine.ledger.split import part_of
 from engine.ledger.store import NotRecordedError, ledger_store
@@ -50,6 +50,7 @@ class Pass(NamedTuple):
     kernels: Counter[Kernel]
     calls: Counter[Call]
     beside: Counter[tuple[Call, Kernel]]  # of the calls, those that a whole backward runs beside a product, with that
+    operations: Counter[Step]  # how many of each step are in its kernels, and copies and sums of gradients
 
 
 class ModelPasses:
@@ -154,8 +155,11 @@ class _Seconds:
         def total(products: Iterable[Product]) -> Any:
             return sum(product.times * value(product.dimensions) for product in products)
 
+        def at(step: Step, times: int) -> Any:
+            return times * middle_steps(sizes) if step == "middle" else times
+
         def often(what: Kernel | Call, times: int) -> Any:
-            return times * middle_steps(sizes) if what.step == "middle" else times
+            return at(what.step, times)
 
         kernels = [(kernel, often(kernel, times) * self._kernel(kernel, total)) for kernel, times in one.kernels.items()]
         compute, attention = sum(time for _, time in kernels), sum(time for kernel, time in kernels if kernel.attention)
@@ -174,9 +178,10 @@ class _Seconds:
             over_tp = np.minimum(over_tp, seconds["tp"] - np.where(whole, under, 0.0))
         over_cp = seconds["cp"] + np.maximum(0.0, seconds["ring"] - attention)
         over_ep = seconds["ep"]
-        launches = (
-            sum(often(what, times) for several in (one.kernels, one.calls) for what, times in several.items()) * self._launch
-        )
+        launched: Iterable[Any] = (often(kernel, times) for kernel, times in one.kernels.items())
+        if not self._ahead:
+            launched = (at(step, times) for step, times in one.operations.items())
+        launches = (sum(launched) + sum(often(call, times) for call, times in one.calls.items())) * self._launch
         work = np.maximum(compute, launches - over_tp - over_cp - over_ep) if self._ahead else compute + launches
         return np.stack(np.broadcast_arrays(work, over_tp, over_cp, over_ep, links["tp"].degree)[:4])
 
@@ -215,8 +220,13 @@ def _passes(one: Structure, part: Part) -> dict[tuple[PartName, int], Pass]:
             of_kernels = Counter(step for step in steps if isinstance(step, Kernel))
             calls = Counter(step for step in steps if isinstance(step, Call))
             overlaps = kind != FORWARD and name in ("layer", "decoder")
-            found[name, kind] = Pass(of_kernels, calls, _beside(ledger, hidden[name], kind) if overlaps else Counter())
+            over = _beside(ledger, hidden[name], kind) if overlaps else Counter[tuple[Call, Kernel]]()
+            found[name, kind] = Pass(of_kernels, calls, over, _operations(ledger, segments))
     return found
+
+
+def _operations(ledger: Ledger, segments: Iterable[Segment]) -> Counter[Step]:
+    return Counter(ledger.operations[number].step for one in segments for kind, number in one.events() if kind == RUNS)
 
 
 def _beside(ledger: Ledger, segments: Iterable[Segment], kind: int) -> Counter[tuple[Call, Kernel]]:
