@@ -117,13 +117,14 @@ TABLES: dict[str, TableSchema] = {
         },
         key=("step",),
     ),
-    # Rows of tokens that each expert of a rank got in a step, over its microbatches. Of a model with experts only.
+    # Rows of tokens that each expert of a rank got in a step from each rank, over its microbatches. Of a model with experts only.
+    # `sender`: the rank whose tokens they are; −1 in an older run, where a row has those of all ranks.
     "expert_load": TableSchema(
         {
             "source": _SOURCE, "rank": _WHOLE, "layer": _WHOLE, "expert": _WHOLE, "step": ColumnSchema("int64", least=1),
-            "tokens": _WHOLE,
+            "sender": ColumnSchema("int64", least=-1, absent=-1), "tokens": _WHOLE,
         },
-        key=("rank", "layer", "expert", "step"),
+        key=("rank", "layer", "expert", "step", "sender"),
     ),
     "parity": TableSchema(
         {"source": _SOURCE, "parameter": _NAME, "max_abs": ColumnSchema("float64"), "max_rel": ColumnSchema("float64")},

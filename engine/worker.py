@@ -40,6 +40,7 @@ from engine.store import save
 from engine.summary import summarize
 from engine.tables import Rows, RunResult, table
 from engine.text import load
+from engine.topology import EP
 from engine.weights import initial
 from engine.wire import WireError, pack_rows, unpack_rows
 
@@ -184,17 +185,14 @@ class Trainer:
     def _load_rows(self, step: int) -> list[dict[str, int]]:
         """Rows of the table of loads for the last step."""
         index, _ = self.data.tp.experts
-        return [
-            {
-                "rank": self.comm.rank,
-                "layer": layer.number,
-                "expert": index * len(layer.taken) + number,
-                "step": step,
-                "tokens": taken,
-            }
-            for layer in self.expert_layers
-            for number, taken in enumerate(layer.taken)
-        ]
+        senders, rows = self.comm.groups[EP].ranks, []
+        for layer in self.expert_layers:
+            here = len(layer.experts.inner)
+            for place, tokens in enumerate(layer.arrived):
+                sender, number = divmod(place, here)
+                one = {"rank": self.comm.rank, "layer": layer.number, "expert": index * here + number, "step": step}
+                rows.append(one | {"sender": senders[sender], "tokens": tokens})
+        return rows
 
     def trace(self, make_tracer: MakeTracer = Tracer) -> MemoryTrace:
         """The memory of one more step, by torch's profiler or another tracer."""

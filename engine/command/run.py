@@ -17,6 +17,7 @@ from engine.launch.following import follow, saved_folder
 from engine.launch.queue import RunQueue
 from engine.launch.recording import with_ledgers
 from engine.predict.run import predict
+from engine.predict.traffic.loads import measured_loads, with_measured_loads
 from engine.tables import RunResult, memory_errors, traffic_differences
 
 DONE, FAILED, WRONG = 0, 1, 2  # exit statuses; if a signal ended the run, 128 + its number: 130 after Ctrl-C
@@ -86,13 +87,16 @@ def _as_json(result: RunResult, folder: Path) -> dict[str, Any]:
 
 def _compared_with_formula(result: RunResult) -> str:
     """One line on the errors of the prediction."""
-    predicted = with_ledgers(lambda: predict(result.spec), complain)
+    predicted = with_ledgers(lambda: with_measured_loads(predict(result.spec), result), complain)
     errors = memory_errors(result, predicted).abs()
     memory = f"{errors.max():.2%} off at the worst" if errors.max() else "exact on every rank"
     wrong = len(traffic_differences(result, predicted))
     compared = f"memory {memory}; traffic {f'differs in {wrong} rows' if wrong else 'equal, to the byte and to the call'}"
     if result.spec.model.experts and not result.spec.workload.balanced_router:
-        compared += ". It is that of a balanced router: --balanced-router runs one"
+        which = "memory is" if measured_loads(result) is not None else "both are"
+        compared += f". Of the prediction, {which} that of a balanced router: --balanced-router runs one"
+        if measured_loads(result) is not None:
+            compared += "; bytes to experts follow from the measured loads"
     return compared
 
 

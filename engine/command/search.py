@@ -217,7 +217,7 @@ def _print(plan: Plan, top: int) -> None:
         print("\nwhy the first and not the second:")
         _list(why(plan))
     if plan.missed is not None:
-        way = way_to_fit(plan, plan.spec(plan.missed))
+        way = _way_to_fit(plan)
         print(f"\n{label(plan, plan.missed)} would be faster, {table['step_s'].iloc[plan.missed]:.3f} s a step, but it "
               f"{table['reason'].iloc[plan.missed]}; {_how_far(plan, way)}")  # fmt: skip
         _list(lever.reason for lever in way)
@@ -281,7 +281,7 @@ def _row(plan: Plan, row: int, uneven: bool) -> dict[str, Any]:
 def _as_json(plan: Plan, top: int) -> dict[str, Any]:
     rows = plan.layouts.head(max(1, min(top, plan.feasible)))
     reasons = why(plan) if plan.feasible > 1 else []
-    way = [] if plan.missed is None else way_to_fit(plan, plan.spec(plan.missed))
+    way = _way_to_fit(plan)
     return {
         "model": plan.model.model_dump(),
         "device": plan.device.model_dump(),
@@ -306,3 +306,11 @@ def _as_json(plan: Plan, top: int) -> dict[str, Any]:
             for lever in way
         ],
     }
+
+
+def _way_to_fit(plan: Plan) -> list[Lever]:
+    """What makes the fastest layout that does not fit do so; empty if there is none."""
+    if plan.missed is None:
+        return []
+    missed = plan.spec(plan.missed)
+    return with_ledgers(lambda: way_to_fit(plan, missed), complain)

@@ -30,7 +30,11 @@ from engine.ledger.form import Ledger, Part, Slicing, Structure
 from engine.ledger.keep import Key, LedgerArchive, LedgerFolder
 from engine.ledger.layout import LayoutLedgers
 from engine.ledger.split import part_of
-from engine.planner.candidates import planned_recomputes
+from engine.ledger.store import LedgerStore, NotRecordedError
+from engine.planner.candidates import candidates, default_batch, planned_recomputes
+from engine.planner.search import MIXED
+from engine.predict.bulk.memory import fullest
+from engine.predict.bulk.traffic import bulk_traffic
 from engine.spec import AttentionName, LayoutSpec, ModelSpec, Precision, Recompute, RunSpec, WorkloadSpec
 
 _WORKLOADS = [
@@ -43,6 +47,8 @@ _MANY = WorkloadSpec(microbatch_size=8)
 _TOKENS = (1, 2), (2, 3)  # of a prompt, and in all
 # Models with other parts than their family, of which some ledgers are shipped. Tied llamas are Llama 3.2 and SmolLM2.
 _ASKED_FOR = ("llama3.2-1b", "qwen2.5-7b", "qwen3-8b", "gemma3-27b", "bloom-176b")
+# Models with experts, of which the ledgers are shipped that a usual search on so many devices needs. Others have the same parts.
+_SEARCHED, _DEVICES = ("mixtral-8x7b",), (8, 64, 256, 1024)
 _NOT_SHIPPED = ("t5",)  # families; encoder and decoder make 3,500 ledgers, more than a quarter of all
 _ONE_QUERY = {"G/tp": 1, "A/G": 1, QKV: 3}  # each rank has one head, and a copy of the key head that it shares with others
 _FEW = 12  # recordings that one process makes sooner than several start
@@ -147,6 +153,21 @@ def shown() -> list[Key]:
     return sorted(set[Key]().union(*needs))
 
 
+def searched() -> list[Key]:
+    """The ledgers that a usual search over some models with experts needs. Times need no others than memory."""
+    none, found = LedgerStore(Path("none"), lambda: LedgerFolder(Path("none"))), set[Key]()
+    for name, ranks in itertools.product(_SEARCHED, _DEVICES):
+        model = catalog.model(name)
+        grid = candidates(model, ranks, default_batch(ranks), MIXED)
+        for read in (fullest, bulk_traffic):
+            try:
+                read(model, MIXED, grid, ledgers=none)
+            except NotRecordedError as error:
+                found |= set(error.keys)
+    ends = Part(True, False, 0), Part(False, True, 0)  # chunks without layers, of splits that are not even
+    return sorted(found | {(one.of(part), part) for one, _ in found for part in ends})
+
+
 def record_all(keys: Iterable[Key], folder: LedgerFolder, processes: int = 1) -> int:
     """How many ledgers were recorded. `processes`: how many processes record at once; 1 is this process alone."""
     missing = [key for key in keys if key not in folder]
@@ -199,7 +220,7 @@ def main(arguments: Sequence[str]) -> int:
     if given.keys:
         keys = [key_of(one) for one in json.load(sys.stdin)]
     else:
-        keys = wanted(map(catalog.model, given.model)) if given.model else [*wanted(shipped_models()), *shown()]
+        keys = wanted(map(catalog.model, given.model)) if given.model else [*wanted(shipped_models()), *shown(), *searched()]
     recorded = LedgerFolder(given.out)
     record_all(keys, recorded, processes=given.processes)
     if given.archives is not None:

@@ -159,14 +159,28 @@ def structure(
     """The structure of a model's chunks. `sizes`: the values of the dimensions.
 
     Each dimension that is 1 is part of the structure. Some are not: tp, since `cut` says whether it is 1; cp, which is 3 or more
-    as a dimension; and N and M, which are never 1 where that matters. A symbolic size counts as more than 1.
+    as a dimension; and N and M, which are never 1 where that matters. Those of a model with experts that train with fused
+    attention are fewer: see `_no_matter`. A symbolic size counts as more than 1.
     """
-    others = {name: size for name, size in sizes.items() if name not in ("tp", "cp", "N", "M")}
+    passed_over = {"tp", "cp", "N", "M"}
+    if model.experts and not generates and not context and workload.attention_of(model) == "fused":
+        passed_over |= _no_matter(model, cut)
+    others = {name: size for name, size in sizes.items() if name not in passed_over}
     ones = tuple(sorted(name for name, size in others.items() if isinstance(size, int) and size == 1))
     return Structure(
         model.family, recompute, workload.precision, cut, ones, generates, workload.attention_of(model), "C" in sizes,
         model.chosen_parts, model.sized_parts, context,
     )  # fmt: skip
+
+
+def _no_matter(model: ModelSpec, cut: Slicing) -> set[str]:
+    """Dimensions that change only sizes where they are 1. A test records both and finds the same.
+
+    A microbatch of one sequence matters where tp cuts the sequence: it is gathered in place. One key head on a rank matters to
+    latent attention, whose keys and values are then views.
+    """
+    found = set() if model.latent else {"G/tp"}
+    return found if cut == "sequence" else {"B", *found}
 
 
 def value(product: Product, sizes: Mapping[str, Any]) -> Any:

@@ -115,7 +115,8 @@ class Experts(nn.Module):
 class ExpertLayer(nn.Module):
     """A router, its experts, and those that every token goes to. `recomputes`: as `MLP`.
 
-    `loads`: choices of each expert by this rank's tokens; `taken`: rows that each of this rank's experts got. Both since `empty`.
+    `loads`: choices of each expert by this rank's tokens; `arrived`: rows that this rank's experts got, by the rank of the group
+    that sent them, and by expert. Both since `empty`.
     """
 
     def __init__(self, spec: ModelSpec, tp: TensorParallel, number: int, recomputes: bool = False) -> None:
@@ -125,7 +126,7 @@ class ExpertLayer(nn.Module):
         self.router, self.experts = Router(spec, tp), Experts(spec, tp)
         self.shared = MLP(spec, tp, recomputes, spec.shared_ffn) if spec.shared_ffn else None
         self.between = INNER[spec.parts.inner]
-        self.loads, self.taken = [0] * spec.experts, [0] * len(self.experts.inner)
+        self.loads, self.arrived = [0] * spec.experts, [0] * spec.experts
 
     def forward(self, x: Tensor, again: Again | None = None) -> Tensor:
         """`again` is for shared experts only: the router keeps its input, and the others are sent copies."""
@@ -160,11 +161,17 @@ class ExpertLayer(nn.Module):
         if self.tp.comm.recorder.phase == "backward":  # the same pass, computed again
             return
         self.loads = [before + more for before, more in zip(self.loads, dispatch.all_loads, strict=True)]
-        self.taken = [before + more for before, more in zip(self.taken, dispatch.counts, strict=True)]
+        self.arrived = [before + more for before, more in zip(self.arrived, dispatch.arriving, strict=True)]
 
     def empty(self) -> None:
         """Count loads from here on."""
-        self.loads, self.taken = [0] * len(self.loads), [0] * len(self.taken)
+        self.loads, self.arrived = [0] * len(self.loads), [0] * len(self.arrived)
+
+    @property
+    def taken(self) -> list[int]:
+        """Rows that each of this rank's experts got."""
+        here = len(self.experts.inner)
+        return [sum(self.arrived[expert::here]) for expert in range(here)]
 
 
 def expert_layers(chunks: Iterable[nn.Module]) -> list[ExpertLayer]:

@@ -31,6 +31,7 @@ class Dispatch:
     token    (N,) the token of each
     loads    (E,) how many choices each expert has, with dropped ones
     counts   rows that each expert of this rank gets
+    arriving the same, by the rank that sends them, and by expert
     """
 
     def __init__(self, chosen: Tensor, experts: int, capacity: int | None, tp: TensorParallel) -> None:
@@ -52,7 +53,7 @@ class Dispatch:
         else:
             all_loads, by_expert, arriving = self.loads.tolist(), kept_loads.tolist(), theirs.tolist()
         self.all_loads: list[int] = all_loads
-        self._arriving: list[int] = arriving  # rows by rank that sends them, and by expert
+        self.arriving: list[int] = arriving
         self.sent = [sum(by_expert[start : start + here]) for start in range(0, experts, here)]
         self.received = [sum(arriving[start : start + here]) for start in range(0, experts, here)]
         self.counts = [sum(arriving[expert::here]) for expert in range(here)]
@@ -67,13 +68,13 @@ class Dispatch:
     def to_experts(self, rows: Tensor) -> Tensor:
         """(N, …) rows of this rank's tokens, by expert → (M, …) rows of this rank's experts, by expert"""
         rows = _exchanged(self.comm, rows, self.sent, self.received)
-        return _regrouped(rows, self._arriving, len(self.counts)) if self._regroups else rows
+        return _regrouped(rows, self.arriving, len(self.counts)) if self._regroups else rows
 
     def from_experts(self, rows: Tensor) -> Tensor:
         """The way back. (M, …) → (N, …)"""
         if self._regroups:
             here = len(self.counts)
-            rows = _regrouped(rows, [n for expert in range(here) for n in self._arriving[expert::here]], len(self.received))
+            rows = _regrouped(rows, [n for expert in range(here) for n in self.arriving[expert::here]], len(self.received))
         return _exchanged(self.comm, rows, self.received, self.sent)
 
 

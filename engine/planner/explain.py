@@ -223,9 +223,10 @@ def _changes(spec: RunSpec) -> Iterator[tuple[Reason, RunSpec]]:
         offers.append((Reason("1F1B holds no more than pp={pp} microbatches in flight"), fewer, {}))
     offers += list(_other_degrees(spec))
     for change, of_layout, of_workload in offers:
+        cuts = of_layout.get("tp", 1) > 1 and (layout.cp > 1 or spec.model.experts > 0)  # the sequence too, as in a search
         changed = spec.model_copy(
             update={
-                "layout": layout.model_copy(update=of_layout | {"split": ()}),
+                "layout": layout.model_copy(update=of_layout | {"split": ()} | ({"sequence_parallel": True} if cuts else {})),
                 "workload": workload.model_copy(update=of_workload),
             }
         )

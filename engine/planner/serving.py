@@ -15,7 +15,10 @@ from typing import Any
 import pandas as pd
 
 from engine.devices import DeviceSpec
+from engine.ledger.form import Ledger, Part, Structure
+from engine.ledger.keep import Key
 from engine.ledger.layout import Chunk, LayoutLedgers
+from engine.ledger.store import ledger_store
 from engine.planner.candidates import MOST
 from engine.planner.inference import cache, most_sequences, refuse_beyond_positions, refuse_no_text, refuse_too_large, weights
 from engine.planner.reserve import reserve_of, tensors_that_fit
@@ -23,7 +26,7 @@ from engine.predict.grid import Grid
 from engine.predict.memory.buckets import BucketSizes
 from engine.predict.speed.cost import Cost
 from engine.predict.speed.rates import Assumptions
-from engine.spec import LayoutSpec, ModelSpec, Precision, RequestError, RunSpec, WorkloadSpec, misfits, refuse_experts, sentence
+from engine.spec import LayoutSpec, ModelSpec, Precision, RequestError, RunSpec, WorkloadSpec, misfits, sentence
 from engine.spec.numbers import divisors
 from engine.terms import total
 from engine.topology import AXES_AS_WRITTEN
@@ -71,11 +74,12 @@ def serving(
         raise RequestError(sentence("ranks={ranks}, length={length} and sequences={sequences} must be 1 and more", **values))
     if ranks > MOST:
         raise RequestError(sentence("{numbers} must be from 1 to {most}", numbers=f"ranks={ranks:,}", most=f"{MOST:,}"))
-    refuse_experts(model, sentence("a search of layouts"))
     refuse_no_text(model)
     refuse_beyond_positions(model, length)
     asked = _Question(model, device, assumed or Assumptions(), precision, length, kept_free)
-    rows = [_row(asked, layout, sequences) for layout in _layouts(model, ranks)]
+    layouts = _layouts(model, ranks)
+    ledger_store().check(set[Key]().union(*(_needs(model, layout, precision) for layout in layouts)))
+    rows = [_row(asked, layout, sequences) for layout in layouts]
     if not rows:
         values = {"ranks": ranks, "layers": model.layers, "heads": model.key_heads}
         raise RequestError(sentence("no dp × tp × pp = {ranks} fits {layers} layers and {heads} key heads", **values))
@@ -83,6 +87,15 @@ def serving(
     table["slower"] = -table["tokens_per_second"].where(table["fits"], -table["memory_bytes"])
     order = table.assign(too_large=~table["fits"]).sort_values(["too_large", "slower", "token_s"], kind="stable").index
     return table.loc[order].drop(columns="slower").reset_index(drop=True)
+
+
+def _needs(model: ModelSpec, layout: LayoutSpec, precision: Precision) -> set[Key]:
+    """The ledgers of a layout, which are recorded together with those of others."""
+    return LayoutLedgers(model, layout, WorkloadSpec(precision=precision), ledgers=_unread).needs()
+
+
+def _unread(structure: Structure, part: Part) -> Ledger:
+    raise LookupError(f"{structure.name} {part.name}: which ledgers are needed is said without reading one")
 
 
 def _layouts(model: ModelSpec, ranks: int) -> list[LayoutSpec]:
@@ -131,7 +144,10 @@ def _token(asked: _Question, layout: LayoutSpec, kept: list[int], sequences: int
     times. One is reading its parameters and the group's KV cache. The other is the FLOPs: for each sequence 2 a parameter, and 2
     · A/tp · (D + Dv) a layer for each token in the cache (Q·Kᵀ and P·V). With latents, keys and values of all tokens are made
     again: 2 · Lkv · A/tp · (Dn + Dv) a layer for each. Then there are two all-reduces over tp a layer, three with
-    cross-attention. Stages with only encoder layers have nothing to do and are left out.
+    cross-attention or shared experts. Stages with only encoder layers have nothing to do and are left out.
+
+    A replica has all experts, each cut over tp. Of these a stage reads those that the group's tokens go to, with a balanced
+    router k · group of E if that is less than all, and each token is multiplied by k.
     """
     model = asked.model
     spec = RunSpec(model=model, layout=layout, workload=WorkloadSpec(precision=asked.precision))
@@ -144,21 +160,27 @@ def _token(asked: _Question, layout: LayoutSpec, kept: list[int], sequences: int
     reduction, message = float(cost.tp.all_reduce(activations)[0]), float(cost.pp.message(activations)[0])
     stages = []
     for chunk in decoding:
-        read = _parameters_read(ledgers, chunk)
-        layers, attentions = (chunk.layers[1], 2) if model.parts.encoder else (chunk.layers[0], 1)
+        all_experts = _parameters_read(ledgers, chunk, True)
+        others = _parameters_read(ledgers, chunk, False)
+        used = others + all_experts * model.expert_choices / max(1, model.experts)
+        read = others + all_experts * min(1, group * model.expert_choices / max(1, model.experts))
+        layers, attentions = (chunk.layers[1], 2) if model.parts.encoder else (sum(chunk.layers), 1)
         remembered = asked.length + (model.seq if model.parts.encoder else 0)
         heads = layers * model.heads // layout.tp
         scores = 2 * heads * remembered * (model.head_width + model.value_width)
-        # `read` has those of the new token. Without latents their width is 0.
+        # `used` has those of the new token. Without latents their width is 0.
         again = 2 * heads * (remembered - 1) * model.kv_lora_rank * (model.unturned + model.value_width)
         moved = read * cost.bytes + group * kept[layout.placement[chunk.number]]
-        work = max(moved / cost.rates.memory, group * (2 * read + scores + again) / cost.rates.products)
-        stages.append(work + layers * (attentions + 1) * reduction + message)
+        work = max(moved / cost.rates.memory, group * (2 * used + scores + again) / cost.rates.products)
+        reductions = layers * (attentions + 1) + (chunk.layers[1] if model.shared_ffn else 0)
+        stages.append(work + reductions * reduction + message)
     return max(sum(stages), min(len(decoding), sequences) * max(stages))
 
 
-def _parameters_read(ledgers: LayoutLedgers, chunk: Chunk) -> int:
+def _parameters_read(ledgers: LayoutLedgers, chunk: Chunk, experts: bool) -> int:
     """The parameters of a chunk on one tp rank that the next token is multiplied by: those of its layers, and of the head.
+
+    `experts`: those of experts, or of all else.
 
     Of the embedding tables a token needs only a row. With an encoder, only decoder layers count, without the projections of the
     encoder's output to keys and values: their results are in the KV cache since prefill.
@@ -166,9 +188,11 @@ def _parameters_read(ledgers: LayoutLedgers, chunk: Chunk) -> int:
     model, read = ledgers.model, 0
     encoders = chunk.part.recorded[0] if model.parts.encoder else 0
     for recorded in chunk.ledger.buckets:
+        if recorded.experts != experts:
+            continue
         tied = chunk.part.last and model.parts.tied and recorded.name.endswith("token")
         if recorded.layer >= encoders or (chunk.part.last and recorded.name == "head") or tied:
             read += BucketSizes(recorded, chunk.part, ledgers.sizes, 1).size.value * chunk.times(recorded.layer)
-    if model.parts.encoder:
+    if model.parts.encoder and not experts:
         read -= chunk.layers[1] * 2 * model.keys_on_rank(ledgers.layout.tp) * model.head_width * model.hidden
     return read

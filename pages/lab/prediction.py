@@ -9,6 +9,7 @@ from engine.devices import DEVICES
 from engine.predict.memory import SYMBOLS
 from engine.predict.traffic import terms as traffic_terms
 from engine.predict.traffic import traffic
+from engine.predict.traffic.loads import following, measured_loads
 from engine.spec import RunSpec
 from engine.tables import RunResult
 from engine.topology import Mesh
@@ -60,7 +61,8 @@ def traffic_card(spec: RunSpec, measured: RunResult | None, key: str, event: Eve
     rank = chosen.rank(spec.layout.mesh)
     table = None if measured is None else measured.tables["traffic"]
     asked = linked_measure(), rank, view()
-    made = predicted_traffic(spec, *asked) if table is None else measured_traffic(spec, table, *asked)
+    loads = None if measured is None else measured_loads(measured)
+    made = predicted_traffic(spec, *asked) if table is None else measured_traffic(spec, table, loads, *asked)
     if event is not None and event.communication is not None:
         calls = event.communication
         made = pointed(made, beside.marks(calls.axis, calls.collective, calls.phase, say()))
@@ -74,7 +76,7 @@ def predicted_memory(spec: RunSpec, device: str, rank: int | None, view: View) -
 
 @cached(128)
 def predicted_traffic(spec: RunSpec, measure: Measure, rank: int | None, view: View) -> Drawing:
-    return _traffic(spec, None, measure, rank, view)
+    return _traffic(spec, None, None, measure, rank, view)
 
 
 @st.cache_data(max_entries=32, show_spinner=False)
@@ -83,8 +85,11 @@ def measured_memory(spec: RunSpec, measured: pd.DataFrame, device: str, rank: in
 
 
 @st.cache_data(max_entries=32, show_spinner=False)
-def measured_traffic(spec: RunSpec, measured: pd.DataFrame, measure: Measure, rank: int | None, view: View) -> Drawing:
-    return _traffic(spec, measured, measure, rank, view)
+def measured_traffic(
+    spec: RunSpec, measured: pd.DataFrame, loads: pd.DataFrame | None, measure: Measure, rank: int | None, view: View
+) -> Drawing:
+    """`loads`: those that the run measured, if its traffic depends on them."""
+    return _traffic(spec, measured, loads, measure, rank, view)
 
 
 def _memory(spec: RunSpec, measured: pd.DataFrame | None, device: str, rank: int | None, view: View) -> Drawing:
@@ -94,10 +99,20 @@ def _memory(spec: RunSpec, measured: pd.DataFrame | None, device: str, rank: int
     return drawing.packed(drawn)
 
 
-def _traffic(spec: RunSpec, measured: pd.DataFrame | None, measure: Measure, rank: int | None, view: View) -> Drawing:
+def _traffic(
+    spec: RunSpec,
+    measured: pd.DataFrame | None,
+    loads: pd.DataFrame | None,
+    measure: Measure,
+    rank: int | None,
+    view: View,
+) -> Drawing:
     formula_says = predicted(spec).tables["traffic"]
     if rank is not None and not _mesh(spec).all_listed:
         formula_says = with_ledgers_shown(lambda: traffic(spec, [rank]))
+    if loads is not None:
+        balanced = formula_says
+        formula_says = with_ledgers_shown(lambda: following(spec, balanced, loads))
     return drawing.packed(beside.traffic(measured, formula_says, listed(spec.layout), measure, rank, look(view)))
 
 

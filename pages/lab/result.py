@@ -12,6 +12,7 @@ import streamlit as st
 
 from engine import catalog, contract
 from engine.launch.recording import with_ledgers
+from engine.predict.traffic.loads import measured_loads
 from engine.spec import RequestError, sentence
 from engine.summary import workspace
 from engine.tables import RunResult
@@ -174,9 +175,14 @@ def _routed(result: RunResult) -> str:
     """What the prediction takes for granted of the router; nothing if it is what was measured."""
     if not result.spec.model.experts or result.spec.workload.balanced_router:
         return ""
+    if measured_loads(result) is None:
+        return say()(
+            "The prediction is that of a balanced router, which sends every expert as many tokens. In this run the router chose, "
+            "so activations, and the bytes to and from experts, differ: see the load of experts."
+        )
     return say()(
-        "The prediction is that of a balanced router, which sends every expert as many tokens. In this run the router chose, so "
-        "activations, and the bytes to and from experts, differ: see the load of experts."
+        "The router of this run chose. Predicted traffic is that which follows from the measured load of experts. Predicted "
+        "memory, and the formula of the payload, are those of a balanced router, which sends every expert as many tokens."
     )
 
 

@@ -100,7 +100,7 @@ def steps(losses: list[float]) -> pd.DataFrame:
 def expert_load() -> pd.DataFrame:
     """Four experts on two ranks, two layers. In step 1 all get 10 tokens. In step 2, of layer 1, expert 3 gets all 40."""
     rows = [
-        {"rank": expert // 2, "layer": layer, "expert": expert, "step": step, "tokens": 10}
+        {"rank": expert // 2, "layer": layer, "expert": expert, "step": step, "sender": 0, "tokens": 10}
         for step in (1, 2)
         for layer in (0, 1)
         for expert in range(4)

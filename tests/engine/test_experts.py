@@ -17,9 +17,10 @@ from engine.parallel.expert import Dispatch, grouped, grouped_outer
 from engine.parallel.routing import Routing
 from engine.parallel.tensor import TensorParallel
 from engine.parallel.update import update_biases
+from engine.predict.traffic.loads import with_measured_loads
 from engine.reference import train_unsharded
 from engine.spec import GenerateSpec, LayoutSpec, ModelSpec, RequestError, RunSpec, WorkloadSpec
-from engine.tables import compared
+from engine.tables import compared, traffic_differences
 from tests.runs import Runs
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -102,8 +103,16 @@ def test_loads_add_up_to_all_choices_of_a_step(runs: Runs) -> None:
     assert set(loads.groupby(["step", "layer"])["tokens"].sum()) == {layout.tp * choices}
     assert set(loads[loads["rank"] == 0]["expert"]) == {0, 1, 2, 3}
     dropped = runs.result(DROPPING).tables["expert_load"]
+    dropped = dropped.groupby(["rank", "step", "layer", "expert"], as_index=False)["tokens"].sum()
     assert dropped["tokens"].max() <= 8 * -(-0.6 * 16 * 3 // 8), "capacity of a microbatch × the microbatches of a step"
     assert set(dropped["layer"]) == {1, 2, 3}
+
+
+@pytest.mark.parametrize("run", [SEQUENCE, DROPPING, ZERO_BUBBLE], ids=["sequence", "dropping", "zero-bubble"])
+def test_from_measured_loads_follows_the_traffic_to_the_byte_and_call(runs: Runs, run: RunSpec) -> None:
+    measured, balanced = runs.result(run), predict(run)
+    assert not traffic_differences(measured, balanced).empty, "loads are unequal"
+    assert traffic_differences(measured, with_measured_loads(balanced, measured)).empty
 
 
 # ------------------------------------------------------------------------------------------------------------- the parts

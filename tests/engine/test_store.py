@@ -29,7 +29,9 @@ def a_result(**summary: Any) -> RunResult:
     changed = {
         "parity": result.tables["parity"].assign(parameter=["größe", "模型"], max_abs=0.1),
         "traffic": result.tables["traffic"].assign(wire_bytes=2**53 - 1),
-        "expert_load": table("expert_load", [dict.fromkeys(("rank", "layer", "expert", "step", "tokens"), 1)], "measured"),
+        "expert_load": table(
+            "expert_load", [dict.fromkeys(("rank", "layer", "expert", "step", "sender", "tokens"), 1)], "measured"
+        ),
     }
     return replace(result, tables=result.tables | changed, summary=result.summary | summary)
 

@@ -12,7 +12,7 @@ from typing import Any
 from engine import catalog
 from engine.launch.probe import probe
 from engine.launch.record import record
-from engine.launch.recordings import parts, record_all, shipped_models, structures, wanted
+from engine.launch.recordings import parts, record_all, searched, shipped_models, structures, wanted
 from engine.ledger.form import Ledger
 from engine.ledger.keep import Key, LedgerFolder, name_of
 from engine.ledger.layout import LayoutLedgers
@@ -105,6 +105,14 @@ def test_ledgers_that_come_with_the_tests_equal_new_recordings() -> None:
 
 def test_every_ledger_of_the_catalog_is_shipped() -> None:
     LedgerStore(ARCHIVES, lambda: LedgerFolder(Path("none"))).check(wanted(shipped_models()))
+
+
+def test_what_a_search_over_a_model_with_experts_needs_is_shipped() -> None:
+    keys = searched()
+    shipped = LedgerStore(ARCHIVES, lambda: LedgerFolder(Path("none")))
+    shipped.check(keys)
+    some = random.Random(1).sample(keys, 2)
+    assert all(record(*key) == shipped(*key) for key in some)
 
 
 def test_the_key_of_recordings_covers_all_code_that_they_depend_on() -> None:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 
 from engine.families import FAMILIES
 from engine.launch.probe import RecordingError, probe
 from engine.launch.record import record
-from engine.ledger.form import ALLOCATES, FREES, Ledger, Part, Product, Structure, pack, unpack
+from engine.ledger.form import ALLOCATES, CALLS, FREES, RUNS, Ledger, Part, Product, Structure, pack, unpack
 from engine.ledger.keep import Ledgers
 from engine.spec import AttentionName
 
@@ -34,6 +34,44 @@ OTHERS = (7, 5, 13, 11, 19, 43, 29, 73)  # other primes for the same dimensions
 )
 def test_a_recording_does_not_depend_on_the_probes_numbers(ledgers: Ledgers, structure: Structure, part: Part) -> None:
     assert record(structure, part, OTHERS) == ledgers(structure, part)
+
+
+_EXPERTS = Structure("llama", "none", "bf16", "none", (), sized_parts=("experts",))
+_LATENT = _EXPERTS._replace(ones=("A/G",), sized_parts=("experts", "kv_lora_rank"))
+
+
+@pytest.mark.parametrize(
+    ("structure", "one"),
+    [(_EXPERTS, "B"), (_LATENT, "B"), (_EXPERTS._replace(slicing="sequence"), "G/tp")],
+    ids=["B", "MLA", "G/tp"],
+)
+def test_of_experts_a_dimension_is_left_out_that_changes_only_sizes(structure: Structure, one: str) -> None:
+    """`engine.ledger.dimensions.structure` asks for the same ledger where it is 1."""
+    part = Part(False, False, 0, decoders=1)
+    there, alone = record(structure, part), record(structure._replace(ones=tuple(sorted((*structure.ones, one)))), part)
+    assert _events(there, one) == _events(alone, one)
+
+
+def _events(ledger: Ledger, one: str) -> list[Any]:
+    """All events in order, with sizes in which dimension `one` is left out."""
+
+    def without(size: Product) -> Product:
+        return Product(size.times, tuple(name for name in size.dimensions if name != one))
+
+    blocks = [block._replace(bytes=without(block.bytes)) for block in ledger.blocks]
+    calls = [call._replace(payload=without(call.payload)) for call in ledger.calls]
+    operations = [
+        operation._replace(**{name: tuple(map(without, getattr(operation, name))) for name in ("flops", "read", "written")})
+        for operation in ledger.operations
+    ]
+    tables: dict[int, Any] = {ALLOCATES: blocks, FREES: blocks, CALLS: calls, RUNS: operations}
+    return [
+        (name, action, segment.layer, kind, tables[kind][number] if kind in tables else number)
+        for name, trace in ledger.traces.items()
+        for action, segments in trace.actions.items()
+        for segment in segments
+        for kind, number in segment.events()
+    ]
 
 
 def test_a_size_that_is_not_a_product_of_dimensions_is_refused() -> None:

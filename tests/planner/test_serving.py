@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 
 from engine import catalog
 from engine.devices import DEVICES
+from engine.launch.recording import with_ledgers
 from engine.planner.inference import most_sequences
 from engine.planner.reserve import tensors_that_fit
 from engine.planner.serving import serving
-from engine.predict.speed.rates import Assumptions
-from engine.spec import LayoutSpec, RequestError
+from engine.predict.speed.rates import Assumptions, rates
+from engine.spec import LayoutSpec, ModelSpec, RequestError
 
 H100 = DEVICES["h100-80gb"]
 GPT3 = catalog.model("gpt3-175b")
@@ -26,6 +29,18 @@ def test_gpt3_needs_more_than_four_devices_of_80_gb() -> None:
     fits = eight[eight["fits"]]
     assert set(fits["dp"]) == {1}
     assert fits["memory_bytes"].max() <= H100.memory_bytes
+
+
+def test_only_experts_that_tokens_go_to_are_read() -> None:
+    """Of 8 experts of which a token goes to 2, one sequence reads a quarter and two read a half. From four on all are read."""
+    model = ModelSpec(family="llama", layers=2, hidden=64, heads=4, vocab=512, seq=64, experts=8, expert_ffn=4096)
+    found = {n: with_ledgers(partial(serving, model, 1, H100, 32, n)).iloc[0] for n in (1, 2, 4, 8)}
+    one, two, four, eight = (row["token_s"] for row in found.values())
+    experts = 2 * 2 * 8 * 3 * 64 * 4096  # bytes in bf16, of two layers with three matrices each
+    of_a_sequence = (eight - four) / 4  # its KV cache
+    assert two - one - of_a_sequence == pytest.approx(experts / 4 / rates(H100, "bf16", Assumptions()).memory)
+    assert four - two - 2 * of_a_sequence == pytest.approx(experts / 2 / rates(H100, "bf16", Assumptions()).memory)
+    assert found[1]["parameters_bytes"] == 2 * model.parameters()
 
 
 def test_the_default_is_as_many_sequences_as_fit() -> None:
