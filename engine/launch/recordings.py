@@ -31,11 +31,11 @@ from engine.ledger.keep import Key, LedgerArchive, LedgerFolder
 from engine.ledger.layout import LayoutLedgers
 from engine.ledger.split import part_of
 from engine.ledger.store import LedgerStore, NotRecordedError
-from engine.planner.candidates import candidates, default_batch, planned_recomputes
+from engine.planner.candidates import candidates, cheap_recompute, default_batch, planned_recomputes
 from engine.planner.search import MIXED
 from engine.predict.bulk.memory import fullest
 from engine.predict.bulk.traffic import bulk_traffic
-from engine.spec import AttentionName, LayoutSpec, ModelSpec, Precision, Recompute, RunSpec, WorkloadSpec
+from engine.spec import AttentionName, ContextParallelName, LayoutSpec, ModelSpec, Precision, Recompute, RunSpec, WorkloadSpec
 
 _WORKLOADS = [
     WorkloadSpec(precision=precision, attention=attention)
@@ -55,11 +55,22 @@ _FEW = 12  # recordings that one process makes sooner than several start
 _BATCH = 100  # recordings of a process; torch's profiler keeps about a megabyte of each
 
 
-def _long_sequence(cp: int) -> RunSpec:
-    """Llama 3 8B with one long sequence on cp of 8 devices."""
+def _long_sequences() -> Iterator[RunSpec]:
+    """Llama 3 8B with one long sequence on each cp of 8 devices."""
     model = catalog.model("llama3-8b").model_copy(update={"seq": 65536})
     workload = WorkloadSpec(precision="bf16", microbatches=1, microbatch_size=1)
-    return RunSpec(model=model, layout=LayoutSpec(dp=8 // cp, cp=cp, zero=3, recompute="full"), workload=workload)
+    kinds: tuple[Recompute, ...] = ("none", cheap_recompute(model, workload), "full")
+    for cp, way, kind in itertools.product((2, 4, 8), get_args(ContextParallelName), kinds):
+        layout = LayoutSpec(dp=8 // cp, cp=cp, context_parallel=way, zero=3, recompute=kind)
+        yield RunSpec(model=model, layout=layout, workload=workload)
+
+
+def _mixtures() -> Iterator[RunSpec]:
+    """Mixtral 8x7B with equal loads on 16 devices."""
+    for ep, size, kind in itertools.product((1, 2, 8), (1, 2), ("none", "full")):
+        workload = WorkloadSpec(precision="bf16", microbatches=1, microbatch_size=size, balanced_router=True)
+        layout = LayoutSpec(dp=16, ep=ep, zero=1, recompute=kind)
+        yield RunSpec(model=catalog.model("mixtral-8x7b"), layout=layout, workload=workload)
 
 
 def structures(model: ModelSpec) -> Iterator[Structure]:
@@ -138,10 +149,11 @@ def wanted(models: Iterable[ModelSpec]) -> list[Key]:
 
 
 def shown() -> list[Key]:
-    """The ledgers of the runs with cp and with experts that lessons show. Others are recorded where they are asked for."""
+    """The ledgers of layouts with cp and with experts that lessons and their tasks have. Others are recorded when asked for."""
     dealt = WorkloadSpec(balanced_router=True)
     runs = (
-        *(_long_sequence(cp) for cp in (2, 4, 8)),
+        *_long_sequences(),
+        *_mixtures(),
         RunSpec(model=catalog.model("gpt-tiny"), layout=LayoutSpec(cp=2)),
         RunSpec(model=catalog.model("gpt-tiny-moe"), layout=LayoutSpec(dp=4, ep=2), workload=dealt),
     )

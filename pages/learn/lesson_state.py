@@ -12,6 +12,7 @@ from html import escape
 from typing import Any
 
 import streamlit as st
+from streamlit.delta_generator import DeltaGenerator
 
 from pages.charts.look import Look, View, look
 from pages.charts.words import Words
@@ -67,6 +68,7 @@ class LessonState:
     view: View = field(default_factory=view)
     task_knobs: tuple[Knob, ...] = ()
     _seen: set[str] = field(default_factory=set, compare=False, init=False)  # terms that unfold earlier on the page
+    _later: list[tuple[DeltaGenerator, Callable[[], object]]] = field(default_factory=list, compare=False, init=False)
 
     @property
     def style(self) -> Look:
@@ -200,6 +202,17 @@ class LessonState:
     def text(self, markdown: str) -> None:
         """A paragraph of readable width. Terms of the glossary unfold where the lesson has them first."""
         st.markdown(unfolding(markdown, self.say, self._seen), width=READABLE_PX, unsafe_allow_html=True)
+
+    def later(self, draw: Callable[[], object]) -> None:
+        """A place for what may take long, as where ledgers are recorded first. It is drawn when the page has all its text."""
+        self._later.append((st.container(), draw))
+
+    def draw_later(self) -> None:
+        """Draw what has a place only. Whatever takes long says so in its place meanwhile."""
+        for place, draw in self._later:
+            with place, st.spinner(self.say("Predicting")):  # seen only after a moment
+                draw()
+        self._later.clear()
 
     def heading(self, words: str) -> None:
         st.markdown(f"#### {words}", anchors=False)

@@ -37,6 +37,7 @@ class Outcome:
     sequences: int
     size: int
     recompute: Recompute
+    ep: int  # expert-parallel ranks
 
     @property
     def fits(self) -> bool:
@@ -67,6 +68,7 @@ def outcomes(specs: Sequence[RunSpec], device: str) -> list[Outcome]:
             sequences=spec.layout.dp * spec.workload.microbatches * spec.workload.microbatch_size,
             size=spec.workload.microbatch_size,
             recompute=spec.layout.recompute,
+            ep=spec.layout.ep,
         )
         for i, spec in enumerate(specs)
     ]

@@ -86,8 +86,7 @@ def _lesson(state: LessonState) -> None:
     st.markdown(f"*{state.lesson.goal(say)}*", width=glossary.READABLE_PX)
     state.lesson.draw(state)
     predict.draw(state)
-    if number in TASKS:
-        task.draw(state, TASKS[number])
+    tasks = st.container()
     with st.container(horizontal=True, horizontal_alignment="distribute"):
         for step, icon in ((-1, ":material/arrow_back:"), (1, ":material/arrow_forward:")):
             if 1 <= number + step <= len(LESSONS):
@@ -100,3 +99,8 @@ def _lesson(state: LessonState) -> None:
                     args=(number + step,),
                 )
     glossary.draw(say)
+    # What may take seconds comes after all text.
+    state.draw_later()
+    if number in TASKS:
+        with tasks:
+            task.draw(state, TASKS[number])

@@ -8,12 +8,12 @@ from html import escape
 from typing import NamedTuple
 
 from engine.catalog import name_of
-from engine.launch.recording import with_ledgers
 from engine.predict.traffic import calls
 from engine.schedule import plan
 from engine.spec import RunSpec
 from pages.charts import names
 from pages.charts.words import Words
+from pages.shared.predicted import with_ledgers_shown
 
 Often = tuple[str, int]  # (an action or a call, its number)
 
@@ -62,7 +62,7 @@ def done_by(spec: RunSpec, stage: int = 0) -> dict[str, Done]:
         flow = {"activation": "forward", "gradient": "backward"}.get(action.flow, action.kind)
         actions[_step(flow), f"{action.kind} {action.flow}".strip()] += 1
     passes: Counter[tuple[str, str]] = Counter()
-    for call in with_ledgers(lambda: calls(spec, stage)):
+    for call in with_ledgers_shown(lambda: calls(spec, stage)):
         passes[_step(call.phase), f"{call.axis} {call.collective}"] += call.calls
     return {step: Done(_counted(actions, step), _counted(passes, step)) for step in ("forward", "backward", "update")}
 

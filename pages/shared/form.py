@@ -134,6 +134,14 @@ def _what_is_shared(zero: int, say: Words) -> str:
     )[zero]
 
 
+def _in_groups(groups: int, ranks: int, say: Words) -> str:
+    if groups == 1:
+        return say("1 is off: ZeRO shards over all of dp × cp = {ranks}.", ranks=ranks)
+    return say(
+        "dp × cp = {ranks} in {groups} groups. Each group shards, and all groups hold the same.", ranks=ranks, groups=groups
+    )
+
+
 def _levers(choice: Choice, say: Words) -> None:
     _numbers(choice, {"layout.cp": say("Context (cp)")}, say)
     if choice["layout.cp"] != DEFAULTS["layout.cp"]:
@@ -143,6 +151,7 @@ def _levers(choice: Choice, say: Words) -> None:
     st.caption(_what_is_shared(choice["layout.zero"], say))
     if choice["layout.zero"] or choice["layout.zero_replicas"] != DEFAULTS["layout.zero_replicas"]:
         _number(choice, "layout.zero_replicas", say("Groups that shard (hybrid)"), say)
+        st.caption(_in_groups(choice["layout.zero_replicas"], choice["layout.dp"] * choice["layout.cp"], say))
     _toggle(choice, "layout.sequence_parallel", say("Sequence parallel"), say)
     precision, optimizer = "workload.precision", "workload.optimizer"
     _recompute(choice, say)
@@ -184,6 +193,19 @@ def _recompute(choice: Choice, say: Words) -> None:
     if choice[field] == "full":
         labels = {"layout.recompute_layers": say("First layers of a chunk"), "layout.recompute_every": say("Every n-th layer")}
         _row(choice, labels, say)
+        st.caption(_which_layers(choice["layout.recompute_layers"], choice["layout.recompute_every"], say))
+
+
+def _which_layers(first: int, every: int, say: Words) -> str:
+    if first:
+        return say.plural(
+            "The first layer of each chunk is computed again.",
+            "The first {count} layers of each chunk are computed again.",
+            first,
+        )
+    if every > 1:
+        return say("One in {count} layers of each stage is computed again.", count=every)
+    return say("0 and 1: all layers are computed again.")
 
 
 def _the_rest(choice: Choice, texts: Texts, say: Words) -> None:

@@ -44,6 +44,8 @@ RIGHT = {
     8: {f"{_CHEAP} 3", f"{_CHEAP} 4"},
     9: {f"fused whole {_CHEAP}", f"fused chunks {_CHEAP}"},
     10: {f"4 {rest} {_CHEAP}" for rest in ("1 3", "2 3", "4 0", "4 1", "4 3")},
+    11: {f"4 ring {_CHEAP}", "8 ring none", f"8 ring {_CHEAP}"},
+    12: {"8 1 none 1", "8 3 none 1"},
 }
 
 
@@ -84,20 +86,20 @@ def test_no_choice_of_a_task_needs_a_recording(number: int, monkeypatch: pytest.
 
 def test_a_task_judges_the_readers_choice_opens_hints_and_is_remembered(parts: tuple[Service, Queue]):
     app = page(parts[0], lesson="5")
-    assert "0 of 8 tasks solved" in text(app)
+    assert "0 of 10 tasks solved" in text(app)
     before = outcome(TASKS[5].spec(TASKS[5].first), TASKS[5].device)
     assert f"at most {percent(before.bubble / 2)} is wanted" in text(app)
     slider(app, "Schedule").set_value("interleaved×2").run()
     slider(app, "Microbatches m", task=True).set_value(32).run()
     assert not app.exception, app.exception[0].value
     assert "Solved. Other choices may do it too: try one." in [element.value for element in app.success]
-    assert "1 of 8 tasks solved" in text(app)
+    assert "1 of 10 tasks solved" in text(app)
     for number in (1, 2, 3):
         assert f"**Hint {number}.**" not in text(app)
         click(app, f"Show hint {number} of 3")
         assert f"**Hint {number}.**" in text(app)
     click(app, "The three together")
-    assert "1 of 8 tasks solved" in text(app)
+    assert "1 of 10 tasks solved" in text(app)
 
 
 def test_a_task_says_what_does_not_go_together(parts: tuple[Service, Queue]):

@@ -1,6 +1,6 @@
 """The lessons, in their order, and the tasks of some."""
 
-from pages.learn import tasks
+from pages.learn import axis_tasks, tasks
 from pages.learn.lesson_state import Lesson
 from pages.learn.lessons import (
     attention,
@@ -29,8 +29,8 @@ _ORDER: tuple[tuple[Lesson, Task | None], ...] = (
     (recompute.LESSON, tasks.RECOMPUTE),
     (fused.LESSON, tasks.FUSED),
     (checklist.LESSON, tasks.LAYOUT),
-    (context.LESSON, None),
-    (experts.LESSON, None),
+    (context.LESSON, axis_tasks.CONTEXT),
+    (experts.LESSON, axis_tasks.EXPERTS),
 )
 LESSONS = tuple(lesson for lesson, _ in _ORDER)
 TASKS = {number: task for number, (_, task) in enumerate(_ORDER, start=1) if task}  # number of the lesson → its task

@@ -44,8 +44,8 @@ def _draw(state: LessonState) -> None:
     )
     state.controls(state.slide("s", say("Tokens in a sequence"), lambda n: f"{n:,}"))
     symbols.draw(state, _model(state["s"]), "s", "h", "a")
-    drawing.show(_bars(state["s"], state.view), "context")
-    _steps(state)
+    state.later(lambda: drawing.show(_bars(state["s"], state.view), "context"))
+    state.later(lambda: _steps(state))
     state.heading(say("Attention over a ring of ranks"))
     state.text(
         say(

@@ -36,7 +36,7 @@ def _draw(state: LessonState) -> None:
             "update: the copies stay equal."
         )
     )
-    _steps(state)
+    state.later(lambda: _steps(state))
     state.heading(say("Check that the result is the same"))
     state.text(
         say(

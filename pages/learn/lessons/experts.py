@@ -48,7 +48,7 @@ def _draw(state: LessonState) -> None:
             "its own tokens. So tokens travel: an **all-to-all** takes each one to the rank of its expert, and another one back."
         )
     )
-    _steps(state)
+    state.later(lambda: _steps(state))
     state.heading(say("Twelve tokens, four experts, two ranks"))
     state.controls(
         state.switch("k", say("Experts of a token")),

@@ -44,7 +44,7 @@ def _draw(state: LessonState) -> None:
         state.slide("s", say("Tokens in a sequence"), lambda n: f"{n:,}"),
     )
     symbols.draw(state, _model(state["model"], state["s"]), "s", "a", "v")
-    drawing.show(_bars(state["model"], state["s"], state.view), "fused")
+    state.later(lambda: drawing.show(_bars(state["model"], state["s"], state.view), "fused"))
     state.heading(say("Fused attention"))
     state.text(
         say(

@@ -87,6 +87,11 @@ def _training_formulas(state: LessonState, model: ModelSpec) -> None:
             "lost to rounding."
         )
     )
+    state.later(lambda: _own(state))
+
+
+def _own(state: LessonState) -> None:
+    say = state.say
     state.text(
         say(
             "This engine’s own count, tensor by tensor, is **{own}**: it accumulates gradients in fp32, has no "

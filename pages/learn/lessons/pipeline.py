@@ -44,7 +44,7 @@ def _draw(state: LessonState) -> None:
             "batch is divided into **microbatches** that follow each other."
         )
     )
-    _cards(state)
+    state.later(lambda: _cards(state))
     state.heading(say("The timeline"))
     state.controls(
         state.pick("schedule", say("Schedule"), schedules(say).__getitem__),
@@ -66,7 +66,7 @@ def _draw(state: LessonState) -> None:
         motion.show(_scene(layout, m, state.view), "pipeline", say)
         drawing.show(_timeline(layout, m, state.view), "lesson-timeline")
         state.side_by_side(lambda: _bubble(state, layout, m), lambda: _held(state, layout, m))
-        drawing.show(_in_bytes(layout, m, state.view), "in-bytes")
+        state.later(lambda: drawing.show(_in_bytes(layout, m, state.view), "in-bytes"))
 
 
 def _cards(state: LessonState) -> None:

@@ -50,7 +50,7 @@ def _draw(state: LessonState) -> None:
     symbols.draw(state, _model(state["model"], state["s"]), "s", "b", "h", "a", b=state["b"])
     state.controls(state.switch("kind", say("Recompute"), names.__getitem__))
     _formula(state)
-    _steps(state)
+    state.later(lambda: _steps(state))
     state.heading(say("Cost"))
     state.text(
         say(

@@ -34,7 +34,7 @@ def _draw(state: LessonState) -> None:
             "ranks by columns or by rows."
         )
     )
-    _cards(state)
+    state.later(lambda: _cards(state))
     state.heading(say("Shard two matrices and combine the result"))
     state.text(
         say(

@@ -54,7 +54,7 @@ def _draw(state: LessonState) -> None:
         )
     )
     state.heading(say("One step of one rank"))
-    _steps(state)
+    state.later(lambda: _steps(state))
 
 
 def _nodes(state: LessonState, mesh: Mesh) -> str:

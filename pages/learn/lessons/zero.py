@@ -22,6 +22,7 @@ from pages.learn.steps import LessonStep, as_html, done_by, model_of
 from pages.shared import drawing
 
 _STAGES, _REPLICAS = (0, 1, 2, 3), (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+_NODE = 8  # replicas in a group of hybrid sharding
 
 
 def _draw(state: LessonState) -> None:
@@ -56,9 +57,34 @@ def _draw(state: LessonState) -> None:
         )
     )
     motion.show(_scene(state["zero"], state.view), "zero", say, seconds=2.2)
-    _steps(state)
+    state.later(lambda: _steps(state))
     state.heading(say("What is gathered when"))
     _table(state)
+    _in_groups(state)
+
+
+def _in_groups(state: LessonState) -> None:
+    """Hybrid sharding, with the sizes of the model and the replicas that are chosen above."""
+    say, dp = state.say, state["dp"]
+    text = say(
+        "**Hybrid sharding** (FSDP’s `HYBRID_SHARD`) is between ZeRO 3 and plain copies. Replicas shard within a group, such as "
+        "the {node} of a node, and all groups hold the same. So parameters are gathered over the fast links of a node. Between "
+        "nodes only gradients travel, each share once a step.",
+        node=_NODE,
+    )
+    if dp > _NODE:
+        over_all, in_node = (sum(_per_rank(state["model"], 3, ranks).values()) for ranks in (dp, _NODE))
+        text = say.together(
+            text,
+            say(
+                "The price is memory: of {model}, each of {count} replicas has {in_node} of states, instead of {over_all}.",
+                model=state["model"],
+                count=f"{dp:,}",
+                in_node=in_bytes(in_node),
+                over_all=in_bytes(over_all),
+            ),
+        )
+    state.text(text)
 
 
 @st.cache_data(max_entries=16, show_spinner=False)
