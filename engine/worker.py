@@ -149,6 +149,8 @@ class Trainer:
         self.optimizer = DistributedOptimizer(workload, self.data, list(tied), copies, update)
         inputs = [streams_before(spec.model, layers.start, workload.microbatch_size, tp) for layers in ranges]
         self.executor = Executor(schedule, self.chunks, inputs, self.data, self.optimizer, link.set_status)
+        self._reads = any(chunk.reads for chunk in self.chunks.values())
+        self._feeds: list[Feed] = []  # the microbatches of the step
 
     def run(self, store: dist.Store) -> Rows:
         """The timed steps. Returns rows of steps (from one rank), traffic of a step, and spans of a step of median time."""
@@ -226,19 +228,24 @@ class Trainer:
         self.step = step
         origin = self.comm.common_instant()
         self.recorder.begin_step(step, origin)
+        # All at once: one after the other takes a third of the time that each takes among the layers' work.
+        self._feeds = [self._feed(microbatch) for microbatch in range(self.spec.workload.microbatches if self._reads else 0)]
         for layer in self.expert_layers:
             layer.empty()
         self.executor.run(status or f"step {step}")
         return origin
 
     def _batch(self, microbatch: int) -> Feed:
+        return to_tensors(self._feeds[microbatch], self.comm.device)
+
+    def _feed(self, microbatch: int) -> Feed:
         workload = self.spec.workload
         index = self.comm.at.dp * workload.microbatches + microbatch
         arrays = feed(self.spec.model, self.text, workload.microbatch_size, workload.seed, self.step, index)
         mesh = self.comm.mesh
         if mesh.cp > 1:
-            arrays = arrays.part(own_tokens(self.spec.layout.context_parallel, self.spec.model.seq, mesh.cp, self.comm.at.cp))
-        return to_tensors(arrays, self.comm.device)
+            return arrays.part(own_tokens(self.spec.layout.context_parallel, self.spec.model.seq, mesh.cp, self.comm.at.cp))
+        return arrays
 
     def _publish_gradients(self, store: dist.Store) -> None:
         """Send this rank's gradients of step 1 to rank 0, for parity."""

@@ -62,6 +62,7 @@ class TransformerChunk(nn.Module):
         self.spec, self.first, self.last, self.batch, self.tp, self.recompute = spec, first, last, batch, tp, recompute
         self.whole = set(layers if whole is None else whole) if recompute == "full" else set[int]()
         self.kinds = spec.parts  # kept, as a spec looks them up each time
+        self._positions = self.kinds.position == "relative"  # each layer's attention reads them from the microbatch
         self._shared_inputs: AttentionInputs | None = None  # of attention, if they are the same in each pass
         self.embedding = Embedding(spec, tp, first) if first or (last and spec.parts.tied) else None
         self.layers = nn.ModuleDict({str(i): Layer(spec, tp, recompute, i, attention) for i in layers})
@@ -76,12 +77,17 @@ class TransformerChunk(nn.Module):
         self._predicting = _with_parameters(self.head, None if first else table) if last else ()
 
     @property
+    def reads(self) -> bool:
+        """Whether it asks for microbatches."""
+        return self.first or self.last or self._positions
+
+    @property
     def loss_in_backward(self) -> bool:
         """Whether `forward` ends before the head, and `loss` is called in backward."""
         return self.last and self.loss_chunk is not None
 
     def forward(self, inputs: tuple[Tensor, ...], microbatch: int) -> tuple[Tensor, ...]:
-        needed = self.first or (self.last and not self.loss_in_backward) or self.kinds.position == "relative"
+        needed = self.first or (self.last and not self.loss_in_backward) or self._positions
         feed = self.batch(microbatch) if needed else None
         uses = self._uses(feed)
         return self.through([*uses] if self.loss_in_backward else [*uses, *self._head_uses(feed)], inputs)

@@ -64,9 +64,15 @@ class Bucket:
     """The parameters of one layer, flat. Sizes are in elements; `size` is padded to a multiple of dp where zero > 0."""
 
     def __init__(
-        self, parameters: Sequence[ShardedParameter], comm: Comm, zero: int, accumulate: torch.dtype, masters: bool
+        self,
+        parameters: Sequence[ShardedParameter],
+        comm: Comm,
+        zero: int,
+        accumulate: torch.dtype,
+        masters: bool,
+        sums_over_tp: bool = False,
     ) -> None:
-        """`masters`: the optimizer has an fp32 copy of values that are not fp32."""
+        """`masters`: the optimizer has an fp32 copy of values that are not fp32. `sums_over_tp`: under sequence parallelism."""
         # Parameters replicated over tp come first: under sequence parallelism their gradients are all-reduced over tp together.
         self.parameters = sorted(parameters, key=lambda p: p.shard_spec.dim is not None)
         self.replicated_size = sum(p.numel() for p in self.parameters if p.shard_spec.dim is None)
@@ -99,6 +105,9 @@ class Bucket:
         kept = self.size if zero < 2 else share
         self.gradients = torch.zeros(kept, dtype=accumulate, device=comm.device)
         self.incoming: Tensor | None = None  # what backward writes to, if not `gradients`
+        # Whether something is to be done with a gradient, or with all of them when they are complete.
+        summed = len(ranks) > 1 or (comm.mesh.tp > 1 and ((sums_over_tp and self.replicated_size > 0) or bool(self.copied)))
+        self.waits = summed or self.converts
         self.missing = 0  # gradients that are missing until the bucket is complete
         self.passes = 0  # backward passes of the step that have been expected
         self.resident = zero < 3
@@ -260,18 +269,19 @@ class DataParallel:
         self._reducing: dict[int, list[tuple[Pending, Bucket | None]]] = {}  # each with what is then summed over replicas
         self._summing: dict[int, list[Pending]] = {}  # over replicas of shards
         self._gathering: dict[nn.Module, Pending] = {}
-        tp.gradients.added = self._take_gradient
 
     def add_chunk(self, chunk: int, layers: Sequence[nn.Module]) -> None:
         """Make a bucket of each layer of a chunk. The parameters must have their values already."""
         self._reducing[chunk], self._summing[chunk] = [], []
         for layer in layers:
             parameters: Any = of_bucket(layer)
-            self.buckets[layer] = bucket = Bucket(parameters, self.comm, self.zero, self.accumulate, self.masters)
-            self._chunk_of[bucket] = chunk
+            bucket = Bucket(parameters, self.comm, self.zero, self.accumulate, self.masters, self.tp.shards_sequence)
+            self.buckets[layer], self._chunk_of[bucket] = bucket, chunk
             for p in bucket.parameters:
                 p.bucket = bucket
-                p.register_post_accumulate_grad_hook(self._take_gradient)
+                if bucket.waits:  # else gradients are added up in place, and nobody needs to know when
+                    p.register_post_accumulate_grad_hook(self._take_gradient)
+                    self.tp.gradients.added = self._take_gradient
 
     # ------------------------------------------------------------------------------------------------- around each step
 
@@ -279,7 +289,7 @@ class DataParallel:
         for bucket in self.buckets.values():
             bucket.gradients.zero_()
             bucket.passes = 0
-            if bucket.zero < 2:
+            if bucket.zero < 2 and bucket.waits:
                 bucket.expect(self.microbatches)
 
     def finish_reductions(self, chunk: int) -> None:
@@ -348,8 +358,9 @@ class DataParallel:
 
     def _take_gradient(self, p: Any) -> None:
         """A gradient of the `ShardedParameter` was added to `p.grad`."""
-        if p.bucket.note_gradient(p):
-            self._reduce(p.bucket)
+        bucket = p.bucket
+        if bucket.waits and bucket.note_gradient(p):
+            self._reduce(bucket)
 
     def _reduce(self, bucket: Bucket) -> None:
         if self.tp.shards_sequence:

@@ -22,7 +22,7 @@ class LinearGradients:
     """
 
     def __init__(self) -> None:
-        self.added: Callable[[nn.Parameter], None] = lambda parameter: None  # called after each gradient
+        self.added: Callable[[nn.Parameter], None] | None = None  # called after each gradient, if there is one
         self._waiting: DeferredWeightGradients | None = None
 
     @contextmanager
@@ -41,7 +41,8 @@ class LinearGradients:
     def add(self, weight: nn.Parameter, gradient: Tensor, x: Tensor) -> None:
         """Add the gradient of `weight` (out, in) at once. `gradient` (N, out), `x` (…, in) of as many rows."""
         _accumulate(weight, outer(gradient, x))
-        self.added(weight)
+        if self.added is not None:
+            self.added(weight)
 
     def add_or_defer(self, weight: nn.Parameter, gradient: Tensor, x: Callable[[], Tensor]) -> None:
         """Add the gradient of `weight` (out, in), or store its computation. `gradient` (B, S, out), `x` (B, S, in)."""
@@ -57,13 +58,15 @@ class LinearGradients:
 
     def _add(self, weight: nn.Parameter, product: Callable[[], Tensor]) -> None:
         _accumulate(weight, product())
-        self.added(weight)
+        if self.added is not None:
+            self.added(weight)
 
     def add_bias(self, bias: nn.Parameter | None, gradient: Tensor) -> None:
         """Add the gradient of `bias` (out), if there is one. `gradient` (B, S, out), or (N, out)."""
         if bias is not None:
             _accumulate(bias, (gradient if gradient.dim() == 2 else gradient.flatten(0, -2)).sum(0))
-            self.added(bias)
+            if self.added is not None:
+                self.added(bias)
 
 
 def _accumulate(parameter: nn.Parameter, gradient: Tensor) -> None:

@@ -370,30 +370,29 @@ class ColumnParallelLinear(nn.Module):
         self.tp = tp
         self.weight = ShardedParameter.of(ShardSpec((sum(blocks), inputs), 0, blocks, least), tp)
         self.bias = ShardedParameter.of(ShardSpec((sum(blocks),), 0, blocks, least, "zeros"), tp) if bias else None
+        self.own = Weights(self.weight, self.bias)  # kept, as a module looks each of them up by name
 
     def forward(self, x: Tensor, again: Again | None = None) -> Tensor:
         """`again`: x is not kept for backward, which computes it with this function instead."""
-        return ColumnLinear.apply(x, Weights(self.weight, self.bias), self.tp, 0, None, again)
+        return ColumnLinear.apply(x, self.own, self.tp, 0, None, again)
 
 
 class RowParallelLinear(nn.Module):
-    """y = x Wᵀ + b with the input features sharded over tp. (B, S, in/tp) → (B, s, out)
-
-    The bias is replicated and added once, after the sum.
-    """
+    """y = x Wᵀ + b with the input features sharded over tp; b is whole, and added after the sum. (B, S, in/tp) → (B, s, out)"""
 
     def __init__(self, inputs: int, outputs: int, tp: TensorParallel, std: float, bias: bool = True) -> None:
         super().__init__()
         self.tp = tp
         self.weight = ShardedParameter.of(ShardSpec((outputs, inputs), 1, std=std), tp)
         self.bias = ShardedParameter.of(ShardSpec((outputs,), init="zeros"), tp) if bias else None
+        self.own = Weights(self.weight, self.bias)
 
     def forward(self, x: Tensor, between: Callable[[Tensor], Tensor] | None = None) -> Tensor:
         """`between`: see `RowInput`."""
         return self.sum_of((self.input(x, between),))
 
     def input(self, x: Tensor, between: Callable[[Tensor], Tensor] | None = None) -> RowInput:
-        return RowInput(x, Weights(self.weight, self.bias), between)
+        return RowInput(x, self.own, between)
 
     def sum_of(self, inputs: Sequence[RowInput]) -> Tensor:
         """The sum of the outputs of several row-parallel layers, with one reduction. → (B, s, out)"""
