@@ -8,6 +8,7 @@ and multiplied.
 from __future__ import annotations
 
 import itertools
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import lru_cache
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 
 from engine.ledger.dimensions import dimensions, structure
 from engine.ledger.form import LOSS_CHUNK, Part, Slicing, Structure
-from engine.ledger.keep import Ledgers
+from engine.ledger.keep import Key, Ledgers
 from engine.ledger.mixed import ledger_of, recorded_keys
 from engine.ledger.split import Stack
 from engine.ledger.store import LedgerStore, ledger_store
@@ -106,8 +107,12 @@ def bulk_traffic(
         _Shape.of(model, *(int(group[i]) for group in (grid.pp, grid.chunks, grid.v_shaped, grid.recomputed)))
         for i in some[bounds[:-1]]
     ]
-    held = list(dict.fromkeys(one for shape in shapes for one in shape.held))
-    costs = _Costs(model, workload, grid.take(first), deferred[first], held, classes, 1 + calls, ledgers)
+    having: dict[StageItem, Any] = defaultdict(lambda: np.zeros(len(first), np.bool_))
+    for shape, (start, stop) in zip(shapes, itertools.pairwise(bounds), strict=True):
+        for one in shape.held:
+            having[one][cost[some[start:stop]]] = True
+    held = list(having)
+    costs = _Costs(model, workload, grid.take(first), deferred[first], having, classes, 1 + calls, ledgers)
     measures = ("", " calls")[: 1 + calls]
     found = {name + suffix: np.zeros(len(some)) for name in classes for suffix in measures}
     for shape, (start, stop) in zip(shapes, itertools.pairwise(bounds), strict=True):
@@ -208,17 +213,21 @@ class _Costs:
         workload: WorkloadSpec,
         grid: Grid,
         deferred: Any,
-        held: list[StageItem],
+        having: dict[StageItem, Any],
         classes: Sequence[str],
         measures: int,
         ledgers: Ledgers | None,
     ) -> None:
+        """`having`: the items, and which layouts have each."""
         self.model, self.workload, self.grid, self.measures = model, workload, grid, measures
-        self._numbers = {item: number for number, item in enumerate(held)}
-        self._parts = list(dict.fromkeys(item.part for item in held if item.part is not None))
+        self._numbers = {item: number for number, item in enumerate(having)}
+        self._having: dict[Part, Any] = defaultdict(lambda: np.zeros(len(grid), np.bool_))
+        for item, mask in having.items():
+            if item.part is not None:
+                self._having[item.part] |= mask
         self._ledgers = ledger_store() if ledgers is None else ledgers
-        self.sums = {name: np.zeros((measures, len(held), len(grid))) for name in classes}
-        self.reduced = {name: np.zeros((measures, len(held), len(grid))) for name in ("tp", "dp")}
+        self.sums = {name: np.zeros((measures, len(having), len(grid))) for name in classes}
+        self.reduced = {name: np.zeros((measures, len(having), len(grid))) for name in ("tp", "dp")}
         slicing = np.where(grid.tp == 1, 0, np.where(grid.sequence_parallel, 2, 1))
         repeats, chunked = _repeats(grid), chunked_loss(model, workload, grid)
         shared = grid.ep > 1
@@ -236,14 +245,21 @@ class _Costs:
                 here = np.flatnonzero(which == kind)
                 case = self._case(one, slicing, repeats, chunked)
                 setting = self._setting(case, int(grid.zero[one]), here, bool(alone[one]))
-                for item, call in rules(self._structure(case), setting):
+                for item, call in rules(self._structure(case), setting, self._parts(here)):
                     self._add(item, call, here, setting, bool(deferred[one]))
 
     def _check(self, slicing: Whole, repeats: Whole, chunked: Any) -> None:
         if isinstance(self._ledgers, LedgerStore):
-            first, _ = distinct(slicing, repeats, chunked, self.grid.context, self.grid.ep > 1)
-            kinds = [self._structure(self._case(i, slicing, repeats, chunked)) for i in first.tolist()]
-            self._ledgers.check({key for made in kinds for part in self._parts for key in recorded_keys(made, part)})
+            first, which = distinct(slicing, repeats, chunked, self.grid.context, self.grid.ep > 1)
+            keys = set[Key]()
+            for kind, one in enumerate(first.tolist()):
+                made = self._structure(self._case(one, slicing, repeats, chunked))
+                keys |= {key for part in self._parts(which == kind) for key in recorded_keys(made, part)}
+            self._ledgers.check(keys)
+
+    def _parts(self, here: Any) -> list[Part]:
+        """The parts that some of these layouts have."""
+        return [part for part, having in self._having.items() if having[here].any()]
 
     def _case(self, row: int, slicing: Whole, repeats: Whole, chunked: Any) -> _Case:
         context, shared = CONTEXTS[self.grid.context[row]], bool(self.grid.ep[row] > 1)
@@ -269,18 +285,20 @@ class _Costs:
             replicas=some.zero_replicas if hybrid else 1, hybrid=hybrid,
         )  # fmt: skip
 
-    def _of_layers(self, made: Structure, setting: Setting) -> Iterator[tuple[StageItem, PredictedCall]]:
+    def _of_layers(self, made: Structure, setting: Setting, parts: list[Part]) -> Iterator[tuple[StageItem, PredictedCall]]:
         """Calls over tp and cp, and messages over pp."""
-        for part in self._parts:
+        for part in parts:
             traffic = _summed(trained(ledger_of(self._ledgers, made, part)), part)
             for call in tensor_parallel(traffic, setting):
                 yield _item_of(part, call.layer), call
             for call in messages(traffic, setting, (0, 1), receives=True):
                 yield StageItem(part, "cut"), call
 
-    def _of_data_parallelism(self, made: Structure, setting: Setting) -> Iterator[tuple[StageItem, PredictedCall]]:
+    def _of_data_parallelism(
+        self, made: Structure, setting: Setting, parts: list[Part]
+    ) -> Iterator[tuple[StageItem, PredictedCall]]:
         """Calls over dp, and those at the end of a step."""
-        for part in self._parts:
+        for part in parts:
             traffic = trained(ledger_of(self._ledgers, made, part))
             for item, use, count in _alike(traffic, part):
                 for call in data_parallel(replace(traffic, buckets=(use,)), part, setting):

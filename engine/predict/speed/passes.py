@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any, Literal, NamedTuple
 
@@ -55,26 +56,31 @@ class Pass(NamedTuple):
 class ModelPasses:
     """Seconds of each part of a model, for each layout of a grid."""
 
-    def __init__(self, seconds: dict[PartName, Real], which: Whole) -> None:
-        """`seconds`: of layouts that differ, (3, 5, k) each. `which`: which of these each layout is, (n,)."""
-        self._seconds, self._which = seconds, which
+    def __init__(self, seconds: dict[PartName, Real], which: Whole, kept: Whole) -> None:
+        """`seconds`: of layouts that differ, (3, 5, k) each. `which`: which of these each layout is, (n,). `kept`: which its
+        layers are that full recompute leaves out.
+        """
+        self._seconds, self._which, self._kept = seconds, which, kept
 
     def take(self, which: Any) -> ModelPasses:
         """Those of the layouts that an index, a slice or a mask selects."""
-        return ModelPasses(self._seconds, self._which[which])
+        return ModelPasses(self._seconds, self._which[which], self._kept[which])
 
-    def of(self, part: PartName) -> Real:
-        """Seconds of a part. (3, 5, n)"""
-        return self._seconds[part].take(self._which, axis=2)
+    def of(self, part: PartName, kept: bool = False) -> Real:
+        """Seconds of a part. `kept`: of layers that full recompute leaves out. (3, 5, n)"""
+        return self._seconds[part].take(self._kept if kept else self._which, axis=2)
 
 
 def model_passes(model: ModelSpec, workload: WorkloadSpec, grid: Grid, device: DeviceSpec, assumed: Assumptions) -> ModelPasses:
     """Raises `NotRecordedError` for all ledgers that are missing."""
-    whole_backward = ~grid.by_schedule(lambda facts: facts.splits)
+    some = grid.recomputed > 0
+    every = grid.joined(replace(grid, recompute=np.where(some, RECOMPUTES.index("none"), grid.recompute))) if some.any() else grid
+    whole_backward = ~every.by_schedule(lambda facts: facts.splits)
     first, which = distinct(
-        grid.tp, grid.cp, grid.ep, grid.context, grid.microbatch_size, grid.sequence_parallel, grid.recompute, whole_backward
-    )
-    few, whole_backward = grid.take(first), whole_backward[first] & assumed.backward_overlap
+        every.tp, every.cp, every.ep, every.context, every.microbatch_size, every.sequence_parallel, every.recompute,
+        whole_backward,
+    )  # fmt: skip
+    few, whole_backward = every.take(first), whole_backward[first] & assumed.backward_overlap
     part = _whole(model)
     groups, store = _by_structure(model, workload, few), ledger_store()
     if missing := [(one, part) for one in groups if (one, part) not in store]:
@@ -93,7 +99,7 @@ def model_passes(model: ModelSpec, workload: WorkloadSpec, grid: Grid, device: D
             whole, left = loss_chunks(sizes)
             seconds["head"][kind][:DP, here] += whole * on_device.of(read, sizes, links)
             seconds["head"][kind][:DP, here] += (left > 0) * on_device.of(read, {**sizes, "C": left}, links)
-    return ModelPasses(seconds, which)
+    return ModelPasses(seconds, which[: len(grid)], which[-len(grid) :])
 
 
 def _whole(model: ModelSpec) -> Part:
