@@ -67,7 +67,7 @@ class Training:
         """The calls of a chunk, without those at the end of the step."""
         layers, gradients = self._alike(chunk)
         cuts = _cuts(self.spec.layout.placement, chunk.number)
-        between = [call for number, *cut in cuts for call in messages(self._traffic(number), self.setting, *cut)]
+        between = [call for behind, ends, here in cuts for call in messages(self._traffic(behind), self.setting, ends, here)]
         return [*layers, *self._needed(_repeated(chunk, between)), *gradients]
 
     def _alike(self, chunk: Chunk) -> tuple[list[PredictedCall], list[PredictedCall]]:
