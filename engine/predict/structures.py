@@ -8,7 +8,6 @@ import numpy as np
 
 from engine.ledger.dimensions import dimensions, slicing, structure
 from engine.ledger.form import Structure
-from engine.ledger.symbolic import letter
 from engine.predict.grid import RECOMPUTES, Grid, Marks, Whole, distinct
 from engine.spec import ModelSpec, WorkloadSpec
 from engine.spec.context import CONTEXTS
@@ -36,15 +35,12 @@ def by_structure(model: ModelSpec, workload: WorkloadSpec, grid: Grid, ones: boo
     columns = grid.tp, grid.cp, grid.ep, grid.context, grid.microbatch_size, grid.sequence_parallel, chunked
     first, which = distinct(*columns)
     known, of_each, numbers = [], list[int](), dict[Structure, int]()
+    whole = int if ones else np.int64  # a number of numpy does not count as 1
     for tp, cp, ep, number, size, sequence, in_chunks in zip(*(column[first].tolist() for column in columns), strict=True):
-        cut, context = slicing(tp, sequence), CONTEXTS[number]
-        loss_chunk = workload.most_loss_tokens(model, tp) if in_chunks else None
-        known.append(dimensions(model, cut, tp, size, None, loss_chunk, cp, context, ep))
-        decides = known[-1]
-        if not ones:
-            t, b, c, e = map(letter, ("tp", "B", "cp", "ep"))
-            decides = dimensions(model, cut, t, b, None, letter("C") if in_chunks else None, c, context, e if ep > 1 else 1)
-        of = structure(model, workload, "none", cut, decides, context=context)
+        cut, context, shared = slicing(tp, sequence), CONTEXTS[number], whole(ep) if ep > 1 else 1
+        loss_chunk = whole(workload.most_loss_tokens(model, tp)) if in_chunks else None
+        known.append(dimensions(model, cut, whole(tp), whole(size), None, loss_chunk, whole(cp), context, shared))
+        of = structure(model, workload, "none", cut, known[-1], context=context)
         of_each.append(numbers.setdefault(of, len(numbers)))
     structures, kinds = list(numbers), np.array(of_each, np.int64)[which] * len(RECOMPUTES) + grid.recompute
     found = []
