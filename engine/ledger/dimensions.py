@@ -24,7 +24,7 @@ With two-stream attention there are also: R rows of a sequence, or R/tp; T of th
 predicted token; 2 S − 1 distances. When generating there are also: P tokens of the prompt; N tokens in the KV cache when the last
 token goes through the model; V, the vocabulary without rounding.
 
-`tp` and the size of a microbatch are numbers, or sizes of `engine.ledger.symbolic` for very many layouts at once.
+`tp` and the size of a microbatch are numbers, or arrays for very many layouts at once.
 """
 
 from __future__ import annotations
@@ -35,7 +35,6 @@ from typing import Any
 
 from engine.families import predicted
 from engine.ledger.form import Product, Slicing, Structure
-from engine.ledger.symbolic import Size, later
 from engine.spec import ModelSpec, Recompute, WorkloadSpec
 from engine.spec.context import Context
 from engine.terms import Factor
@@ -117,8 +116,6 @@ def _heads(model: ModelSpec, tp: Any) -> tuple[Any, Any]:
     keys, queries = model.key_heads, model.heads
     if keys == queries:
         return keys // tp, 1
-    if isinstance(tp, Size):
-        return later(_at_least_one, keys, tp), later(_shared, queries, keys, tp)
     return _at_least_one(keys, tp), _shared(queries, keys, tp)
 
 
@@ -160,7 +157,7 @@ def structure(
 
     Each dimension that is 1 is part of the structure. Some are not: tp, since `cut` says whether it is 1; cp, which is 3 or more
     as a dimension; and N and M, which are never 1 where that matters. Those of a model with experts that train with fused
-    attention are fewer: see `_no_matter`. A symbolic size counts as more than 1.
+    attention are fewer: see `_no_matter`. An array, or a number of numpy, counts as more than 1.
     """
     passed_over = {"tp", "cp", "N", "M"}
     if model.experts and not generates and not context and workload.attention_of(model) == "fused":
@@ -184,7 +181,7 @@ def _no_matter(model: ModelSpec, cut: Slicing) -> set[str]:
 
 
 def value(product: Product, sizes: Mapping[str, Any]) -> Any:
-    """The value of a product: a number, or a symbolic size."""
+    """The value of a product: a number, or an array."""
     out: Any = product.times
     for dimension in product.dimensions:
         out = out * sizes[dimension]
@@ -264,7 +261,7 @@ def factors(product: Product, sizes: Mapping[str, Any]) -> tuple[Factor, ...]:
 
 
 def _is_one(size: Any) -> bool:
-    """False for arrays and symbolic sizes."""
+    """False for arrays."""
     return isinstance(size, int) and size == 1
 
 

@@ -64,6 +64,7 @@ class LayoutLedgers:
         self.split = ChunkSplit(model, layout, tokens is None)
         self.e, self.g = Factor("e", BYTES_OF[workload.precision]), Factor("g", BYTES_OF[workload.gradient_precision])
         self._ledgers = ledger_store() if ledgers is None else ledgers
+        self._read: dict[Part, Ledger] = {}
         if isinstance(self._ledgers, LedgerStore):
             self._ledgers.check(self.needs())  # one error for all keys, so that they are recorded together
 
@@ -74,7 +75,9 @@ class LayoutLedgers:
     def chunk(self, number: int) -> Chunk:
         """A chunk of the model, by its number."""
         part, layers = self.split.chunks[number]
-        return Chunk(number, part, layers, ledger_of(self._ledgers, self.structure, part))
+        if part not in self._read:
+            self._read[part] = ledger_of(self._ledgers, self.structure, part)
+        return Chunk(number, part, layers, self._read[part])
 
     def on(self, stage: int) -> list[Chunk]:
         """The chunks of a stage."""

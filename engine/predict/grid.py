@@ -56,11 +56,6 @@ def multiplied(one: Real, other: Real) -> Real:
     return np.concatenate([one @ other[:, i : i + at_once] for i in range(0, other.shape[1], at_once)], axis=1)
 
 
-def chunked_loss(model: ModelSpec, workload: WorkloadSpec, grid: Grid) -> NDArray[np.bool_]:
-    """Where the loss is computed in chunks of tokens. (n,)"""
-    return workload.most_loss_tokens(model, grid.tp) < grid.microbatch_size * (model.output_rows // grid.cp)
-
-
 def which_layers(layout: LayoutSpec) -> int:
     """Which layers full recompute recomputes, as one number ≥ 0: 0 all, 2 n the first n of each chunk, 2 n + 1 every n-th."""
     if not layout.recomputes_some:

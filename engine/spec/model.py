@@ -309,7 +309,7 @@ class ModelSpec(LatentNumbers, ExpertNumbers, Spec):
         return self.rotary_base or ROTARY_BASE
 
     def vocab_rows(self, tp: Any) -> Any:
-        """Rows of the vocabulary on each of `tp` ranks, with padding. `tp`: a number, (n,) or a symbolic size."""
+        """Rows of the vocabulary on each of `tp` ranks, with padding. `tp`: a number, or (n,)."""
         if self.vocab_multiple < 2:
             return -(-self.vocab // tp)
         return -(-self.vocab // (tp * self.vocab_multiple)) * self.vocab_multiple

@@ -10,7 +10,6 @@ import pytest
 from engine import catalog
 from engine.families import FamilyName
 from engine.ledger.split import Stack
-from engine.ledger.symbolic import letter, values
 from engine.planner.candidates import candidates
 from engine.planner.search import MIXED
 from engine.predict.bulk.memory import fullest
@@ -121,15 +120,3 @@ def test_of_an_encoders_block_that_a_message_holds_longer_than_its_chunk(schedul
         here = (grid.schedule == SCHEDULES.index(schedule)) & (grid.recompute == RECOMPUTES.index("full"))
         few = np.flatnonzero(here & (grid.pp > 1) & (grid.microbatches * grid.pp * grid.chunks <= 64))
         assert_equal(model, MIXED, grid.take(few[:: max(1, len(few) // 8)]))
-
-
-def test_sizes_with_letters_are_what_numbers_give() -> None:
-    tp, b = letter("tp"), letter("B")
-    for size, by_hand in (
-        (2 * (96 // tp) * b, lambda tp, b: 2 * (96 // tp) * b),
-        (-(-50257 // tp) * 3, lambda tp, b: -(-50257 // tp) * 3),
-        (-(-(b * 7 + 5 + 12 // tp) // tp) * tp, lambda tp, b: -(-(b * 7 + 5 + 12 // tp) // tp) * tp),
-    ):
-        known = {"tp": np.array([1, 2, 4, 5]), "B": np.array([1, 3, 2, 7])}
-        expected = by_hand(known["tp"], known["B"])  # type: ignore[no-untyped-call]
-        assert (size.coefficient * values([size.atoms], known)[0]).tolist() == expected.tolist()

@@ -9,9 +9,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from engine.ledger.form import Structure
 from engine.ledger.keep import Ledgers
 from engine.ledger.store import ledger_store
-from engine.predict.bulk.traces import BucketUse, ChunkForm, FormTrace, FormTraces, Layouts, letter_of
+from engine.predict.bulk.traces import BucketUse, ChunkForm, FormTrace, FormTraces, letter_of
 from engine.predict.memory.reducing import Pending, ReductionBlocks, Reductions, RepeatedSegment
 from engine.schedule.stage_passes import STATES
 
@@ -44,22 +45,22 @@ class Actions(NamedTuple):
 class FormActions(FormTraces):
     """Traces, and what they come to at each ZeRO stage. Most runs are in several actions and forms, and are worked out once."""
 
-    def __init__(self, layouts: Layouts, ledgers: Ledgers) -> None:
-        super().__init__(layouts, ledgers)
+    def __init__(self, structure: Structure, ledgers: Ledgers) -> None:
+        super().__init__(structure, ledgers)
         self._actions: dict[tuple[ChunkForm, int, bool], Actions] = {}
         self._runs: dict[Run, int] = {}
 
-    def actions(self, form: ChunkForm, zero: int, cut: bool) -> Actions:
-        """`cut`: with tp > 1."""
-        key = form, zero, cut
+    def actions(self, form: ChunkForm, zero: int, alone: bool) -> Actions:
+        """`alone`: as of `Reductions`."""
+        key = form, zero, alone
         with self.one_at_a_time:
             if key not in self._actions:
-                self._actions[key] = self._of(self.of(form, zero >= 2, cut), zero)
+                self._actions[key] = self._of(self.of(form, zero >= 2), zero, alone)
             return self._actions[key]
 
-    def _of(self, trace: FormTrace, zero: int) -> Actions:
+    def _of(self, trace: FormTrace, zero: int, alone: bool) -> Actions:
         share, whole = ([block(one.number, which, False) for one in trace.uses] for which in range(BLOCKS))
-        reductions = Reductions(zero, trace.buckets, ReductionBlocks(share, whole, whole), trace.segments["W"])
+        reductions = Reductions(zero, trace.buckets, ReductionBlocks(share, whole, whole), trace.segments["W"], alone)
         on_time, pending = reductions.by_state(trace.segments)
         several = [on_time[name] for name in STATES]
         if lends := trace.late is not trace.segments:
@@ -78,9 +79,9 @@ class FormActions(FormTraces):
 
 
 @lru_cache(maxsize=_STRUCTURES)
-def form_actions(layouts: Layouts, ledgers: Ledgers | None) -> FormActions:
+def form_actions(structure: Structure, ledgers: Ledgers | None) -> FormActions:
     """`ledgers`: those to read, in place of `ledger_store()`."""
-    return FormActions(layouts, ledger_store() if ledgers is None else ledgers)
+    return FormActions(structure, ledger_store() if ledgers is None else ledgers)
 
 
 def _runs(segments: list[RepeatedSegment]) -> Iterator[tuple[int, Run]]:

@@ -13,10 +13,14 @@ from numpy.typing import NDArray
 
 from engine.ledger.keep import Ledgers
 from engine.predict.bulk.actions import ACTIONS, form_actions
-from engine.predict.bulk.traces import ChunkForm, Layouts, figures_of
-from engine.predict.grid import Whole, distinct
+from engine.predict.bulk.traces import ChunkForm
+from engine.predict.grid import Whole
 from engine.predict.memory.amounts import AMOUNTS, between_passes
+from engine.predict.memory.buckets import BucketSizes
+from engine.predict.memory.reading import Amounts
 from engine.predict.memory.update import SizedBucket, UpdateMemory, bytes_of
+from engine.predict.structures import StructureGroup
+from engine.spec import BYTES_OF, WorkloadSpec
 from engine.terms import Factor
 
 Real = NDArray[np.float64]
@@ -28,50 +32,44 @@ _A = {name: i for i, name in enumerate(ACTIONS)}
 
 
 class Chunks:
-    """The chunks of one structure's layouts.
+    """The chunks of one structure's layouts. `known`: `zero`, `alone`, `dp` and `dp of experts` of each, (n,)."""
 
-    `known`: `tp`, `cp`, `ep`, `B`, `dp`, `dp of experts` and `zero` of each, and whether it is `cut`, (n,).
-    """
-
-    def __init__(self, layouts: Layouts, forms: list[ChunkForm], known: dict[str, Any], ledgers: Ledgers | None) -> None:
-        self.layouts, self.known, self.does = layouts, known, form_actions(layouts, ledgers)
-        kinds = {(zero, cut > 0) for zero, cut in zip(known["zero"].tolist(), known["cut"].tolist(), strict=True)}
+    def __init__(self, group: StructureGroup, forms: list[ChunkForm], known: dict[str, Any], ledgers: Ledgers | None) -> None:
+        self.known, self.does = known, form_actions(group.structure, ledgers)
+        kinds = set(zip(known["zero"].tolist(), known["alone"].tolist(), strict=True))
         self.actions = {(form, *kind): self.does.actions(form, *kind) for form in forms for kind in kinds}
-        self.runs = self.does.runs()
-        letters = "tp", "cp", "ep", "B"
-        first, self._which = distinct(*(known[name] for name in letters))
-        self._nets, self._tops = self.does.figures({name: known[name][first] for name in letters}, len(first))
-        found: dict[Any, Any] = {}
-        several = self.does.bucket_sizes()
-        self.buckets = np.empty((len(several), 2, len(known["tp"])))  # numbers of each on a rank, and in one replica's share
-        for sizes, out in zip(several, self.buckets, strict=True):
-            out[0], out[1] = figures_of(sizes, known, found)
+        self.runs, self._which = self.does.runs(), group.which
+        self._figures = self.does.figures(group.values, int(group.which.max()) + 1)
+        several, sizes = self.does.buckets(), group.sizes(np.arange(len(group.rows)))
+        of_experts = known["dp of experts"] if "M" in sizes else None  # ranks share them
+        self.buckets = np.empty((len(several), 2, len(group.rows)))  # numbers of each on a rank, and in one replica's share
+        for (bucket, part), out in zip(several, self.buckets, strict=True):
+            found = BucketSizes(bucket, part, sizes, known["dp"], of_experts)
+            out[0], out[1] = found.size.value, found.share.value
 
-    def spans(self, here: slice) -> tuple[Real, Real]:
-        """What each span leaves, and the most that it adds. (spans, layouts) each"""
-        which = self._which[here]
-        return self._nets[:, which], self._tops[:, which]
+    def figures(self, here: slice) -> list[Real]:
+        """The sizes of blocks, what each span leaves, and the most that it adds. (sizes or spans, layouts) each"""
+        return [figures[:, self._which[here]] for figures in self._figures]
 
 
 class ChunkValues:
-    """`VALUES` of forms of chunk, for the layouts `here`, which have one ZeRO stage and of which tp cuts all or none."""
+    """`VALUES` of forms of chunk, for the layouts `here`, which have one ZeRO stage, and experts that ZeRO cuts or does not."""
 
-    def __init__(self, chunks: Chunks, forms: list[ChunkForm], here: slice) -> None:
-        self.does, self.known = chunks.does, {name: of[here] for name, of in chunks.known.items()}
-        self.zero, self.cut = int(self.known["zero"][0]), bool(self.known["cut"][0])
-        layouts, self.found = chunks.layouts, dict[Any, Any]()
+    def __init__(self, chunks: Chunks, workload: WorkloadSpec, forms: list[ChunkForm], here: slice) -> None:
+        self._does, self.zero = chunks.does, int(chunks.known["zero"][here.start])
         whole, share = chunks.buckets[:, :, here].swapaxes(0, 1)  # (buckets, n) each
-        e = layouts.e.value
-        width = layouts.width.value if self.zero == 1 else e  # bytes of a number that a reduction receives
+        e, gradient = BYTES_OF[workload.precision], BYTES_OF[workload.gradient_precision]
+        width = gradient if self.zero == 1 else e  # bytes of a number that a reduction receives
         self._under_way = share * width + (whole * e if self.zero >= 2 else 0.0)
-        memory = UpdateMemory(layouts.workload, self.zero, layouts.e, layouts.width)
+        memory = UpdateMemory(workload, self.zero, Factor("e", e), Factor("g", gradient))
         every, nothing = SizedBucket(Factor("Ψ", whole), Factor("Ψ/dp", share)), np.zeros_like(share)
         # Of each bucket what stands, and its update.
         self._stands, self._update = nothing + bytes_of(memory.standing(every)), nothing + bytes_of(memory.update(every))
-        self._actions = {form: chunks.actions[form, self.zero, self.cut] for form in forms}
+        alone = bool(chunks.known["alone"][here.start])
+        self._actions = {form: chunks.actions[form, self.zero, alone] for form in forms}
         runs = sorted({run for actions in self._actions.values() for row in actions.rows for run in row})
         self._place = {run: place for place, run in enumerate(runs)}
-        spans, highest = chunks.spans(here)
+        self._sizes, spans, highest = chunks.figures(here)
         blocks = np.stack([share * width, -share * width, whole * e, -whole * e], axis=1)
         blocks = blocks.reshape(-1, blocks.shape[-1])[::-1]  # counted from the end
         nothing = np.zeros_like(spans[:1])
@@ -83,15 +81,13 @@ class ChunkValues:
 
         (values, n)
         """
-        actions, trace, count = self._actions[form], self.does.of(form, self.zero >= 2, self.cut), len(which)
+        actions, trace, count = self._actions[form], self._does.of(form, self.zero >= 2), len(which)
         times = np.stack([np.ones(count), *between.T])
         rows = [[self._place[run] for run in row] for row in actions.rows]
         leaves, tops = joined(self._leaves[:, which], self._tops[:, which], rows, actions.letters, times)
-        sizes = figures_of(trace.amounts.values(), self.known, self.found)
-        sizes = [size[which] if np.ndim(size) else size for size in sizes]
         found = between_passes(
             lambda state: leaves[actions.which[_A[state]]],
-            dict(zip(trace.amounts, sizes, strict=True)),
+            {name: self._total(blocks, which) for name, blocks in trace.amounts.items()},
             actions.pending,
             lambda bucket: self._under_way[actions.uses[bucket].number, which] if bucket >= 0 else 0.0,
         )
@@ -107,6 +103,10 @@ class ChunkValues:
             (self._update[buckets] * often).sum(0),
         )
         return out
+
+    def _total(self, blocks: Amounts, which: Whole) -> Any:
+        """Bytes of so many blocks of each size."""
+        return sum(amount * self._sizes[number - 1, which] for number, amount in blocks.items() if amount)
 
 
 def joined(

@@ -13,8 +13,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.ledger.dimensions import dimensions
-from engine.ledger.form import Slicing
 from engine.ledger.keep import Key, Ledgers
 from engine.ledger.split import Stack
 from engine.ledger.store import NotRecordedError
@@ -22,12 +20,12 @@ from engine.predict.bulk.actions import form_actions
 from engine.predict.bulk.chunks import VALUES, Chunks, ChunkValues
 from engine.predict.bulk.peak_candidates import peak_candidates
 from engine.predict.bulk.pieces import Piece, pieces, pieces_of
-from engine.predict.bulk.traces import ONES, ChunkForm, Layouts
-from engine.predict.grid import RECOMPUTES, Grid, chunked_loss, distinct, multiplied
+from engine.predict.bulk.traces import ChunkForm
+from engine.predict.grid import Grid, distinct, multiplied
+from engine.predict.structures import StructureGroup, by_structure
 from engine.schedule import SCHEDULES
 from engine.schedule.orders import enough_microbatches
 from engine.spec import SCHEDULE_FACTS, ModelSpec, WorkloadSpec
-from engine.spec.context import CONTEXTS
 
 Array = NDArray[np.int64]
 Real = NDArray[np.float64]
@@ -87,50 +85,39 @@ def _groups(which: Array) -> list[Array]:
 class _SizesOf:
     """Layouts by what their chunks' sizes depend on: `which[i]` is the number of layout i's sizes.
 
-    Those of one structure stand together, and among them those of one ZeRO stage that tp cuts or does not, which are a group.
+    Those of one structure stand together, and among them those of one ZeRO stage, which are a group.
     """
 
     def __init__(self, model: ModelSpec, workload: WorkloadSpec, grid: Grid, ledgers: Ledgers | None) -> None:
-        self.model, self.workload, self.ledgers = model, workload, ledgers
+        self.workload, self.ledgers = workload, ledgers
+        of_experts = grid.shards // grid.ep
+        alone = (grid.zero > 0) & (grid.ep > 1) & (of_experts == 1)
+        dp, of_experts = (np.where(grid.zero > 0, parts, 1) for parts in (grid.shards, of_experts))
         sequence = grid.sequence_parallel & (grid.tp > 1)
-        chunked = chunked_loss(model, workload, grid)
-        shared = grid.shards // grid.ep
-        alone = (grid.zero > 0) & (grid.ep > 1) & (shared == 1)
-        kinds = (sequence, grid.recompute, chunked, grid.context, alone, *_ones(model, grid))
-        known = {
-            "zero": grid.zero,
-            "cut": grid.tp > 1,
-            "tp": grid.tp,
-            "B": grid.microbatch_size,
-            "cp": grid.cp,
-            "ep": grid.ep,
-            "dp": np.where(grid.zero > 0, grid.shards, 1),
-            "dp of experts": np.where(grid.zero > 0, shared, 1),
-        }
-        first, self.which = distinct(*kinds, *known.values())
-        self.known = {name: size[first] for name, size in known.items()}
-        _, of_kind = distinct(*(kind[first] for kind in kinds))
-        self.structures = [
-            (self._layouts([int(kind[first[here.start]]) for kind in kinds]), here, self._groups(here))
-            for here in _runs(of_kind, 0)
-        ]
-
-    def _layouts(self, kinds: list[int]) -> Layouts:
-        sequence, recompute, chunked, context, alone, *flags = kinds
-        ones = tuple(name for name, one in zip(ONES, flags, strict=True) if one)
-        recomputes = RECOMPUTES[recompute]
-        return Layouts(
-            self.model, self.workload, recomputes, bool(sequence), ones, bool(chunked), CONTEXTS[context], bool(alone)
+        first, which = distinct(
+            grid.recompute, grid.context, alone, grid.zero, grid.tp, grid.cp, grid.ep, grid.microbatch_size, sequence, dp,
+            of_experts,
         )  # fmt: skip
-
-    def _groups(self, here: slice) -> list[slice]:
-        return _runs(2 * self.known["zero"][here] + self.known["cut"][here], here.start)
+        known = {"zero": grid.zero, "alone": alone, "dp": dp, "dp of experts": of_experts}
+        kinds, order = 2 * grid.zero[first] + alone[first], list[Array]()
+        self.structures, start = list[tuple[StructureGroup, slice, list[slice]]](), 0
+        for group in by_structure(model, workload, grid.take(first)):
+            own = kinds[group.rows]
+            sorted_ = np.argsort(own, kind="stable")
+            order.append(group.rows[sorted_])
+            here = slice(start, start + len(own))
+            placed = group._replace(rows=order[-1], which=group.which[sorted_])
+            self.structures.append((placed, here, _runs(own[sorted_], start)))
+            start = here.stop
+        every = np.concatenate(order)
+        self.which, self.count = np.argsort(every)[which], len(every)
+        self.known = {name: of[first[every]] for name, of in known.items()}
 
     def tables(self, masks: dict[Piece, Any]) -> tuple[dict[Piece, Real], dict[Piece, Array]]:
         """Of each piece a table of `VALUES`, (values, entries), and where in it each sizes' entry is, (sizes,)."""
         sizes, rows = dict[Piece, Array](), dict[Piece, Array]()
         for piece, mask in masks.items():
-            present = np.zeros(len(self.known["tp"]), np.bool_)
+            present = np.zeros(self.count, np.bool_)
             present[self.which[mask]] = True
             sizes[piece], rows[piece] = np.flatnonzero(present), present.cumsum() - 1
         tables = {piece: np.empty((len(VALUES), len(of))) for piece, of in sizes.items()}
@@ -141,7 +128,7 @@ class _SizesOf:
         for (structure, here, groups), forms in zip(todo, forms_of, strict=True):
             chunks = Chunks(structure, forms, {name: size[here] for name, size in self.known.items()}, self.ledgers)
             for group, some in groups:
-                values = ChunkValues(chunks, list(some), slice(group.start - here.start, group.stop - here.start))
+                values = ChunkValues(chunks, self.workload, list(some), slice(group.start - here.start, group.stop - here.start))
                 for form, of in some.items():
                     several = [sizes[piece][part] for piece, part in of.items()]
                     lengths = [len(one) for one in several]
@@ -165,25 +152,10 @@ class _SizesOf:
     def _check(self, forms_of: list[list[ChunkForm]]) -> None:
         """So that all ledgers that are missing are recorded at once."""
         missing = set[Key]()
-        for (structure, here, _), forms in zip(self.structures, forms_of, strict=True):
-            missing |= form_actions(structure, self.ledgers).missing(forms, set(self.known["cut"][here].tolist()))
+        for (group, _, _), forms in zip(self.structures, forms_of, strict=True):
+            missing |= form_actions(group.structure, self.ledgers).missing(forms)
         if missing:
             raise NotRecordedError(missing)
-
-
-def _ones(model: ModelSpec, grid: Grid) -> list[NDArray[np.bool_]]:
-    """Of each of `ONES`, where it is 1. (n,) each"""
-    found = {name: np.zeros(len(grid), np.bool_) for name in ONES}
-    first, which = distinct(grid.sequence_parallel & (grid.tp > 1), grid.context, grid.ep > 1)
-    for kind, one in enumerate(first.tolist()):
-        here = np.flatnonzero(which == kind)
-        some, context = grid.take(here), CONTEXTS[grid.context[one]]
-        cut: Slicing = "sequence" if grid.sequence_parallel[one] and grid.tp[one] > 1 else "features"
-        ep = some.ep if grid.ep[one] > 1 else 1
-        sizes = dimensions(model, cut, some.tp, some.microbatch_size, cp=some.cp, context=context, ep=ep)
-        for name in ONES:
-            found[name][here] = sizes.get(name, 2) == 1
-    return [found[name] for name in ONES]
 
 
 def _runs(of: Array, start: int) -> list[slice]:

@@ -8,6 +8,7 @@ and multiplied.
 from __future__ import annotations
 
 import itertools
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import lru_cache
@@ -16,49 +17,36 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.ledger.dimensions import dimensions, structure
-from engine.ledger.form import LOSS_CHUNK, Part, Slicing, Structure
+from engine.ledger.form import LOSS_CHUNK, Part, Structure
 from engine.ledger.keep import Ledgers
 from engine.ledger.mixed import ledger_of, recorded_keys
 from engine.ledger.split import Stack
 from engine.ledger.store import LedgerStore, ledger_store
-from engine.ledger.symbolic import letter
 from engine.predict.bulk.pieces import pieces
-from engine.predict.grid import RECOMPUTES, Grid, Whole, chunked_loss, distinct, multiplied
+from engine.predict.grid import RECOMPUTES, Grid, Whole, distinct, multiplied
+from engine.predict.structures import StructureGroup, by_structure
 from engine.predict.traffic.calls import PredictedCall, wire_bytes
 from engine.predict.traffic.chunk import BucketUse, ChunkTraffic, MicrobatchCall, trained
 from engine.predict.traffic.rules import Setting, data_parallel, messages, norm_and_loss, router_biases, tensor_parallel, tie
 from engine.schedule import SCHEDULES
 from engine.schedule.orders import reductions
-from engine.spec import BYTES_OF, ModelSpec, Recompute, WorkloadSpec
-from engine.spec.context import CONTEXTS, Context
+from engine.spec import BYTES_OF, ModelSpec, WorkloadSpec
 from engine.spec.numbers import evenly
 from engine.terms import Factor
 
 Reals = NDArray[np.float64]
 
 CLASSES = ("tp", "cp", "pp", "dp", "ep", "dp late")  # of traffic: by axis; and the part of dp that no pass overlaps with
-_SLICINGS: tuple[Slicing, ...] = ("none", "features", "sequence")
-# Kinds of recompute that repeat collectives. That of attention alone repeats those over cp.
-_REPEATING: tuple[Recompute, ...] = ("none", "full", "core_attn")
 _LATE = ("gather", "step")  # phases that no pass overlaps with
 _KEPT = 1024  # shapes of pipelines, and chunks whose calls are summed, the latest
 
 
-class _Case(NamedTuple):
-    """What the ledgers of layouts depend on, but for which dimensions are 1."""
-
-    slicing: Slicing
-    recompute: Recompute  # of `_REPEATING`
-    chunked: bool
-    context: Context
-    shared: bool  # ranks share experts
-
-
 def _repeats(grid: Grid) -> Whole:
-    """Which of `_REPEATING` each layout has. (n,)"""
-    full, attention = grid.recompute == RECOMPUTES.index("full"), grid.recomputes("core_attn") & (grid.cp > 1)
-    return np.where(full, 1, np.where(attention, 2, 0))
+    """Index in `RECOMPUTES` of a kind of recompute that repeats as many collectives as each layout's. That of attention alone
+    repeats those over cp. (n,)
+    """
+    none, full, attention = map(RECOMPUTES.index, ("none", "full", "core_attn"))
+    return np.select([grid.recompute == full, grid.recomputes("core_attn") & (grid.cp > 1)], [full, attention], none)
 
 
 class StageItem(NamedTuple):
@@ -106,8 +94,12 @@ def bulk_traffic(
         _Shape.of(model, *(int(group[i]) for group in (grid.pp, grid.chunks, grid.v_shaped, grid.recomputed)))
         for i in some[bounds[:-1]]
     ]
-    held = list(dict.fromkeys(one for shape in shapes for one in shape.held))
-    costs = _Costs(model, workload, grid.take(first), deferred[first], held, classes, 1 + calls, ledgers)
+    having: dict[StageItem, Any] = defaultdict(lambda: np.zeros(len(first), np.bool_))
+    for shape, (start, stop) in zip(shapes, itertools.pairwise(bounds), strict=True):
+        for item in shape.held:
+            having[item][cost[some[start:stop]]] = True
+    held = list(having)
+    costs = _Costs(model, workload, grid.take(first), deferred[first], having, classes, 1 + calls, ledgers)
     measures = ("", " calls")[: 1 + calls]
     found = {name + suffix: np.zeros(len(some)) for name in classes for suffix in measures}
     for shape, (start, stop) in zip(shapes, itertools.pairwise(bounds), strict=True):
@@ -208,79 +200,75 @@ class _Costs:
         workload: WorkloadSpec,
         grid: Grid,
         deferred: Any,
-        held: list[StageItem],
+        having: dict[StageItem, Any],
         classes: Sequence[str],
         measures: int,
         ledgers: Ledgers | None,
     ) -> None:
+        """`having`: the items, and which layouts have each."""
         self.model, self.workload, self.grid, self.measures = model, workload, grid, measures
-        self._numbers = {item: number for number, item in enumerate(held)}
-        self._parts = list(dict.fromkeys(item.part for item in held if item.part is not None))
+        self._numbers = {item: number for number, item in enumerate(having)}
+        self._having: dict[Part, Any] = defaultdict(lambda: np.zeros(len(grid), np.bool_))
+        for item, mask in having.items():
+            if item.part is not None:
+                self._having[item.part] |= mask
         self._ledgers = ledger_store() if ledgers is None else ledgers
-        self.sums = {name: np.zeros((measures, len(held), len(grid))) for name in classes}
-        self.reduced = {name: np.zeros((measures, len(held), len(grid))) for name in ("tp", "dp")}
-        slicing = np.where(grid.tp == 1, 0, np.where(grid.sequence_parallel, 2, 1))
-        repeats, chunked = _repeats(grid), chunked_loss(model, workload, grid)
+        self.sums = {name: np.zeros((measures, len(having), len(grid))) for name in classes}
+        self.reduced = {name: np.zeros((measures, len(having), len(grid))) for name in ("tp", "dp")}
         shared = grid.ep > 1
-        alone = shared & (grid.ep == grid.replicas)
-        self._check(slicing, repeats, chunked)
-        for rules, columns in (
-            (self._of_layers, (slicing, repeats, chunked, grid.context, shared)),
-            (
-                self._of_data_parallelism,
-                (slicing, chunked, grid.context, grid.zero, deferred, shared, alone, grid.zero_replicas > 1),
-            ),
+        alone, hybrid = shared & (grid.ep == grid.replicas), grid.zero_replicas > 1
+        # Calls do not depend on which dimensions are 1. Those of data parallelism do not depend on recompute.
+        repeats, same = _repeats(grid), np.zeros(len(grid), np.int64)
+        of_layers = by_structure(model, workload, replace(grid, recompute=repeats), ones=False)
+        self._check(of_layers)
+        plain = by_structure(model, workload, replace(grid, recompute=same + RECOMPUTES.index("none")), ones=False)
+        for rules, groups, columns in (
+            (self._of_layers, of_layers, (same,)),
+            (self._of_data_parallelism, plain, (grid.zero, deferred, shared, alone, hybrid)),
         ):
-            first, which = distinct(*columns)
-            for kind, one in enumerate(first.tolist()):
-                here = np.flatnonzero(which == kind)
-                case = self._case(one, slicing, repeats, chunked)
-                setting = self._setting(case, int(grid.zero[one]), here, bool(alone[one]))
-                for item, call in rules(self._structure(case), setting):
-                    self._add(item, call, here, setting, bool(deferred[one]))
+            for group in groups:
+                first, kinds = distinct(*(column[group.rows] for column in columns))
+                for kind, one in enumerate(group.rows[first].tolist()):
+                    some = np.flatnonzero(kinds == kind)
+                    here = group.rows[some]
+                    setting = self._setting(group, some, int(grid.zero[one]), bool(alone[one]))
+                    for item, call in rules(group.structure, setting, self._parts(here)):
+                        self._add(item, call, here, setting, bool(deferred[one]))
 
-    def _check(self, slicing: Whole, repeats: Whole, chunked: Any) -> None:
+    def _check(self, groups: list[StructureGroup]) -> None:
         if isinstance(self._ledgers, LedgerStore):
-            first, _ = distinct(slicing, repeats, chunked, self.grid.context, self.grid.ep > 1)
-            kinds = [self._structure(self._case(i, slicing, repeats, chunked)) for i in first.tolist()]
-            self._ledgers.check({key for made in kinds for part in self._parts for key in recorded_keys(made, part)})
+            needed = ((group.structure, part) for group in groups for part in self._parts(group.rows))
+            self._ledgers.check({key for one in needed for key in recorded_keys(*one)})
 
-    def _case(self, row: int, slicing: Whole, repeats: Whole, chunked: Any) -> _Case:
-        context, shared = CONTEXTS[self.grid.context[row]], bool(self.grid.ep[row] > 1)
-        return _Case(_SLICINGS[slicing[row]], _REPEATING[repeats[row]], bool(chunked[row]), context, shared)
+    def _parts(self, here: Any) -> list[Part]:
+        """The parts that some of these layouts have."""
+        return [part for part, having in self._having.items() if having[here].any()]
 
-    def _structure(self, case: _Case) -> Structure:
-        """Calls do not depend on which dimensions are 1, so all are taken as more than 1."""
-        loss_chunk = letter("C") if case.chunked else None
-        tp, b, cp, ep = map(letter, ("tp", "B", "cp", "ep"))
-        sizes = dimensions(self.model, case.slicing, tp, b, None, loss_chunk, cp, case.context, ep if case.shared else 1)
-        return structure(self.model, self.workload, case.recompute, case.slicing, sizes, context=case.context)
-
-    def _setting(self, case: _Case, zero: int, here: Whole, alone: bool) -> Setting:
-        some, workload = self.grid.take(here), self.workload
-        loss_chunk = workload.most_loss_tokens(self.model, some.tp) if case.chunked else None
-        slicing, ep = case.slicing, some.ep if case.shared else 1
-        sizes = dimensions(self.model, slicing, some.tp, some.microbatch_size, None, loss_chunk, some.cp, case.context, ep)
+    def _setting(self, group: StructureGroup, which: Whole, zero: int, alone: bool) -> Setting:
+        """`which`: of the group's layouts."""
+        some, workload = self.grid.take(group.rows[which]), self.workload
         copies = np.maximum(1, some.tp // self.model.key_heads)
         e, g = Factor("e", BYTES_OF[workload.precision]), Factor("g", BYTES_OF[workload.gradient_precision])
         hybrid = bool((some.zero_replicas > 1).any())
         return Setting(
-            sizes, some.tp, some.replicas, some.microbatches, zero, slicing == "sequence", e, g, copies, ep, alone,
-            replicas=some.zero_replicas if hybrid else 1, hybrid=hybrid,
+            group.sizes(which), some.tp, some.replicas, some.microbatches, zero, group.structure.slicing == "sequence", e, g,
+            copies, some.ep if some.ep[0] > 1 else 1, alone, replicas=some.zero_replicas if hybrid else 1, hybrid=hybrid,
         )  # fmt: skip
 
-    def _of_layers(self, made: Structure, setting: Setting) -> Iterator[tuple[StageItem, PredictedCall]]:
+    def _of_layers(self, made: Structure, setting: Setting, parts: list[Part]) -> Iterator[tuple[StageItem, PredictedCall]]:
         """Calls over tp and cp, and messages over pp."""
-        for part in self._parts:
+        for part in parts:
             traffic = _summed(trained(ledger_of(self._ledgers, made, part)), part)
             for call in tensor_parallel(traffic, setting):
                 yield _item_of(part, call.layer), call
             for call in messages(traffic, setting, (0, 1), receives=True):
                 yield StageItem(part, "cut"), call
 
-    def _of_data_parallelism(self, made: Structure, setting: Setting) -> Iterator[tuple[StageItem, PredictedCall]]:
+    def _of_data_parallelism(
+        self, made: Structure, setting: Setting, parts: list[Part]
+    ) -> Iterator[tuple[StageItem, PredictedCall]]:
         """Calls over dp, and those at the end of a step."""
-        for part in self._parts:
+        for part in parts:
             traffic = trained(ledger_of(self._ledgers, made, part))
             for item, use, count in _alike(traffic, part):
                 for call in data_parallel(replace(traffic, buckets=(use,)), part, setting):

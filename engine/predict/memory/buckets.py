@@ -13,10 +13,7 @@ from engine.terms import Factor
 
 
 class BucketSizes:
-    """Numbers of a bucket on a rank: Ψ, and Ψ/dp or Ψ/z where ZeRO shards it; sizes may have letters in them.
-
-    `counted`: in the norm of the gradients. The first chunk counts the token table, and not the last one's copy of it.
-    """
+    """Numbers of a bucket on a rank: Ψ, and Ψ/dp or Ψ/z where ZeRO shards it; sizes may be arrays of layouts."""
 
     def __init__(
         self,
@@ -36,7 +33,7 @@ class BucketSizes:
         self.alone = shared and isinstance(parts, int) and parts == 1  # ZeRO does not cut it
         self.layered = bucket.layer >= 0
         self.name = bucket_in_words(bucket)
-        self.counted = part.first or not bucket.name.endswith("token")
+        self.counted = counted(bucket, part)
         self._parts = parts
         # What tp does not cut comes first, as in `engine.parallel.data`.
         ordered = sorted(bucket.parameters, key=lambda parameter: not parameter.whole)
@@ -58,6 +55,11 @@ class BucketSizes:
         size = self.size
         cut = not isinstance(self._parts, int) or self._parts > 1
         return Factor(self._share, size.value // self._parts) if cut else size
+
+
+def counted(bucket: RecordedBucket, part: Part) -> bool:
+    """Whether it counts in the norm of the gradients: the token table in the first chunk, and not the last one's copy of it."""
+    return part.first or not bucket.name.endswith("token")
 
 
 def _numbers(shape: Sequence[Any], sizes: Mapping[str, Any]) -> Any:

@@ -128,4 +128,5 @@ def layout_passes(reading: LedgerReading, layout: LayoutSpec, kinds: frozenset[s
     of_experts = max(1, parts // layout.ep) if layout.ep > 1 else None
     does, buckets = reading.trace(zero >= 2, kinds), reading.buckets(parts, of_experts, hybrid)
     blocks = reduction_blocks([bucket for bucket, _ in buckets], e, g if zero == 1 else e)
-    return ChunkPasses(does, buckets, Reductions(zero, buckets, blocks, does.segments.get("W", [])))
+    reductions = Reductions(zero, reading.ledger.buckets, blocks, does.segments.get("W", []), of_experts == 1)
+    return ChunkPasses(does, buckets, reductions)

@@ -1,4 +1,4 @@
-"""A ledger with sizes put in, which may be those of one layout or have letters in them: what a chunk does in each action.
+"""A ledger with sizes put in: what a chunk does in each action.
 
 What a block is, is the reader's: `engine.predict.memory.passes` has kinds of blocks with names, `engine.predict.bulk.traces` has
 numbers of sizes.
@@ -84,7 +84,7 @@ class LedgerReading:
     def buckets(self, parts: Any, of_experts: Any = None, hybrid: bool = False) -> Buckets:
         """Each with how many there are. Arguments as for `BucketSizes`."""
         return [
-            (BucketSizes(bucket, self.part, self.sizes, parts, of_experts, hybrid), self._times(bucket.layer))
+            (BucketSizes(bucket, self.part, self.sizes, parts, of_experts, hybrid), self.times(bucket.layer))
             for bucket in self.ledger.buckets
         ]
 
@@ -113,7 +113,7 @@ class LedgerReading:
         left = added.copy()
         found = []
         for segment in trace.segments(action):
-            times = self._times(segment.layer)
+            times = self.times(segment.layer)
             events = list(self._events(segment, added, left))
             for taken, handed in self._handed_on(segment) if self.named and times != 1 else ():
                 found.append(RepeatedSegment(segment.layer, 1, [(-1, taken), (1, handed)]))
@@ -163,7 +163,8 @@ class LedgerReading:
                 amounts[self.blocks[number]] += way
         return {block: amount for block, amount in amounts.items() if amount}
 
-    def _times(self, layer: int) -> Any:
+    def times(self, layer: int) -> Any:
+        """How many layers a recorded layer represents; 1 outside of layers."""
         return 1 if layer < 0 else self.repeats[layer]
 
     def _lent(self, traces: Mapping[str, MicrobatchTrace]) -> Lent | None:

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from engine.ledger.form import ACCUMULATES, EXPECTS, GATHERS, RELEASES
+from engine.ledger.form import ACCUMULATES, EXPECTS, GATHERS, RELEASES, RecordedBucket
 from engine.predict.memory.blocks import BlockKind
 from engine.predict.memory.buckets import BucketSizes
 from engine.spec import sentence
@@ -90,9 +90,18 @@ def reduction_blocks(buckets: Sequence[BucketSizes], e: Factor, width: Factor) -
 class Reductions:
     """Of one chunk."""
 
-    def __init__(self, zero: int, buckets: Buckets, blocks: ReductionBlocks, weight_passes: Sequence[RepeatedSegment]) -> None:
-        """`weight_passes`: what W does."""
-        self.zero, self.buckets, self.blocks = zero, buckets, blocks
+    def __init__(
+        self,
+        zero: int,
+        buckets: Sequence[RecordedBucket],
+        blocks: ReductionBlocks,
+        weight_passes: Sequence[RepeatedSegment],
+        alone: bool = False,
+    ) -> None:
+        """`weight_passes`: what W does. `alone`: as many ranks share experts as there are replicas: ZeRO does not cut these."""
+        self.zero, self.blocks = zero, blocks
+        self._parameters = [len(bucket.parameters) for bucket in buckets]
+        self._alone = [alone and bucket.experts for bucket in buckets]
         self._later = Counter[int]()
         for note in (note for segment in weight_passes for sign, note in segment.events if not sign):
             self._later[note.bucket] += note.times * (note.kind == ACCUMULATES)
@@ -135,11 +144,11 @@ class Reductions:
 
     def _applied(self, segments: list[RepeatedSegment], state: State) -> tuple[list[RepeatedSegment], int]:
         """What happens in an action, without any `GradientEvent`, and which bucket's reduction is under way at its end."""
-        missing = [state.deferred * self._later[n] for n in range(len(self.buckets))]
+        missing = [state.deferred * self._later[n] for n in range(len(self._parameters))]
         incoming = [self.zero >= 2 and count > 0 for count in missing]
         if self.zero == 1:
-            each = (len(bucket.parameters) for bucket, _ in self.buckets)
-            missing = [count + state.remaining * parameters for count, parameters in zip(missing, each, strict=True)]
+            each = zip(missing, self._parameters, strict=True)
+            missing = [count + state.remaining * parameters for count, parameters in each]
         pending, found = state.pending, []
         for layer, times, events in segments:
             here: Events = []
@@ -147,12 +156,12 @@ class Reductions:
                 sign, note = event
                 if sign:
                     here.append(event)
-                elif self.buckets[note.bucket][0].alone:
+                elif self._alone[note.bucket]:
                     continue
                 elif note.kind in (GATHERS, RELEASES):
                     here += [(1 if note.kind == GATHERS else -1, self.blocks.gathered[note.bucket])] if self.zero == 3 else []
                 elif note.kind == EXPECTS and self.zero:
-                    missing[note.bucket] += len(self.buckets[note.bucket][0].parameters)
+                    missing[note.bucket] += self._parameters[note.bucket]
                     if not incoming[note.bucket]:
                         here.append((1, self.blocks.incoming[note.bucket]))
                         incoming[note.bucket] = True

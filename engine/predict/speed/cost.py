@@ -6,7 +6,7 @@ Seconds of a pass are arrays (3, 5, n): see `engine.predict.speed.passes`, which
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -14,7 +14,7 @@ import numpy as np
 
 from engine.devices import DeviceSpec
 from engine.optimizer import optimizer_of
-from engine.predict.grid import RECOMPUTES, Grid
+from engine.predict.grid import Grid
 from engine.predict.speed.passes import COMPUTE, DP, FORWARD, INPUTS, WEIGHTS, ModelPasses, PartName, model_passes
 from engine.predict.speed.rates import Assumptions, Link, Real, link, rates, shard_links
 from engine.spec import ModelSpec, WorkloadSpec
@@ -81,30 +81,19 @@ class Cost:
 
     def like(self, which: Any, grid: Grid) -> Cost:
         """The cost of layouts that differ from the selected ones of this grid only in what dp does."""
-        taken = Cost(self.model, self.workload, grid, self.device, self.assumed, self.passes.take(which))
-        if self.grid.recomputed.any():
-            taken.kept_passes = self.kept_passes.take(which)
-        return taken
+        return Cost(self.model, self.workload, grid, self.device, self.assumed, self.passes.take(which))
 
     @cached_property
     def passes(self) -> ModelPasses:
         """Raises `NotRecordedError`."""
         return model_passes(self.model, self.workload, self.grid, self.device, self.assumed)
 
-    @cached_property
-    def kept_passes(self) -> ModelPasses:
-        """Those of layers that are not recomputed whole, where full recompute leaves some out. Raises `NotRecordedError`."""
-        if not self.grid.recomputed.any():
-            return self.passes
-        kept = np.where(self.grid.recomputed > 0, RECOMPUTES.index("none"), self.grid.recompute)
-        return model_passes(self.model, self.workload, replace(self.grid, recompute=kept), self.device, self.assumed)
-
     def layers(self, part: PartName, count: Any, again: Any) -> Real:
         """Seconds of `count` layers, of which `again` are recomputed whole, where only some are. (3, 5, n)"""
         if not self.grid.recomputed.any():
             return count * self.passes.of(part)
         again = np.where(self.grid.recomputed > 0, again, count)
-        return again * self.passes.of(part) + (count - again) * self.kept_passes.of(part)
+        return again * self.passes.of(part) + (count - again) * self.passes.of(part, kept=True)
 
     # ---------------------------------------------------------------------------------------- parameters and what dp adds
 

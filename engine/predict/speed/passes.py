@@ -18,21 +18,22 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from engine.devices import DeviceSpec
-from engine.ledger.dimensions import dimensions, loss_chunks, middle_steps, slicing, structure
+from engine.ledger.dimensions import loss_chunks, middle_steps
 from engine.ledger.form import LOSS_CHUNK, RUNS, Call, Ledger, Part, Product, Segment, Step, Structure
 from engine.ledger.kernels import Kernel, beside, kernels
 from engine.ledger.split import part_of
 from engine.ledger.store import NotRecordedError, ledger_store
-from engine.predict.grid import RECOMPUTES, Grid, Whole, chunked_loss, distinct
+from engine.predict.grid import RECOMPUTES, Grid, Whole, distinct
 from engine.predict.speed.rates import Assumptions, Link, Real, link, on_device, rates
+from engine.predict.structures import by_structure
 from engine.spec import ModelSpec, Precision, WorkloadSpec
-from engine.spec.context import CONTEXTS
 from engine.topology import CallAxis
 
 FORWARD, INPUTS, WEIGHTS = range(3)
@@ -56,37 +57,42 @@ class Pass(NamedTuple):
 class ModelPasses:
     """Seconds of each part of a model, for each layout of a grid."""
 
-    def __init__(self, seconds: dict[PartName, Real], which: Whole) -> None:
-        """`seconds`: of layouts that differ, (3, 5, k) each. `which`: which of these each layout is, (n,)."""
-        self._seconds, self._which = seconds, which
+    def __init__(self, seconds: dict[PartName, Real], which: Whole, kept: Whole) -> None:
+        """`seconds`: of layouts that differ, (3, 5, k) each. `which`: which of these each layout is, (n,). `kept`: which its
+        layers are that full recompute leaves out.
+        """
+        self._seconds, self._which, self._kept = seconds, which, kept
 
     def take(self, which: Any) -> ModelPasses:
         """Those of the layouts that an index, a slice or a mask selects."""
-        return ModelPasses(self._seconds, self._which[which])
+        return ModelPasses(self._seconds, self._which[which], self._kept[which])
 
-    def of(self, part: PartName) -> Real:
-        """Seconds of a part. (3, 5, n)"""
-        return self._seconds[part].take(self._which, axis=2)
+    def of(self, part: PartName, kept: bool = False) -> Real:
+        """Seconds of a part. `kept`: of layers that full recompute leaves out. (3, 5, n)"""
+        return self._seconds[part].take(self._kept if kept else self._which, axis=2)
 
 
 def model_passes(model: ModelSpec, workload: WorkloadSpec, grid: Grid, device: DeviceSpec, assumed: Assumptions) -> ModelPasses:
     """Raises `NotRecordedError` for all ledgers that are missing."""
-    whole_backward = ~grid.by_schedule(lambda facts: facts.splits)
+    some = grid.recomputed > 0
+    every = grid.joined(replace(grid, recompute=np.where(some, RECOMPUTES.index("none"), grid.recompute))) if some.any() else grid
+    whole_backward = ~every.by_schedule(lambda facts: facts.splits)
     first, which = distinct(
-        grid.tp, grid.cp, grid.ep, grid.context, grid.microbatch_size, grid.sequence_parallel, grid.recompute, whole_backward
-    )
-    few, whole_backward = grid.take(first), whole_backward[first] & assumed.backward_overlap
+        every.tp, every.cp, every.ep, every.context, every.microbatch_size, every.sequence_parallel, every.recompute,
+        whole_backward,
+    )  # fmt: skip
+    few, whole_backward = every.take(first), whole_backward[first] & assumed.backward_overlap
     part = _whole(model)
-    groups, store = _by_structure(model, workload, few), ledger_store()
-    if missing := [(one, part) for one in groups if (one, part) not in store]:
+    groups, store = by_structure(model, workload, few), ledger_store()
+    if missing := [(group.structure, part) for group in groups if (group.structure, part) not in store]:
         raise NotRecordedError(missing)
     on_device = _Seconds(model, workload.precision, device, assumed)
     seconds: dict[PartName, Real] = {name: np.zeros((3, len(PARTS_OF_PASS), len(few))) for name in MODEL_PARTS}
-    for one, rows in groups.items():
-        here = np.array(list(rows))
-        sizes = {name: np.array([known[name] for known in rows.values()], np.float64) for name in rows[here[0]]}
+    for group in groups:
+        here = group.rows
+        sizes = {name: values[group.which].astype(np.float64) for name, values in group.values.items()}
         links = {axis: link(few.take(here), axis, device, assumed) for axis in _LINKS}
-        for (name, kind), read in _passes(one, part).items():
+        for (name, kind), read in _passes(group.structure, part).items():
             if name != "loss chunk":
                 hidden = 0.0 if name in ("embedding", "head") else assumed.tp_overlap
                 seconds[name][kind][:DP, here] += on_device.of(read, sizes, links, hidden, whole_backward[here])
@@ -94,7 +100,7 @@ def model_passes(model: ModelSpec, workload: WorkloadSpec, grid: Grid, device: D
             whole, left = loss_chunks(sizes)
             seconds["head"][kind][:DP, here] += whole * on_device.of(read, sizes, links)
             seconds["head"][kind][:DP, here] += (left > 0) * on_device.of(read, {**sizes, "C": left}, links)
-    return ModelPasses(seconds, which)
+    return ModelPasses(seconds, which[: len(grid)], which[-len(grid) :])
 
 
 def _whole(model: ModelSpec) -> Part:
@@ -105,26 +111,6 @@ def _whole(model: ModelSpec) -> Part:
         return Part(True, True, min(model.layers - model.expert_layers, 2), False, min(model.expert_layers, 2))
     part, _ = part_of(model, range(model.layers), True, True)
     return part
-
-
-def _by_structure(model: ModelSpec, workload: WorkloadSpec, grid: Grid) -> dict[Structure, dict[int, dict[str, Any]]]:
-    """The rows of a grid by structure. Of each row, the values of the dimensions."""
-    found: dict[Structure, dict[int, dict[str, Any]]] = defaultdict(dict)
-    chunked = chunked_loss(model, workload, grid)
-    columns = (
-        grid.tp, grid.cp, grid.ep, grid.context, grid.microbatch_size, grid.sequence_parallel, chunked, grid.recompute,
-    )  # fmt: skip
-    known: dict[Any, tuple[Structure, dict[str, Any]]] = {}  # of what recompute does not change
-    for row, (*key, recompute) in enumerate(zip(*(column.tolist() for column in columns), strict=True)):
-        tp, cp, ep, number, size, sequence, in_chunks = key
-        if tuple(key) not in known:
-            cut, loss_chunk = slicing(tp, sequence), workload.most_loss_tokens(model, tp) if in_chunks else None
-            context = CONTEXTS[number]
-            sizes = dimensions(model, cut, tp, size, None, loss_chunk, cp, context, ep)
-            known[tuple(key)] = structure(model, workload, "none", cut, sizes, context=context), sizes
-        one, sizes = known[tuple(key)]
-        found[one._replace(recompute=RECOMPUTES[recompute])][row] = sizes
-    return found
 
 
 class _Seconds:

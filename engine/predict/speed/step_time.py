@@ -140,9 +140,9 @@ def _stage_shape(cost: Cost) -> Whole:
     """
     grid, model = cost.grid, cost.model
     first, group = distinct(grid.pp, grid.chunks, cost.v_shaped)
-    few = cost.take(first)
-    crossing = model.parts.encoder & (few.grid.chunks > 1)  # see `_stages`
-    _, shape = distinct(*layers_of_stages(few.grid, model.layers), few.v_shaped, crossing)
+    few = grid.take(first)
+    crossing = model.parts.encoder & (few.chunks > 1)  # see `_stages`
+    _, shape = distinct(*layers_of_stages(few, model.layers), few.v_shaped, crossing)
     if not grid.recomputed.any():
         return shape[group]
     _, found = distinct(shape[group], np.where(grid.recomputed > 0, grid.chunks, 0))

@@ -48,6 +48,7 @@ class Setting(NamedTuple):
     alone: bool = False  # ep is dp in all layouts of an array
     replicas: Any = 1  # groups over which ZeRO shards
     hybrid: bool = False  # whether there are several of these
+    reductions: Factor = Factor("1", 1)  # of a chunk's deferred weight gradients in a step
 
     @property
     def m(self) -> Factor:
@@ -144,7 +145,7 @@ def data_parallel(chunk: ChunkTraffic, part: Part, setting: Setting) -> Iterator
         setting = every._replace(zero=0) if bucket.alone else every
         number_bytes = setting.e if setting.zero >= 2 else setting.g
         deferred = setting.zero >= 2 and use.deferred
-        often = (setting.m,) if setting.zero >= 2 and not use.deferred else _ONE
+        often = (setting.reductions if deferred else setting.m,) if setting.zero >= 2 else _ONE
         whole = sum((numbers for kept_whole, numbers in bucket.parameters if kept_whole), start=0)
         if setting.sequence_parallel and not (isinstance(whole, int) and whole == 0):
             name = sentence("gradients of parameters that tp does not shard")

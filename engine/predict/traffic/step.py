@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from typing import Any
 
 from engine.ledger.form import generating
 from engine.ledger.keep import Ledgers
@@ -46,6 +47,7 @@ class Training:
             layout.sequence_parallel and layout.tp > 1, self.ledgers.e, self.ledgers.g, spec.model.key_copies(layout.tp),
             layout.ep, replicas=layout.zero_replicas, hybrid=layout.zero_replicas > 1,
         )  # fmt: skip
+        self._found: dict[tuple[Any, ...], tuple[list[PredictedCall], list[PredictedCall]]] = {}
 
     def calls(self, stage: int) -> list[PredictedCall]:
         """The calls of one rank of `stage`."""
@@ -63,30 +65,32 @@ class Training:
 
     def of_chunk(self, chunk: Chunk) -> list[PredictedCall]:
         """The calls of a chunk, without those at the end of the step."""
-        traffic = trained(chunk.ledger)
-        found = [
-            *tensor_parallel(traffic, self.setting),
-            *self._messages(chunk),
-            *data_parallel(traffic, chunk.part, self.setting),
-        ]
-        return self._needed(_repeated(chunk, (self._reduced(chunk, call) for call in found)))
+        layers, gradients = self._alike(chunk)
+        cuts = _cuts(self.spec.layout.placement, chunk.number)
+        between = [call for behind, ends, here in cuts for call in messages(self._traffic(behind), self.setting, ends, here)]
+        return [*layers, *self._needed(_repeated(chunk, between)), *gradients]
+
+    def _alike(self, chunk: Chunk) -> tuple[list[PredictedCall], list[PredictedCall]]:
+        """The calls of a chunk's layers, and those for its gradients and values. Many chunks make the same."""
+        layout, m = self.spec.layout, self.spec.workload.microbatches
+        stage, run = layout.placement[chunk.number], chunk.number // layout.pp
+        times = int(reductions(layout.schedule, layout.pp, m, stage, run))
+        key = chunk.part, chunk.layers, times
+        if key not in self._found:
+            setting = self.setting._replace(reductions=Factor("m" if times == m else "r", times))
+            traffic = trained(chunk.ledger)
+            both = tensor_parallel(traffic, setting), data_parallel(traffic, chunk.part, setting)
+            layers, gradients = (self._needed(_repeated(chunk, calls)) for calls in both)
+            self._found[key] = layers, gradients
+        return self._found[key]
+
+    def _traffic(self, number: int) -> ChunkTraffic:
+        return trained(self.ledgers.chunk(number).ledger)
 
     def _needed(self, found: Iterable[PredictedCall]) -> list[PredictedCall]:
         """Without calls that are not made."""
         degrees = self.spec.layout.mesh
         return [call for call in found if call.calls and call.made(call.ranks(degrees.degree(call.axis)))]
-
-    def _messages(self, chunk: Chunk) -> Iterator[PredictedCall]:
-        for number, between, receives in _cuts(self.spec.layout.placement, chunk.number):
-            yield from messages(trained(self.ledgers.chunk(number).ledger), self.setting, between, receives)
-
-    def _reduced(self, chunk: Chunk, call: PredictedCall) -> PredictedCall:
-        if not call.reduced:
-            return call
-        layout, m = self.spec.layout, self.spec.workload.microbatches
-        stage, run = layout.placement[chunk.number], chunk.number // layout.pp
-        times = int(reductions(layout.schedule, layout.pp, m, stage, run))
-        return replace(call, times=(Factor("m" if times == m else "r", times),))
 
 
 def _cuts(placement: Sequence[int], chunk: int) -> Iterator[tuple[int, tuple[int, int], bool]]:
