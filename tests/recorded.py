@@ -6,6 +6,7 @@ recorded there when a test asks for it. `tests/recordings.py` makes the file.
 
 from __future__ import annotations
 
+import fcntl
 import io
 import lzma
 import shutil
@@ -21,20 +22,23 @@ _ENDING = ".json.xz"
 
 def unpack(home: Path) -> None:
     """Put them where the store looks for this version of the code, and remove those of other versions."""
-    folder = home / code_key()
-    if folder.exists() or not FILE.exists():
-        return
-    for older in home.iterdir():
-        shutil.rmtree(older, ignore_errors=True)
-    unpacked = Path(tempfile.mkdtemp(dir=home))
-    with tarfile.open(FILE) as archive:
-        for member in archive:
-            read = archive.extractfile(member)
-            assert read is not None
-            path = unpacked / f"{member.name}{_ENDING}"
-            path.parent.mkdir(exist_ok=True)
-            path.write_bytes(lzma.compress(read.read(), preset=0))
-    unpacked.rename(folder)
+    with (home / "lock").open("w") as lock:  # closing it lets the next process go on, which may be of other tests
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        folder = home / code_key()
+        if folder.exists() or not FILE.exists():
+            return
+        for older in home.iterdir():
+            if older.is_dir():
+                shutil.rmtree(older)
+        unpacked = Path(tempfile.mkdtemp(dir=home))
+        with tarfile.open(FILE) as archive:
+            for member in archive:
+                read = archive.extractfile(member)
+                assert read is not None
+                path = unpacked / f"{member.name}{_ENDING}"
+                path.parent.mkdir(exist_ok=True)
+                path.write_bytes(lzma.compress(read.read(), preset=0))
+        unpacked.rename(folder)
 
 
 def pack(folder: Path) -> bytes:

@@ -33,6 +33,8 @@ from collections.abc import Mapping
 from math import prod
 from typing import Any
 
+import numpy as np
+
 from engine.families import predicted
 from engine.ledger.form import Product, Slicing, Structure
 from engine.spec import ModelSpec, Recompute, WorkloadSpec
@@ -243,7 +245,7 @@ def factors(product: Product, sizes: Mapping[str, Any]) -> tuple[Factor, ...]:
                 number = number * sizes[part]
             found.append(Factor(name, number))
     for name, half in _TWICE:
-        while half in left and times % 2 == 0 and sizes.get(name, 2 * sizes[half]) == 2 * sizes[half]:
+        while half in left and times % 2 == 0 and np.all(sizes.get(name, 2 * sizes[half]) == 2 * sizes[half]):
             left.remove(half)
             times //= 2
             found.append(Factor(name, 2 * sizes[half]))
