@@ -16,6 +16,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 import pyarrow as pa
 
 from engine.spec import RequestError, Spec
@@ -130,7 +131,7 @@ def _decoded(kind: Any, written: Any, parts: Parts) -> Any:
         return bytes(parts[written["part"]])
     if kind is pd.DataFrame:
         return arrow_read(parts[written["part"]]).to_pandas(use_threads=False)
-    if kind is np.ndarray or origin is np.ndarray:
+    if kind is np.ndarray or origin in _ARRAYS:
         return _array(written, parts)
     if origin in (list, tuple, dict, Mapping):
         return _collection(origin, inner, written, parts)
@@ -138,6 +139,7 @@ def _decoded(kind: Any, written: Any, parts: Parts) -> Any:
 
 
 _PLAIN = (Any, None, NoneType, bool, int, float, str)
+_ARRAYS = (np.ndarray, NDArray)  # numpy 2.5 has the second as an alias of its own
 
 
 def _plain(kind: Any, written: Any) -> Any:
