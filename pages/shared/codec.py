@@ -16,8 +16,8 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from engine.spec import RequestError, Spec
 from engine.spec.sentence import packed, unpacked
