@@ -178,7 +178,8 @@ def test_without_a_browser_its_tests_are_left_out_and_the_last_line_says_so(
     )
     monkeypatch.setenv("PATH", str(suite.path))
     result = suite.runpytest(*processes)
-    result.assert_outcomes(passed=1)
+    # The process that prints is not told how many a worker has deselected.
+    result.assert_outcomes(passed=1, deselected=0 if processes else 1)
     assert result.outlines[-1].startswith(
         "left out: 1 browser test, as there is no browser. Chromium or Chrome must be on the PATH"
     )
