@@ -16,9 +16,8 @@ import numpy as np
 
 from engine import catalog
 from engine.families import FAMILIES
-from engine.ledger.form import Ledger
 from engine.ledger.keep import Key
-from engine.ledger.layout import LayoutLedgers
+from engine.ledger.layout import needs_of
 from engine.optimizer import OPTIMIZERS
 from engine.schedule import SCHEDULES
 from engine.spec import SCHEDULE_FACTS, LayoutSpec, ModelSpec, RequestError, RunSpec, WorkloadSpec
@@ -170,11 +169,7 @@ def each_choice() -> tuple[RunSpec, ...]:
 
 def ledgers_of(spec: RunSpec) -> set[Key]:
     """The keys of the ledgers that predictions of a training need."""
-
-    def read(structure: object, part: object) -> Ledger:
-        raise AssertionError("saying which ledgers are needed reads none")
-
-    return LayoutLedgers(spec.model, spec.layout, spec.workload, ledgers=read).needs()
+    return needs_of(spec.model, spec.layout, spec.workload)
 
 
 def _cost(spec: RunSpec) -> float:

@@ -28,7 +28,7 @@ from engine.launch.client import environment
 from engine.ledger.dimensions import QKV, dimensions, structure
 from engine.ledger.form import Ledger, Part, Slicing, Structure
 from engine.ledger.keep import Key, LedgerArchive, LedgerFolder
-from engine.ledger.layout import LayoutLedgers
+from engine.ledger.layout import needs_of
 from engine.ledger.split import part_of
 from engine.ledger.store import LedgerStore, NotRecordedError
 from engine.planner.candidates import candidates, cheap_recompute, default_batch, planned_recomputes
@@ -67,8 +67,8 @@ def _long_sequences() -> Iterator[RunSpec]:
 
 def _mixtures() -> Iterator[RunSpec]:
     """Mixtral 8x7B with equal loads on 16 devices."""
-    for ep, size, kind in itertools.product((1, 2, 8), (1, 2), ("none", "full")):
-        workload = WorkloadSpec(precision="bf16", microbatches=1, microbatch_size=size, balanced_router=True)
+    workload = WorkloadSpec(precision="bf16", microbatches=1, microbatch_size=2, balanced_router=True)
+    for ep, kind in itertools.product((1, 2, 8), ("none", "full")):
         layout = LayoutSpec(dp=16, ep=ep, zero=1, recompute=kind)
         yield RunSpec(model=catalog.model("mixtral-8x7b"), layout=layout, workload=workload)
 
@@ -157,12 +157,7 @@ def shown() -> list[Key]:
         RunSpec(model=catalog.model("gpt-tiny"), layout=LayoutSpec(cp=2)),
         RunSpec(model=catalog.model("gpt-tiny-moe"), layout=LayoutSpec(dp=4, ep=2), workload=dealt),
     )
-
-    def no_ledger(structure: Structure, part: Part) -> Ledger:
-        raise LookupError(f"{structure.name} {part.name}: which ledgers are needed is said without reading one")
-
-    needs = (LayoutLedgers(one.model, one.layout, one.workload, ledgers=no_ledger).needs() for one in runs)
-    return sorted(set[Key]().union(*needs))
+    return sorted(set[Key]().union(*(needs_of(one.model, one.layout, one.workload) for one in runs)))
 
 
 def searched() -> list[Key]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from engine.ledger.dimensions import dimensions, slicing, structure
-from engine.ledger.form import Ledger, Part
+from engine.ledger.form import Ledger, Part, Structure
 from engine.ledger.keep import Key, Ledgers
 from engine.ledger.mixed import ledger_of, recorded_keys
 from engine.ledger.split import ChunkSplit, Layers
@@ -33,6 +33,15 @@ class Chunk(NamedTuple):
     def times(self, layer: int) -> int:
         """How many layers recorded layer `layer` represents. 1 for −1 and `LOSS_CHUNK`, which are outside of layers."""
         return 1 if layer < 0 else self.repeats[layer]
+
+
+def needs_of(model: ModelSpec, layout: LayoutSpec, workload: WorkloadSpec) -> set[Key]:
+    """The keys of the ledgers that training needs. None is read, so it does not matter which are recorded."""
+    return LayoutLedgers(model, layout, workload, ledgers=_unread).needs()
+
+
+def _unread(structure: Structure, part: Part) -> Ledger:
+    raise LookupError(f"{structure.name} {part.name}: which ledgers are needed is said without reading one")
 
 
 class LayoutLedgers:

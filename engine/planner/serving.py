@@ -15,9 +15,8 @@ from typing import Any
 import pandas as pd
 
 from engine.devices import DeviceSpec
-from engine.ledger.form import Ledger, Part, Structure
 from engine.ledger.keep import Key
-from engine.ledger.layout import Chunk, LayoutLedgers
+from engine.ledger.layout import Chunk, LayoutLedgers, needs_of
 from engine.ledger.store import ledger_store
 from engine.planner.candidates import MOST
 from engine.planner.inference import cache, most_sequences, refuse_beyond_positions, refuse_no_text, refuse_too_large, weights
@@ -77,8 +76,9 @@ def serving(
     refuse_no_text(model)
     refuse_beyond_positions(model, length)
     asked = _Question(model, device, assumed or Assumptions(), precision, length, kept_free)
-    layouts = _layouts(model, ranks)
-    ledger_store().check(set[Key]().union(*(_needs(model, layout, precision) for layout in layouts)))
+    layouts, workload = _layouts(model, ranks), WorkloadSpec(precision=precision)
+    # One error for the ledgers of all layouts, so that they are recorded together.
+    ledger_store().check(set[Key]().union(*(needs_of(model, layout, workload) for layout in layouts)))
     rows = [_row(asked, layout, sequences) for layout in layouts]
     if not rows:
         values = {"ranks": ranks, "layers": model.layers, "heads": model.key_heads}
@@ -87,15 +87,6 @@ def serving(
     table["slower"] = -table["tokens_per_second"].where(table["fits"], -table["memory_bytes"])
     order = table.assign(too_large=~table["fits"]).sort_values(["too_large", "slower", "token_s"], kind="stable").index
     return table.loc[order].drop(columns="slower").reset_index(drop=True)
-
-
-def _needs(model: ModelSpec, layout: LayoutSpec, precision: Precision) -> set[Key]:
-    """The ledgers of a layout, which are recorded together with those of others."""
-    return LayoutLedgers(model, layout, WorkloadSpec(precision=precision), ledgers=_unread).needs()
-
-
-def _unread(structure: Structure, part: Part) -> Ledger:
-    raise LookupError(f"{structure.name} {part.name}: which ledgers are needed is said without reading one")
 
 
 def _layouts(model: ModelSpec, ranks: int) -> list[LayoutSpec]:

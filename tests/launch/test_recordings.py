@@ -13,18 +13,13 @@ from engine import catalog
 from engine.launch.probe import probe
 from engine.launch.record import record
 from engine.launch.recordings import parts, record_all, searched, shipped_models, structures, wanted
-from engine.ledger.form import Ledger
 from engine.ledger.keep import Key, LedgerFolder, name_of
-from engine.ledger.layout import LayoutLedgers
+from engine.ledger.layout import needs_of
 from engine.ledger.store import ARCHIVES, RECORDED, LedgerStore, ledger_store
 from engine.planner.candidates import planned_recomputes
 from engine.spec import LayoutSpec, ModelSpec, WorkloadSpec
 from tests.covering import covering, ledgers_of
 from tests.predict.random_specs import random_specs
-
-
-def unread(structure: object, part: object) -> Ledger:
-    raise AssertionError("saying which ledgers are needed reads none")
 
 
 def test_every_chunk_of_every_layout_is_recorded() -> None:
@@ -35,7 +30,7 @@ def test_every_chunk_of_every_layout_is_recorded() -> None:
         if same not in recorded:
             pairs = itertools.product(structures(model), parts(model))
             recorded[same] = {(structure.of(part), part) for structure, part in pairs}
-        assert LayoutLedgers(model, spec.layout, spec.workload, ledgers=unread).needs() <= recorded[same]
+        assert needs_of(model, spec.layout, spec.workload) <= recorded[same]
 
 
 def test_what_is_shipped() -> None:
@@ -60,7 +55,7 @@ def test_what_is_shipped() -> None:
         for kind in planned_recomputes(models[0], WorkloadSpec(attention="written"))
     ]
     for case in cases:
-        assert LayoutLedgers(*case, ledgers=unread).needs() <= keys
+        assert needs_of(*case) <= keys
     assert len(keys) < 13_200, "recording takes a quarter of a second each"
 
 
@@ -69,9 +64,8 @@ def test_of_other_parts_what_training_in_bf16_with_fused_attention_needs_is_ship
     usual = WorkloadSpec(precision="bf16")
     for model in (catalog.model(name) for name in ("llama3.2-3b", "qwen2.5-72b", "qwen3-32b", "gemma3-4b")):
         for layout in (LayoutSpec(dp=2, zero=1), LayoutSpec(tp=2, pp=2, sequence_parallel=True, recompute="full")):
-            assert LayoutLedgers(model, layout, usual, ledgers=unread).needs() <= keys
-            written = LayoutLedgers(model, layout, usual.model_copy(update={"attention": "written"}), ledgers=unread)
-            assert not written.needs() & keys
+            assert needs_of(model, layout, usual) <= keys
+            assert not needs_of(model, layout, usual.model_copy(update={"attention": "written"})) & keys
 
 
 def test_there_is_a_probe_for_each_ledger_of_the_catalog() -> None:
