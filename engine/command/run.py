@@ -88,14 +88,15 @@ def _as_json(result: RunResult, folder: Path) -> dict[str, Any]:
 def _compared_with_formula(result: RunResult) -> str:
     """One line on the errors of the prediction."""
     predicted = with_ledgers(lambda: with_measured_loads(predict(result.spec), result), complain)
+    measured = measured_loads(result) is not None
     errors = memory_errors(result, predicted).abs()
     memory = f"{errors.max():.2%} off at the worst" if errors.max() else "exact on every rank"
     wrong = len(traffic_differences(result, predicted))
     compared = f"memory {memory}; traffic {f'differs in {wrong} rows' if wrong else 'equal, to the byte and to the call'}"
     if result.spec.model.experts and not result.spec.workload.balanced_router:
-        which = "memory is" if measured_loads(result) is not None else "both are"
+        which = "memory is" if measured else "both are"
         compared += f". Of the prediction, {which} that of a balanced router: --balanced-router runs one"
-        if measured_loads(result) is not None:
+        if measured:
             compared += "; bytes to experts follow from the measured loads"
     return compared
 

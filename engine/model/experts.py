@@ -167,12 +167,6 @@ class ExpertLayer(nn.Module):
         """Count loads from here on."""
         self.loads, self.arrived = [0] * len(self.loads), [0] * len(self.arrived)
 
-    @property
-    def taken(self) -> list[int]:
-        """Rows that each of this rank's experts got."""
-        here = len(self.experts.inner)
-        return [sum(self.arrived[expert::here]) for expert in range(here)]
-
 
 def expert_layers(chunks: Iterable[nn.Module]) -> list[ExpertLayer]:
     """Those of some chunks, in the order of the model."""

@@ -134,7 +134,7 @@ def test_balanced_loads_are_equal_and_known_without_looking() -> None:
     for p in layer.parameters():
         torch.nn.init.normal_(p)
     assert layer(torch.randn(2, 16, 32)).shape == (2, 16, 32)
-    assert layer.taken == [2 * 16 * 2 // 8] * 8
+    assert layer.arrived == [2 * 16 * 2 // 8] * 8
 
 
 @pytest.mark.parametrize("counts", [[3, 3], [1, 5], [6, 0]])
