@@ -5,7 +5,7 @@ from __future__ import annotations
 import streamlit as st
 
 from engine import catalog
-from engine.launch.queue import RunState
+from engine.launch.queue.run_queue import RunState
 from engine.spec import RequestError
 from pages.charts.names import schedule
 from pages.charts.words import Words
@@ -17,6 +17,7 @@ from pages.shared.service import Service
 RUN = "run"  # the link's parameter: the id of an active run, the folder's name of a saved one
 _REFUSED = "run/refused"
 _QUEUED = "run/queued"  # ids of this reader's runs that are not in the link and were not shown or dismissed
+_SHOWN = "run/shown"  # whether another run was put into the link since the page was drawn
 _EVERY_S = 0.5
 # Shares of the bar. The steps take most of it, the phases after them the rest.
 _SHARE = {"queued": 0.0, "starting": 0.0, "generating": 0.9, "tracing": 0.92, "parity": 0.94, "saving": 0.97}
@@ -25,6 +26,7 @@ _STEPS_SHARE = 0.9
 
 def draw(service: Service, verdict: Verdict, state: RunState | None) -> None:
     """`state`: the state of the run that this session watches, or None."""
+    st.session_state.pop(_SHOWN, None)
     with st.container(key="run_bar", gap="xsmall"):
         on = state is not None and not state.finished
         if state is not None and on:
@@ -108,9 +110,9 @@ def _queued(service: Service) -> list[RunState]:
 def _follow_queued(service: Service, on: int) -> None:
     """`on`: how many were unfinished. If another number is, the button may be allowed now, and the page is drawn again."""
     states = _queued(service)
-    _list_queued(service, states)  # first: a press on one of its buttons would be lost by drawing again
-    if _unfinished(states) != on:
+    if _unfinished(states) != on or st.session_state.get(_SHOWN):
         st.rerun()
+    _list_queued(service, states)
 
 
 def _unfinished(states: list[RunState]) -> int:
@@ -126,9 +128,8 @@ def _list_queued(service: Service, states: list[RunState]) -> None:
             if state.phase == "cancelled":
                 now = whole_sentence(state.message)
             st.markdown(f"{name}  \n{now}", width="stretch")
-            if st.button(say()("Show"), key=f"run/show/{state.id}", type="tertiary"):
-                _show(service, state.id)
-                st.rerun()
+            # A callback runs even if the page is drawn again before this button's turn.
+            st.button(say()("Show"), key=f"run/show/{state.id}", type="tertiary", on_click=_show, args=(service, state.id))
             if state.finished:
                 st.button(say()("Dismiss"), key=f"run/dismiss/{state.id}", type="tertiary", on_click=_dismiss, args=(state.id,))
             else:
@@ -142,12 +143,16 @@ def _dismiss(run: str) -> None:
 
 
 def _show(service: Service, run: str) -> None:
-    """Put the run into the link. One that was there and still goes on takes its place in the list, so that it stays watched."""
+    """Put the run into the link. One that was there and still goes on takes its place in the list, so that it stays watched.
+
+    A callback.
+    """
     linked = st.query_params.get(RUN, "")
     before = service.queue.watch(linked)
     if before is not None and not before.finished:
         st.session_state[_QUEUED] = [*st.session_state[_QUEUED], linked]
     st.query_params[RUN] = run
+    st.session_state[_SHOWN] = True
 
 
 def _progress(state: RunState) -> float:
