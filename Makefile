@@ -57,7 +57,7 @@ catalogs: $(VENV)/.app
 # Those that are shipped, and those that come with the tests.
 ledgers: dev
 	$(RUN) tests.recordings
-	folder=$$(mktemp -d) && $(RUN) engine.launch.recordings --out $$folder --archives engine/ledger/recorded && rm -r $$folder
+	folder=$$(mktemp -d) && $(RUN) engine.launch.recording.recordings --out $$folder --archives engine/ledger/recorded && rm -r $$folder
 
 # The finished run that a new reader is shown, made again: after a change to what a run measures or to its format.
 EXAMPLE := pages/shared/examples/example

@@ -25,9 +25,9 @@ from benchmarks.running import ended
 from engine import store
 from engine.api import predict
 from engine.command.output import print_table
-from engine.launch.dry_client import dry_run
-from engine.launch.queue import RunQueue
-from engine.launch.recording import with_ledgers
+from engine.launch.dry_run.client import dry_run
+from engine.launch.queue.run_queue import RunQueue
+from engine.launch.recording.client import with_ledgers
 from engine.spec import RunSpec
 from engine.tables import RunResult, memory_errors, traffic_differences
 

@@ -19,9 +19,9 @@ from benchmarks.draw import specs
 from benchmarks.running import ended
 from engine import store
 from engine.devices import device
-from engine.launch.calibration import step_seconds
-from engine.launch.queue import RunQueue
-from engine.launch.recording import with_ledgers
+from engine.launch.calibration.client import step_seconds
+from engine.launch.queue.run_queue import RunQueue
+from engine.launch.recording.client import with_ledgers
 from engine.predict.speed.rates import Assumptions
 from engine.predict.speed.step_time import simulated
 from engine.spec import RunSpec

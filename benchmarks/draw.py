@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from engine.families import FAMILIES
+from engine.grid import RECOMPUTES
 from engine.launch import limits
 from engine.optimizer import OPTIMIZERS
-from engine.predict.grid import RECOMPUTES
 from engine.schedule import SCHEDULES
 from engine.spec import MODEL_PARTS, SCHEDULE_FACTS, LayoutSpec, ModelSpec, RequestError, RunSpec, WorkloadSpec, names_in
 

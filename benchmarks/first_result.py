@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 
 from benchmarks.running import ended
-from engine.launch.queue import RunQueue
+from engine.launch.queue.run_queue import RunQueue
 from engine.spec import LayoutSpec, RunSpec, WorkloadSpec
 
 MOST_S = 1.5  # from the click to the finished result of 8 ranks

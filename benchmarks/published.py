@@ -15,7 +15,7 @@ from typing import Any
 
 from engine.command.output import print_table
 from engine.command.search import assumptions
-from engine.launch.recording import with_ledgers
+from engine.launch.recording.client import with_ledgers
 from engine.papers.figures import references
 from engine.papers.reference import UNITS, Reference
 

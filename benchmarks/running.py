@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
-from engine.launch.following import follow
-from engine.launch.queue import RunQueue
+from engine.launch.queue.following import follow
+from engine.launch.queue.run_queue import RunQueue
 from engine.spec import RunSpec
 
 

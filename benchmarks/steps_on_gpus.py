@@ -24,7 +24,7 @@ import pandas as pd
 from engine.command.output import print_table
 from engine.command.search import assumptions
 from engine.devices import DEVICES, DeviceSpec
-from engine.launch.recording import with_ledgers
+from engine.launch.recording.client import with_ledgers
 from engine.predict.speed.rates import Assumptions
 from engine.predict.speed.step_time import simulated
 from engine.spec import LayoutSpec, ModelSpec, RunSpec, WorkloadSpec

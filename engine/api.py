@@ -8,13 +8,13 @@ from pathlib import Path
 
 from engine import catalog, devices, store
 from engine.devices import DeviceSpec
-from engine.launch import dry_client
 from engine.launch.draft import folder_for, kept
+from engine.launch.dry_run import client
 from engine.launch.failure import RunError
-from engine.launch.following import Progress, follow, saved_folder
 from engine.launch.predicted import predicted
-from engine.launch.queue import RunQueue, RunState
-from engine.launch.recording import with_ledgers
+from engine.launch.queue.following import Progress, follow, saved_folder
+from engine.launch.queue.run_queue import RunQueue, RunState
+from engine.launch.recording.client import with_ledgers
 from engine.optimizer import Framework
 from engine.papers.accounting import AccountingName
 from engine.planner import search as planner
@@ -91,7 +91,7 @@ def dry_run(
     Raises `RequestError`, and `RunError` if a rank failed. Ctrl-C ends it. No process is left.
     """
     with folder_for(out) as home:
-        return store.load(dry_client.dry_run(spec, home, rank, device, progress or (lambda done, of: None)))
+        return store.load(client.dry_run(spec, home, rank, device, progress or (lambda done, of: None)))
 
 
 def predict(spec: RunSpec, out: StrPath | None = None) -> RunResult:

@@ -15,7 +15,7 @@ from functools import partial
 
 from engine.api import predict
 from engine.files import write
-from engine.launch.recording import with_ledgers
+from engine.launch.recording.client import with_ledgers
 from engine.ledger.store import KEPT_IN, ledger_store
 from engine.predict.bulk.memory import fullest
 from engine.spec import RunSpec

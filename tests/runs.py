@@ -6,7 +6,7 @@ from pathlib import Path
 from types import SimpleNamespace, TracebackType
 from typing import Any, Self, cast
 
-from engine.launch.queue import RunQueue, RunState
+from engine.launch.queue.run_queue import RunQueue, RunState
 from engine.spec import LayoutSpec, ModelSpec, RunSpec, ScheduleName, WorkloadSpec
 from engine.store import load
 from engine.tables import CATEGORIES, KV_CACHE, RunResult

@@ -19,7 +19,7 @@ from engine import store
 from engine.__main__ import main
 from engine.command.output import print_json, size
 from engine.command.progress import Progress
-from engine.launch.queue import RunState
+from engine.launch.queue.run_queue import RunState
 from engine.schedule import SCHEDULES
 from engine.spec import RequestError, RunSpec
 from engine.spec.numbers import either

@@ -10,7 +10,7 @@ from pathlib import Path
 from engine import files
 from engine.command.output import complain, print_json
 from engine.devices import DEVICES, DeviceSpec, own_folder
-from engine.launch.calibration import calibrate
+from engine.launch.calibration.client import calibrate
 from engine.spec import Precision, RequestError, sentence
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,39}")

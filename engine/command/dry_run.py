@@ -11,8 +11,8 @@ from engine import catalog, store
 from engine.command import flags
 from engine.command.output import complain, highest, print_json, print_table, size
 from engine.command.run import DONE
-from engine.launch import dry_client
 from engine.launch.draft import folder_for
+from engine.launch.dry_run import client
 from engine.spec import RunSpec
 from engine.tables import RunResult
 
@@ -37,7 +37,7 @@ def dry_run(arguments: argparse.Namespace) -> int:
     spec = flags.read(arguments)
     try:
         with folder_for(arguments.out) as home:
-            folder = dry_client.dry_run(spec, home, arguments.rank, arguments.device, _show)
+            folder = client.dry_run(spec, home, arguments.rank, arguments.device, _show)
             result = store.load(folder)
     except KeyboardInterrupt:
         complain("cancelled")

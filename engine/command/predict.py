@@ -13,7 +13,7 @@ from engine.command import flags
 from engine.command.output import complain, print_json, print_table, size
 from engine.launch.draft import kept
 from engine.launch.predicted import predicted
-from engine.launch.recording import with_ledgers
+from engine.launch.recording.client import with_ledgers
 from engine.planner.inference import inference_table, inference_traffic_table, refuse_beyond_positions, refuse_no_text
 from engine.predict.memory import Peak, memory
 from engine.predict.run import predict

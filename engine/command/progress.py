@@ -6,7 +6,7 @@ import shutil
 from typing import TextIO
 
 from engine.command import streams
-from engine.launch.queue import RunState
+from engine.launch.queue.run_queue import RunState
 from engine.phases import PHASES
 
 _CLEAR = "\r\x1b[K"

@@ -13,9 +13,9 @@ from engine import catalog, store
 from engine.command import flags
 from engine.command.output import HOME, complain, highest, print_json, size
 from engine.command.progress import Progress
-from engine.launch.following import follow, saved_folder
-from engine.launch.queue import RunQueue
-from engine.launch.recording import with_ledgers
+from engine.launch.queue.following import follow, saved_folder
+from engine.launch.queue.run_queue import RunQueue
+from engine.launch.recording.client import with_ledgers
 from engine.predict.run import predict
 from engine.predict.traffic.loads import measured_loads, with_measured_loads
 from engine.tables import RunResult, memory_errors, traffic_differences

@@ -14,7 +14,7 @@ from engine.api import search
 from engine.command import models
 from engine.command.output import complain, print_json, print_table
 from engine.devices import device, device_names
-from engine.launch.recording import with_ledgers
+from engine.launch.recording.client import with_ledgers
 from engine.optimizer import OPTIMIZERS
 from engine.papers.accounting import ACCOUNTINGS, AccountingName
 from engine.planner.bill import Bill

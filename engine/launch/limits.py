@@ -10,8 +10,8 @@ from functools import cache
 import psutil
 
 from engine import files
-from engine.launch.free_memory import memory_for_runs, usual_reserve
-from engine.launch.recording import with_ledgers
+from engine.launch.host.free_memory import memory_for_runs, usual_reserve
+from engine.launch.recording.client import with_ledgers
 from engine.optimizer import optimizer_of
 from engine.planner import inference
 from engine.predict import traffic

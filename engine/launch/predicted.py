@@ -11,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 
-from engine.launch.dry_tables import MOST_ROWS, ranks_of_stage
+from engine.launch.dry_run.tables import MOST_ROWS, ranks_of_stage
 from engine.launch.textbook import Textbook, step_row, textbook
 from engine.predict.memory import Memory, curve_table, generation_curve_table, memory
 from engine.predict.run import predict

@@ -17,7 +17,8 @@ from engine.spec.sentence import packed, unpacked
 
 # A rank with this in its stack waits for other ranks, so it is not the one that delays the run.
 _WAITING = re.compile(
-    r'engine/parallel/comm\.py"|engine/launch/(?:agreement|liveness)\.py"|engine/launch/\w+\.py", line \d+,? in _connect'
+    r'engine/parallel/comm\.py"|engine/launch/cluster/(?:agreement|liveness)\.py"|'
+    r'engine/launch/(?:\w+/)?\w+\.py", line \d+,? in _connect'
 )
 
 _STEPS = ("step ", "the traced step")  # how the status of a rank begins during a step
@@ -105,7 +106,10 @@ def cause_of_exits(layout: LayoutSpec, exits: Sequence[RankExit]) -> RootCause:
 
 
 def cause_of_time_limit(layout: LayoutSpec, limit: float, at_limit: Sequence[RankAtLimit]) -> RootCause:
-    """The rank that delayed a run: of those that do not wait for others, the one with the oldest status."""
+    """The rank that delayed a run: of those that do not wait for others, the one with the oldest status.
+
+    One that did not answer comes first: it is stopped, while a dump without a wait may be cut off on a busy machine.
+    """
     busy = [h for h in at_limit if not is_waiting(h.dump)]
     if not busy:
         first = max(at_limit, key=lambda h: h.seconds)
@@ -117,7 +121,7 @@ def cause_of_time_limit(layout: LayoutSpec, limit: float, at_limit: Sequence[Ran
             where=_where(first.doing),
         )
         return RootCause(first.rank, message, main_thread(first.dump))
-    held = max(busy, key=lambda h: h.seconds)
+    held = max(busy, key=lambda h: (not h.dump, h.seconds))
     message = sentence(
         "the run reached its time limit of {limit:g} s: {who} had been {doing} for {seconds:.1f} s",
         limit=limit,

@@ -21,13 +21,13 @@ _ENGINE = Path(__file__).parents[1]
 # All that a recording depends on: modules and packages.
 RECORDED = (
     "families.py", "generate.py", "inference.py", "ledger", "measure", "model", "objective.py", "optim", "optimizer.py",
-    "parallel", "phases.py", "schedule", "spec", "tables.py", "terms.py", "text.py", "topology.py", "launch/marks.py",
-    "launch/probe.py", "launch/profiled.py", "launch/record.py", "launch/record_generation.py", "weights.py",
+    "parallel", "phases.py", "schedule", "spec", "tables.py", "terms.py", "text.py", "topology.py", "weights.py",
+    *(f"launch/recording/{name}.py" for name in ("generation", "marks", "probe", "profiled", "record")),
 )  # fmt: skip
 
 
 class NotRecordedError(Exception):
-    """Some ledgers were never recorded. `keys`: these ledgers. `engine.launch.recording` records them."""
+    """Some ledgers were never recorded. `keys`: these ledgers. `engine.launch.recording.client` records them."""
 
     def __init__(self, keys: Iterable[Key]) -> None:
         self.keys = list(keys)

@@ -23,10 +23,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.families import FAMILIES, FamilyName, ModelParts
+from engine.grid import Grid, Whole
 from engine.papers.closed_forms import SCORES, SHARED_FROM, STATE_SIZES
 from engine.papers.megatron import key_copies, megatron_stages
 from engine.predict.bulk import memory as bulk
-from engine.predict.grid import Grid, Whole
 from engine.spec import ModelSpec, RequestError, WorkloadSpec, sentence
 
 AccountingName = Literal["engine", "megatron-core", "korthikanti2022", "zero2020"]

@@ -13,9 +13,9 @@ from typing import Any
 
 from engine.catalog import model as named
 from engine.devices import DEVICES
+from engine.grid import Grid
 from engine.papers.megatron import MegatronRun, megatron_stages
 from engine.papers.reference import Reference
-from engine.predict.grid import Grid
 from engine.predict.memory import memory
 from engine.spec import WHOLE_LOSS, LayoutSpec, ModelSpec, RunSpec, WorkloadSpec, sentence
 

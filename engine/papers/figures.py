@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from engine.grid import Grid
 from engine.papers.accounting import accounting, zero_states
 from engine.papers.allocated import allocated
 from engine.papers.bloom import bloom
 from engine.papers.bubbles import profiled
 from engine.papers.reference import Reference
 from engine.papers.throughput import measured
-from engine.predict.grid import Grid
 from engine.predict.speed.rates import Assumptions
 from engine.spec import WHOLE_LOSS, LayoutSpec, ModelSpec, RunSpec, WorkloadSpec, sentence
 

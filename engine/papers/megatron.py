@@ -36,6 +36,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from engine.grid import RECOMPUTES, Grid, Whole
 from engine.optimizer import optimizer_of
 from engine.papers.closed_forms import SHARED_FROM
 from engine.papers.megatron_layers import (
@@ -47,7 +48,6 @@ from engine.papers.megatron_layers import (
     mlp_kept,
     mlp_matrices,
 )
-from engine.predict.grid import RECOMPUTES, Grid, Whole
 from engine.spec import BYTES_OF, ModelSpec, WorkloadSpec
 
 Real = NDArray[np.float64]

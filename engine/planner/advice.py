@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 from engine.devices import DeviceSpec
+from engine.grid import Grid
 from engine.papers.accounting import accounting
 from engine.planner.candidates import cheap_recompute
 from engine.planner.reserve import reserve
 from engine.planner.search import MIXED
-from engine.predict.grid import Grid
 from engine.predict.speed.rates import Assumptions
 from engine.predict.speed.step_time import simulated
 from engine.spec import LayoutSpec, ModelSpec, Recompute, RequestError, RunSpec, WorkloadSpec, sentence

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.predict.grid import RECOMPUTES, Grid
+from engine.grid import RECOMPUTES, Grid
 from engine.schedule import SCHEDULES
 from engine.spec import SCHEDULE_FACTS, LayoutSpec, ModelSpec, Recompute, RequestError, ScheduleName, WorkloadSpec, sentence
 from engine.spec.context import CONTEXTS, Context

@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
+from engine.grid import Grid
 from engine.papers.accounting import accounting
 from engine.planner.candidates import cheap_recompute
 from engine.planner.search import Plan
-from engine.predict.grid import Grid
 from engine.predict.speed.cost import Cost
 from engine.predict.speed.step_time import PARTS, estimate
 from engine.spec import LayoutSpec, Recompute, RunSpec, misfits

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from engine.grid import RECOMPUTES, Grid
 from engine.optimizer import Framework, optimizer_of
-from engine.predict.grid import RECOMPUTES, Grid
 from engine.spec import ModelSpec, RequestError, WorkloadSpec, sentence
 
 NAMES: dict[Framework, str] = {"megatron": "Megatron-LM", "torchtitan": "torchtitan", "deepspeed": "DeepSpeed"}

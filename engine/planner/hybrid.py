@@ -10,8 +10,8 @@ from dataclasses import replace
 
 import numpy as np
 
+from engine.grid import Grid, Marks, Whole
 from engine.planner import candidates
-from engine.predict.grid import Grid, Marks, Whole
 from engine.predict.speed.cost import Cost
 from engine.predict.speed.step_time import StepTime, estimate
 

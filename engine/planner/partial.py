@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from engine.grid import RECOMPUTES, Grid, Whole, distinct
 from engine.predict.bulk import memory as bulk
-from engine.predict.grid import RECOMPUTES, Grid, Whole, distinct
 from engine.predict.speed.cost import Cost
 from engine.predict.speed.step_time import estimate
 

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from engine.devices import DeviceSpec
-from engine.predict.grid import Grid, Whole
+from engine.grid import Grid, Whole
 from engine.spec import ModelSpec, Sentence, sentence
 
 _AXES = {"tp": "tp", "key copies": "tp", "cp": "cp", "dp": "dp", "shards": "dp", "shard replicas": "dp"}  # of communicators

@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 
 from engine.devices import DeviceSpec
+from engine.grid import RECOMPUTES, Grid, Whole, distinct
 from engine.optimizer import Framework
 from engine.papers.accounting import AccountingName, Fullest, accounting
 from engine.papers.closed_forms import model_flops
@@ -26,7 +27,6 @@ from engine.planner.partial import partial_recompute
 from engine.planner.reserve import reserve
 from engine.planner.uneven import Split, uneven
 from engine.predict.bulk.traffic import bulk_traffic
-from engine.predict.grid import RECOMPUTES, Grid, Whole, distinct
 from engine.predict.speed.cost import Cost
 from engine.predict.speed.rates import Assumptions
 from engine.predict.speed.step_time import StepTime, estimate, simulated_all

@@ -15,13 +15,13 @@ from typing import Any
 import pandas as pd
 
 from engine.devices import DeviceSpec
+from engine.grid import Grid
 from engine.ledger.keep import Key
 from engine.ledger.layout import Chunk, LayoutLedgers, needs_of
 from engine.ledger.store import ledger_store
 from engine.planner.candidates import MOST
 from engine.planner.inference import cache, most_sequences, refuse_beyond_positions, refuse_no_text, refuse_too_large, weights
 from engine.planner.reserve import reserve_of, tensors_that_fit
-from engine.predict.grid import Grid
 from engine.predict.memory.buckets import BucketSizes
 from engine.predict.speed.cost import Cost
 from engine.predict.speed.rates import Assumptions

@@ -21,8 +21,8 @@ from itertools import islice
 import numpy as np
 from numpy.typing import NDArray
 
+from engine.grid import Grid, Whole, distinct
 from engine.ledger.split import Stack
-from engine.predict.grid import Grid, Whole, distinct
 from engine.predict.memory import memory
 from engine.predict.speed.cost import Cost
 from engine.predict.speed.passes import ModelPasses, PartName

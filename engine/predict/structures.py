@@ -6,9 +6,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from engine.grid import RECOMPUTES, Grid, Marks, Whole, distinct
 from engine.ledger.dimensions import dimensions, slicing, structure
 from engine.ledger.form import Structure
-from engine.predict.grid import RECOMPUTES, Grid, Marks, Whole, distinct
 from engine.spec import ModelSpec, WorkloadSpec
 from engine.spec.context import CONTEXTS
 

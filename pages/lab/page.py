@@ -7,7 +7,7 @@ from pathlib import Path
 import streamlit as st
 
 from engine import catalog
-from engine.launch.queue import RunState
+from engine.launch.queue.run_queue import RunState
 from engine.spec import RequestError, RunSpec
 from pages.lab import live, preview, result, welcome
 from pages.shared import chosen, form, held, links, runbar

@@ -11,7 +11,7 @@ import pandas as pd
 import streamlit as st
 
 from engine import catalog, contract
-from engine.launch.recording import with_ledgers
+from engine.launch.recording.client import with_ledgers
 from engine.predict.traffic.loads import measured_loads
 from engine.spec import RequestError, sentence
 from engine.summary import workspace

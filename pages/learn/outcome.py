@@ -9,9 +9,9 @@ import numpy as np
 import streamlit as st
 
 from engine.devices import DEVICES
+from engine.grid import Grid
 from engine.papers.accounting import accounting
 from engine.planner.reserve import reserve
-from engine.predict.grid import Grid
 from engine.predict.speed.cost import Cost
 from engine.predict.speed.rates import Assumptions
 from engine.predict.speed.step_time import estimate

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import streamlit as st
 
-from engine.launch.queue import RunState
+from engine.launch.queue.run_queue import RunState
 from engine.spec import RequestError, RunSpec
 from engine.tables import RunResult
 from pages.charts import beside

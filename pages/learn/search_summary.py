@@ -9,7 +9,7 @@ import numpy as np
 
 from engine import catalog
 from engine.devices import DEVICES
-from engine.launch.recording import with_ledgers
+from engine.launch.recording.client import with_ledgers
 from engine.planner.search import Plan, search
 from engine.spec import LayoutSpec
 

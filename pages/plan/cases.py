@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from engine.launch.recording import with_ledgers
+from engine.launch.recording.client import with_ledgers
 from engine.papers.figures import references
 from engine.papers.reference import Reference
 from engine.predict.speed.rates import Assumptions

@@ -7,7 +7,7 @@ import time
 import pandas as pd
 import streamlit as st
 
-from engine.launch.dry_run_service import DryRunService, DryRunState
+from engine.launch.dry_run.service import DryRunService, DryRunState
 from engine.spec import RequestError, RunSpec
 from engine.tables import CATEGORIES
 from pages.charts.names import categories

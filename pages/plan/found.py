@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from engine.devices import DeviceSpec
-from engine.launch.recording import with_ledgers
+from engine.launch.recording.client import with_ledgers
 from engine.planner.search import Plan
 from engine.planner.serving import serving
 from engine.predict.speed.step_time import PARTS

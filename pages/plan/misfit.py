@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import streamlit as st
 
-from engine.launch.recording import with_ledgers
+from engine.launch.recording.client import with_ledgers
 from engine.planner.candidates import MOST
 from engine.planner.explain import Lever, Reason, way_to_fit
 from pages.charts.units import in_bytes

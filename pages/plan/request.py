@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 
 from engine import catalog
 from engine.devices import DeviceSpec, device, device_names
-from engine.launch.recording import with_ledgers
+from engine.launch.recording.client import with_ledgers
 from engine.optimizer import Framework
 from engine.papers.accounting import ACCOUNTINGS, AccountingName
 from engine.planner.bill import Bill

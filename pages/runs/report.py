@@ -17,7 +17,7 @@ import pandas as pd
 import vl_convert  # 200 MB: the server makes reports in another process
 
 from engine import catalog, store
-from engine.launch.recording import with_ledgers
+from engine.launch.recording.client import with_ledgers
 from engine.predict.run import predict
 from engine.tables import RunResult
 from pages.charts import beside, generated, loss, matrix, memory, names, timeline, traffic

@@ -20,7 +20,7 @@ from threading import RLock
 from typing import Any
 
 from engine import files, store
-from engine.launch.queue import RunState
+from engine.launch.queue.run_queue import RunState
 from engine.spec import RequestError, RunSpec, sentence
 from pages.shared import texts as uploaded
 

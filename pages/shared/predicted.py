@@ -8,7 +8,7 @@ from typing import TypeVar
 import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 
-from engine.launch.recording import with_ledgers
+from engine.launch.recording.client import with_ledgers
 from engine.predict.memory import Memory, memory
 from engine.predict.run import predict
 from engine.spec import LayoutSpec, RunSpec, Sentence

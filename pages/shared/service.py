@@ -12,7 +12,7 @@ from streamlit.runtime.scriptrunner import get_script_run_ctx
 
 from engine import store
 from engine.launch import limits
-from engine.launch.queue import RunQueue, RunState
+from engine.launch.queue.run_queue import RunQueue, RunState
 from engine.spec import RequestError, RunSpec, sentence
 from pages.shared import arguments
 from pages.shared.classroom import Classroom, Person

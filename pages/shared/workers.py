@@ -12,7 +12,7 @@ from pathlib import Path
 from threading import BoundedSemaphore, Lock
 from typing import Any, NamedTuple, Self, get_type_hints
 
-from engine.launch.client import messages
+from engine.launch.host.client import messages
 from engine.spec import RequestError, Sentence, sentence
 from engine.wire import receive, send
 from pages.shared.codec import name_of, packed_call, read_answer

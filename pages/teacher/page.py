@@ -7,7 +7,7 @@ from html import escape
 import streamlit as st
 
 from engine import store
-from engine.launch.queue import RunState
+from engine.launch.queue.run_queue import RunState
 from pages.charts.words import Words
 from pages.shared.classroom import Classroom, readable
 from pages.shared.frame import inert, say

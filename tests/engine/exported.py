@@ -7,7 +7,7 @@ from functools import cache
 
 from engine import catalog
 from engine.devices import device
-from engine.launch.recording import with_ledgers
+from engine.launch.recording.client import with_ledgers
 from engine.planner.search import search
 from engine.spec import RunSpec
 from tests.predict.random_specs import random_specs

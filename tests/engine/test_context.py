@@ -9,7 +9,7 @@ import torch
 
 from engine import catalog
 from engine.api import predict
-from engine.launch.recording import with_ledgers
+from engine.launch.recording.client import with_ledgers
 from engine.measure.parity import PARITY_LIMIT
 from engine.measure.recorder import Recorder
 from engine.parallel.attention_blocks import Mixture, blocks_of

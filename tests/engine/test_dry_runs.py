@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from engine.launch.dry_tables import first_of_each_stage, result
+from engine.launch.dry_run.tables import first_of_each_stage, result
 from engine.launch.textbook import textbook
 from engine.spec import GenerateSpec, RunSpec
 from tests.launch.dry_runs import DryRunRequest, dry_run_all

@@ -12,7 +12,7 @@ from engine.api import predict
 from engine.devices import DEVICES
 from engine.export.settings import Framework, settings
 from engine.imports import read
-from engine.launch.recording import with_ledgers
+from engine.launch.recording.client import with_ledgers
 from engine.measure.parity import PARITY_LIMIT
 from engine.planner.search import search
 from engine.spec import LayoutSpec, RequestError, RunSpec, WorkloadSpec

@@ -9,7 +9,7 @@ from typing import Any
 
 import psutil
 
-from engine.launch.queue import RunQueue, RunState
+from engine.launch.queue.run_queue import RunQueue, RunState
 from engine.spec import FaultSpec, LayoutSpec, ModelSpec, RunSpec, WorkloadSpec
 from tests.patience import PATIENCE_S
 
@@ -51,7 +51,7 @@ def finished(queue: RunQueue, id: str) -> RunState:
 def hosts(of: psutil.Process | None = None) -> list[psutil.Process]:
     """The warm hosts that a process has started and that have not ended."""
     alive = [child for child in (of or psutil.Process()).children() if child.status() != psutil.STATUS_ZOMBIE]
-    return [child for child in alive if "engine.launch.local" in child.cmdline()]
+    return [child for child in alive if "engine.launch.host.program" in child.cmdline()]
 
 
 def host_of(starter: psutil.Process, others: Collection[int] = ()) -> psutil.Process:

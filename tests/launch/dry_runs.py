@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from engine.launch.client import environment
+from engine.launch.host.client import environment
 from engine.spec import RunSpec
 
 
@@ -30,7 +30,7 @@ def dry_run_all(requests: Sequence[DryRunRequest]) -> list[dict[int, Any]]:
 
 
 def one(spec: RunSpec, rank: int) -> Any:
-    from engine.launch.dry_rank import dry_run_rank
+    from engine.launch.dry_run.rank import dry_run_rank
     from engine.launch.textbook import textbook
 
     return dry_run_rank(spec, rank, "none", textbook(spec))
@@ -40,12 +40,12 @@ def main() -> None:
     import gc
     import multiprocessing
 
-    from engine.launch.dry import dry_run_ranks
+    from engine.launch.dry_run.program import dry_run_ranks
     from engine.launch.warm import preload
 
     requests: list[DryRunRequest] = pickle.loads(sys.stdin.buffer.read())
     preload()
-    import engine.launch.dry_rank  # noqa: F401
+    import engine.launch.dry_run.rank  # noqa: F401
 
     gc.collect()
     gc.freeze()  # as in the product: garbage collection in a child would copy memory shared with this process

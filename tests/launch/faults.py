@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from engine.launch.queue import RunState
+from engine.launch.queue.run_queue import RunState
 from engine.spec import GenerateSpec, RunSpec
 from tests.launch.bench import NEVER_S, Bench, finished, small
 from tests.patience import time_limits

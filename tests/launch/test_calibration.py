@@ -14,10 +14,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from engine import catalog, devices
 from engine.__main__ import main
 from engine.devices import DEVICES, DeviceSpec, device, device_names
-from engine.launch import calibrate, calibration
-from engine.launch.calibrate import figures, link
+from engine.launch.calibration import client, program
+from engine.launch.calibration.program import figures, link
 from engine.launch.failure import RunError
-from engine.launch.recording import with_ledgers
+from engine.launch.recording.client import with_ledgers
 from engine.predict.speed.rates import Assumptions, on_device, rates
 from engine.predict.speed.step_time import simulated
 from engine.spec import RequestError, RunSpec
@@ -32,7 +32,7 @@ MEASURED = {
 
 def test_one_core_is_measured() -> None:
     found = figures(torch.device("cpu"), least_s=0.0)
-    made = calibration.device_of("cpu", "mine", found)
+    made = client.device_of("cpu", "mine", found)
     assert set(found) == set(MEASURED)
     assert made.fp32_flops > 1e9
     assert made.memory_bytes > 10**8
@@ -42,12 +42,12 @@ def test_one_core_is_measured() -> None:
 
 def test_on_a_gpu_the_same_figures_are_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     """On fake tensors: every call is one that torch has for a GPU. Times mean nothing."""
-    monkeypatch.setattr(calibrate, "wait_for", lambda device: None)
-    monkeypatch.setattr(calibrate, "memory_of", lambda device: 80 * 10**9)
+    monkeypatch.setattr(program, "wait_for", lambda device: None)
+    monkeypatch.setattr(program, "memory_of", lambda device: 80 * 10**9)
     with FakeTensorMode(allow_non_fake_inputs=True):
         found = figures(torch.device("cuda"), least_s=0.0)
     assert set(found) == set(MEASURED)
-    made = calibration.device_of("cuda", "mine", found)
+    made = client.device_of("cuda", "mine", found)
     assert made.launches_ahead
     assert made.context_bytes == DEVICES["h100-80gb"].context_bytes
 
@@ -64,11 +64,11 @@ def test_processes_that_measure_a_processor_see_no_gpu(kind: str, monkeypatch: p
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
     monkeypatch.setattr(subprocess, "Popen", refused)
     with pytest.raises(OSError, match="refused"):
-        calibration.measured(kind, 0.0)
+        client.measured(kind, 0.0)
     with pytest.raises(OSError, match="refused"):
         link(kind, 0.0)
     with pytest.raises(RunError, match="would not start a process"):
-        calibration._launch_us(calibration.device_of(kind, "mine", MEASURED), gpus=kind == "cuda")
+        client._launch_us(client.device_of(kind, "mine", MEASURED), gpus=kind == "cuda")
     assert len(seen) >= 3
     assert set(seen) == {"" if kind == "cpu" else "0,1"}
 
@@ -83,14 +83,14 @@ def test_a_sum_reads_two_tensors_and_products_of_a_gpu_are_in_bf16(monkeypatch: 
         return add(one, other, out=out)
 
     monkeypatch.setattr(torch, "add", noted)
-    calibrate._copy(torch.device("cpu"), 0.0)
+    program._copy(torch.device("cpu"), 0.0)
     assert all(one != other for one, other in read)
     assert read
-    monkeypatch.setattr(calibrate, "memory_of", lambda device: 1)
+    monkeypatch.setattr(program, "memory_of", lambda device: 1)
     for name, value in (("_copy", 1.0), ("_elementwise", 1.0), ("_attention", 1.0)):
-        monkeypatch.setattr(calibrate, name, lambda device, least_s, value=value: value)
+        monkeypatch.setattr(program, name, lambda device, least_s, value=value: value)
     reached = {torch.float32: [1.0, 2.0, 4.0], torch.bfloat16: [1.0, 6.0, 8.0]}
-    monkeypatch.setattr(calibrate, "_products", lambda device, dtype, least_s: reached[dtype])
+    monkeypatch.setattr(program, "_products", lambda device, dtype, least_s: reached[dtype])
     assert figures(torch.device("cuda"), 0.0)["matmul_efficiency"] == 0.75
     assert figures(torch.device("cpu"), 0.0)["matmul_efficiency"] == 0.5
 
@@ -98,9 +98,9 @@ def test_a_sum_reads_two_tensors_and_products_of_a_gpu_are_in_bf16(monkeypatch: 
 def test_products_are_the_three_of_a_linear_layer(monkeypatch: pytest.MonkeyPatch) -> None:
     """x·Wᵀ, dy·W and dyᵀ·x: where a processor has no bf16 products, they differ several times in speed."""
     read: set[tuple[bool, bool]] = set()
-    monkeypatch.setattr(calibrate, "_WIDTHS", {"cpu": (8,)})
+    monkeypatch.setattr(program, "_WIDTHS", {"cpu": (8,)})
     monkeypatch.setattr(torch, "mm", lambda one, other, out: read.add((one.is_contiguous(), other.is_contiguous())))
-    assert len(calibrate._products(torch.device("cpu"), torch.bfloat16, 0.0)) == 1
+    assert len(program._products(torch.device("cpu"), torch.bfloat16, 0.0)) == 1
     assert read == {(True, False), (True, True), (False, True)}
 
 
@@ -112,7 +112,7 @@ def test_the_link_between_two_ranks_is_measured() -> None:
 
 
 def test_what_was_measured_replaces_assumptions_but_not_those_that_a_user_has_changed() -> None:
-    mine = calibration.device_of("cpu", "mine", MEASURED).model_copy(update={"launch_us": 20.0})
+    mine = client.device_of("cpu", "mine", MEASURED).model_copy(update={"launch_us": 20.0})
     assert rates(mine, "fp32", Assumptions()).products == pytest.approx(0.9e11)
     assert rates(mine, "fp32", Assumptions(matmul_efficiency=0.5)).products == pytest.approx(0.5e11)
     assert on_device(mine, Assumptions()).launch_us == 20
@@ -121,7 +121,7 @@ def test_what_was_measured_replaces_assumptions_but_not_those_that_a_user_has_ch
 
 
 def test_a_processor_takes_launches_and_work_one_after_the_other() -> None:
-    mine = calibration.device_of("cpu", "mine", MEASURED)
+    mine = client.device_of("cpu", "mine", MEASURED)
     spec = RunSpec(model=catalog.model("gpt-tiny"))
     none, some, more = (
         with_ledgers(partial(simulated, spec, mine.model_copy(update={"launch_us": us}), Assumptions()))[0]
@@ -139,7 +139,7 @@ def test_a_calibrated_device_is_offered_by_its_name(
 ) -> None:
     monkeypatch.setattr(devices, "own_folder", lambda: tmp_path / "devices")
     monkeypatch.setattr("engine.command.calibrate.own_folder", devices.own_folder)
-    mine = calibration.device_of("cpu", "my-laptop", MEASURED).model_copy(update={"launch_us": 20.0})
+    mine = client.device_of("cpu", "my-laptop", MEASURED).model_copy(update={"launch_us": 20.0})
     monkeypatch.setattr("engine.command.calibrate.calibrate", lambda kind, name, progress: mine)
     assert main(["calibrate", "--name", "my-laptop"]) == 0
     assert "20.0 µs a kernel" in capsys.readouterr().out
@@ -161,15 +161,15 @@ def test_a_name_that_cannot_be_offered_is_refused(name: str, capsys: pytest.Capt
 
 def test_a_device_that_cannot_be_measured_is_refused() -> None:
     if torch.cuda.is_available():
-        assert calibration.measured("cuda", 0.0)["bf16_flops"] > 0
+        assert client.measured("cuda", 0.0)["bf16_flops"] > 0
         return
     with pytest.raises(RequestError, match="cuda could not be measured"):
-        calibration.measured("cuda", 0.0)
+        client.measured("cuda", 0.0)
 
 
 def test_a_step_of_one_rank_takes_its_cpu_time_and_of_two_that_of_the_fastest(runs: Runs) -> None:
     """Other programs make the clock's time longer, and not the CPU's."""
     alone, pair = (runs.result(small(code)) for code in ("dp1.tp1.pp1", "dp2.tp1.pp1"))
     spans = alone.tables["spans"]
-    assert calibration.step_seconds(alone) == spans[spans["lane"] == "compute"]["cpu_ns"].sum() / 1e9 > 0
-    assert calibration.step_seconds(pair) == pair.tables["steps"]["step_ns"].min() / 1e9
+    assert client.step_seconds(alone) == spans[spans["lane"] == "compute"]["cpu_ns"].sum() / 1e9 > 0
+    assert client.step_seconds(pair) == pair.tables["steps"]["step_ns"].min() / 1e9

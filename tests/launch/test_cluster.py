@@ -18,8 +18,17 @@ import pytest
 import torch.distributed as dist
 
 from engine import store
-from engine.launch.agreement import RankConfig, Rendezvous, Route, agree, check_reached, common_address, difference, interface
-from engine.launch.torchrun import check_world_size
+from engine.launch.cluster.agreement import (
+    RankConfig,
+    Rendezvous,
+    Route,
+    agree,
+    check_reached,
+    common_address,
+    difference,
+    interface,
+)
+from engine.launch.cluster.torchrun import check_world_size
 from engine.spec import RequestError, RunSpec
 from engine.wire import WireError
 from tests.launch.bench import Bench, all_end, finished, small

@@ -10,8 +10,8 @@ import torch
 
 from engine import catalog, store
 from engine.__main__ import main
-from engine.launch.dry_client import DryRun
-from engine.launch.dry_rank import dry_run_rank
+from engine.launch.dry_run.client import DryRun
+from engine.launch.dry_run.rank import dry_run_rank
 from engine.launch.failure import RunError
 from engine.launch.textbook import textbook
 from engine.spec import LayoutSpec, RequestError, RunSpec, WorkloadSpec

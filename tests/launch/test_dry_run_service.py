@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from engine.launch.dry_run_service import DryRunService, DryRunState
+from engine.launch.dry_run.service import DryRunService, DryRunState
 from engine.predict.memory import memory
 from engine.spec import LayoutSpec, RequestError, RunSpec
 from tests.patience import PATIENCE_S

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from engine.launch.queue import RunState
+from engine.launch.queue.run_queue import RunState
 from engine.spec import RunSpec
 from tests.launch.bench import Bench, all_end, finished, gone, small, until
 from tests.patience import time_limits

@@ -8,9 +8,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from engine.launch.free_memory import Group, free_memory, read_group, usual_reserve
-from engine.launch.guard import Share, chosen, run_to_end
-from engine.launch.queue import RunQueue
+from engine.launch.host.free_memory import Group, free_memory, read_group, usual_reserve
+from engine.launch.host.guard import Share, chosen, run_to_end
+from engine.launch.queue.run_queue import RunQueue
 from tests.launch.bench import finished, small
 
 GB = 10**9
@@ -48,7 +48,7 @@ def test_runs_within_their_shares_go_on_until_hardly_any_memory_is_left(free: in
 def test_no_second_run_is_ended_while_the_memory_of_the_first_is_freed(
     killed: Share, ended: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("engine.launch.guard.free_memory", lambda: 0)
+    monkeypatch.setattr("engine.launch.host.guard.free_memory", lambda: 0)
     found = run_to_end({"killed": killed, "next": Share(0, [os.getpid()])}, GB, now=100.0)
     assert (found and found.run) == ended
 

@@ -11,7 +11,7 @@ import pytest
 
 from engine import catalog
 from engine.launch import limits
-from engine.launch.dry_rank import dry_run_rank
+from engine.launch.dry_run.rank import dry_run_rank
 from engine.launch.textbook import textbook
 from engine.predict import traffic
 from engine.predict.memory import memory

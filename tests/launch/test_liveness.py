@@ -11,7 +11,7 @@ from queue import SimpleQueue
 
 import pytest
 
-from engine.launch.liveness import SILENCE_S, Liveness, LivenessError, PeerFailure, accept_ranks, connect, listener
+from engine.launch.cluster.liveness import SILENCE_S, Liveness, LivenessError, PeerFailure, accept_ranks, connect, listener
 from tests.patience import PATIENCE_S
 
 SECRET = "swordfish"

@@ -17,7 +17,7 @@ from tests.patience import PATIENCE_S
 SERVER = """
 import sys
 from pathlib import Path
-from engine.launch.queue import RunQueue
+from engine.launch.queue.run_queue import RunQueue
 from engine.spec import ModelSpec, LayoutSpec, RunSpec, WorkloadSpec
 
 queue = RunQueue(Path(sys.argv[1]))

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 from engine import store
-from engine.launch.queue import RunQueue
+from engine.launch.queue.run_queue import RunQueue
 from engine.spec import RequestError
 from tests.launch.bench import Bench, finished, gone, hang_instead_of_torch, hosts, small, until
 
@@ -100,7 +100,7 @@ def test_a_run_that_this_machine_cannot_run_is_refused_at_once(bench: Bench) -> 
 def test_a_run_that_nobody_watches_is_cancelled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With a clock of the test, so that no test depends on time."""
     clock = SimpleNamespace(now=0.0)
-    monkeypatch.setattr("engine.launch.queue.time", SimpleNamespace(monotonic=lambda: clock.now))
+    monkeypatch.setattr("engine.launch.queue.run_queue.time", SimpleNamespace(monotonic=lambda: clock.now))
     bench = Bench(tmp_path, unwatched_s=90.0)
     with bench.queue as queue:
         watched, unwatched = queue.submit(small(steps=LONG)), queue.submit(small(steps=LONG))
@@ -173,5 +173,5 @@ def test_a_home_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
 
 
 def test_the_server_never_imports_torch() -> None:
-    code = "import sys, engine.launch.queue, engine.__main__, engine.command.run; print('torch' in sys.modules)"
+    code = "import sys, engine.launch.queue.run_queue, engine.__main__, engine.command.run; print('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"

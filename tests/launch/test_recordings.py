@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from engine import catalog
-from engine.launch.probe import probe
-from engine.launch.record import record
-from engine.launch.recordings import parts, record_all, searched, shipped_models, structures, wanted
+from engine.launch.recording.probe import probe
+from engine.launch.recording.record import record
+from engine.launch.recording.recordings import parts, record_all, searched, shipped_models, structures, wanted
 from engine.ledger.keep import Key, LedgerFolder, name_of
 from engine.ledger.layout import needs_of
 from engine.ledger.store import ARCHIVES, RECORDED, LedgerStore, ledger_store
@@ -111,11 +111,11 @@ def test_what_a_search_over_a_model_with_experts_needs_is_shipped() -> None:
 
 def test_the_key_of_recordings_covers_all_code_that_they_depend_on() -> None:
     """Whatever of the engine a recording imports is in it, but for what only starts it or reads ledgers."""
-    code = "import sys, engine.launch.record; print(*(m for m in sys.modules if m.startswith('engine.')))"
+    code = "import sys, engine.launch.recording.record; print(*(m for m in sys.modules if m.startswith('engine.')))"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     paths = {module.replace(".", "/").removeprefix("engine/") for module in loaded}
     covered = tuple(name.removesuffix(".py") for name in RECORDED)
-    assert {path for path in paths if not path.startswith(covered)} <= {"launch", "predict", "files"}
+    assert {path for path in paths if not path.startswith(covered)} <= {"launch", "launch/recording", "predict", "files"}
 
 
 def test_ledgers_in_the_folder_are_not_recorded_again(tmp_path: Path) -> None:

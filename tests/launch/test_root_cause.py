@@ -132,6 +132,12 @@ def test_at_the_time_limit_a_rank_that_does_not_answer_is_the_cause() -> None:
     assert cause.sentence.endswith("had been tracing for 3.0 s, and did not answer when asked where it was")
 
 
+def test_a_rank_that_does_not_answer_comes_before_one_whose_answer_is_cut_off() -> None:
+    cut_off = WAITS.splitlines()[0]
+    cause = cause_of_time_limit(LAYOUT, 10, [RankAtLimit(0, "step 1: F", 9.0, cut_off), RankAtLimit(1, "step 1: F", 8.0, "")])
+    assert cause.rank == 1
+
+
 def test_ranks_that_all_wait_are_reported_as_a_deadlock() -> None:
     cause = cause_of_time_limit(LAYOUT, 0.5, [RankAtLimit(0, "step 1: F", 0.1, WAITS), RankAtLimit(1, "step 1: B", 0.4, WAITS)])
     assert cause.rank == 1

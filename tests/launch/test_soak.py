@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from engine import store
-from engine.launch.queue import RunQueue
+from engine.launch.queue.run_queue import RunQueue
 from tests.launch.bench import Bench, finished, host_of, hosts, small
 from tests.pages.stand_in import PAIR, result_of
 

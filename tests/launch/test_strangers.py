@@ -53,7 +53,7 @@ def ports(ranks: list[psutil.Process]) -> list[tuple[str, int]]:
 
 
 def test_a_run_has_a_network_of_its_own_where_the_system_allows_it(bench: Bench) -> None:
-    code = "from engine.launch.isolation import isolate_network; print(isolate_network())"
+    code = "from engine.launch.host.isolation import isolate_network; print(isolate_network())"
     allowed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "True\n"
     id = bench.queue.submit(small(steps=10_000))
     until(bench.queue, id, lambda state: state.step > 0)

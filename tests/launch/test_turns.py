@@ -14,10 +14,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.launch.journal import Journal
-from engine.launch.queue import RunQueue, RunState
-from engine.launch.slots import Slots
-from engine.launch.turns import Turns
+from engine.launch.queue.journal import Journal
+from engine.launch.queue.run_queue import RunQueue, RunState
+from engine.launch.queue.slots import Slots
+from engine.launch.queue.turns import Turns
 from engine.spec import LayoutSpec, RunSpec
 from tests.launch.bench import Bench, finished, gone, small, until
 from tests.patience import PATIENCE_S
@@ -76,7 +76,7 @@ def test_no_session_has_two_turns_while_another_waits(actions: list[tuple[str, s
 
 @pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("engine.launch.slots.memory_for_runs", lambda: 1_000_000_000)
+    monkeypatch.setattr("engine.launch.queue.slots.memory_for_runs", lambda: 1_000_000_000)
 
 
 @pytest.mark.usefixtures("machine")
@@ -96,7 +96,7 @@ def test_runs_go_on_at_once_if_each_rank_has_a_core_and_all_have_memory() -> Non
 @pytest.mark.usefixtures("machine")
 def test_a_machine_with_a_gpu_has_one_run_at_a_time_unless_cores_are_given(monkeypatch: pytest.MonkeyPatch) -> None:
     one = RunSpec(layout=LayoutSpec(dp=1))
-    monkeypatch.setattr("engine.launch.slots.has_gpu", lambda: True)
+    monkeypatch.setattr("engine.launch.queue.slots.has_gpu", lambda: True)
     for slots, beside in ((Slots(), False), (Slots(cores=4), True)):
         assert slots.has_room(one, [])
         assert slots.has_room(one, [one]) == beside
@@ -140,7 +140,8 @@ def test_a_rank_that_fails_ends_its_own_run_only(tmp_path: Path) -> None:
 
 
 def test_a_slow_cancel_does_not_end_the_runs_of_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("engine.launch.queue._CANCELLED_S", 0.0)  # alone, a run that is cancelled would end with its host
+    # Alone, a run that is cancelled would end with its host.
+    monkeypatch.setattr("engine.launch.queue.run_queue._CANCELLED_S", 0.0)
     bench = Bench(tmp_path, cores=4)
     with bench.queue as queue:
         other, first = (queue.submit(small(ONE, **ENDLESS)) for _ in range(2))
@@ -188,7 +189,7 @@ def test_who_waits_is_told_how_long_once_a_run_is_done(tmp_path: Path) -> None:
 SERVER = """
 import sys
 from pathlib import Path
-from engine.launch.queue import RunQueue
+from engine.launch.queue.run_queue import RunQueue
 from tests.launch.bench import finished, small, until
 
 home = Path(sys.argv[1])

@@ -6,7 +6,7 @@ from functools import cache
 
 import pytest
 
-from engine.launch.record import record
+from engine.launch.recording.record import record
 from engine.ledger.form import Ledger, Part, Structure
 from engine.ledger.keep import Ledgers
 from engine.ledger.store import ledger_store

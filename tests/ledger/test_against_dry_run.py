@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 from torch.nn import functional as F
 
-from engine.launch.dry_rank import dry_run_rank
-from engine.launch.dry_tables import first_of_each_stage
-from engine.launch.record import record
+from engine.launch.dry_run.rank import dry_run_rank
+from engine.launch.dry_run.tables import first_of_each_stage
+from engine.launch.recording.record import record
 from engine.launch.textbook import textbook
 from engine.ledger.keep import Ledgers
 from engine.model.mlp import INNER

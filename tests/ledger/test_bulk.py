@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
+from engine.grid import Grid
 from engine.ledger.keep import Ledgers
 from engine.planner.candidates import candidates
 from engine.planner.search import MIXED
 from engine.predict.bulk.memory import fullest
-from engine.predict.grid import Grid
 from engine.predict.memory import memory
 from engine.spec import ModelSpec, WorkloadSpec
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from engine.launch.recordings import bind
+from engine.launch.recording.recordings import bind
 from engine.ledger.form import Part, Structure
 from engine.ledger.keep import LedgerArchive, LedgerFolder, Ledgers
 from engine.ledger.store import LedgerStore, NotRecordedError

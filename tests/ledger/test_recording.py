@@ -8,8 +8,8 @@ from typing import Any, get_args
 import pytest
 
 from engine.families import FAMILIES
-from engine.launch.probe import RecordingError, probe
-from engine.launch.record import record
+from engine.launch.recording.probe import RecordingError, probe
+from engine.launch.recording.record import record
 from engine.ledger.form import ALLOCATES, CALLS, FREES, RUNS, Ledger, Part, Product, Structure, pack, unpack
 from engine.ledger.keep import Ledgers
 from engine.spec import AttentionName

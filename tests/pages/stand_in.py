@@ -11,7 +11,7 @@ import pandas as pd
 import streamlit as st
 
 from engine import store
-from engine.launch.queue import RunQueue, RunState
+from engine.launch.queue.run_queue import RunQueue, RunState
 from engine.spec import LayoutSpec, RequestError, RunSpec
 from engine.summary import summarize
 from engine.tables import RunResult, table

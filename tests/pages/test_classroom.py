@@ -13,7 +13,7 @@ import pytest
 from streamlit.testing.v1 import AppTest
 
 from engine import files, run_archive, store
-from engine.launch.queue import RunState
+from engine.launch.queue.run_queue import RunState
 from engine.spec import LayoutSpec, RequestError, RunSpec, WorkloadSpec
 from pages.shared.classroom import REMEMBERED_S, Classroom, Person, Rules, readable
 from pages.shared.service import SECRET, Service

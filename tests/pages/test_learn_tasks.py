@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from engine.launch import recording
+from engine.launch.recording import client
 from engine.ledger.keep import Key, LedgerFolder
 from engine.ledger.store import ledger_store
 from pages.charts.units import percent
@@ -79,7 +79,7 @@ def test_no_choice_of_a_task_needs_a_recording(number: int, monkeypatch: pytest.
         pytest.fail(f"not shipped: {list(keys)}")
 
     monkeypatch.setattr(ledger_store(), "recorded", LedgerFolder(tmp_path))
-    monkeypatch.setattr(recording, "_record", refuse)
+    monkeypatch.setattr(client, "_record", refuse)
     for choice in task.choices():
         outcomes([task.spec(choice)], task.device)
 

@@ -19,7 +19,7 @@ from streamlit.testing.v1 import AppTest
 from engine import api
 from engine.catalog import MODELS
 from engine.devices import DEVICES, DeviceSpec
-from engine.launch.dry_run_service import DryRunState
+from engine.launch.dry_run.service import DryRunState
 from engine.planner.serving import serving as predicted
 from engine.predict.memory import memory
 from engine.predict.speed.rates import Assumptions

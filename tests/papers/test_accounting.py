@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from engine import catalog
+from engine.grid import Grid
 from engine.papers.accounting import accounting, activations_of_a_layer, numbers_of_a_token, passes_held, zero_states
 from engine.papers.megatron import MegatronRun, megatron_stages
-from engine.predict.grid import Grid
 from engine.schedule import SCHEDULES, in_flight_bound
 from engine.spec import SCHEDULE_FACTS, LayoutSpec, ModelSpec, RequestError, RunSpec, WorkloadSpec
 

@@ -7,10 +7,10 @@ import pytest
 
 from engine import catalog
 from engine.devices import DEVICES
+from engine.grid import Grid
 from engine.papers.accounting import activations_of_a_layer, zero_states
 from engine.papers.closed_forms import layer_activations, states
 from engine.planner.advice import advice, advise
-from engine.predict.grid import Grid
 from engine.spec import LayoutSpec, Recompute, RunSpec, WorkloadSpec
 from engine.terms import total
 

@@ -9,7 +9,7 @@ import pytest
 
 from engine import catalog
 from engine.devices import DEVICES
-from engine.launch.recording import with_ledgers
+from engine.launch.recording.client import with_ledgers
 from engine.papers.allocated import GOLDEN, SIMUMAX, SIMUMAX_ENGINE, TORCHTITAN
 from engine.papers.bloom import BLOOM
 from engine.papers.bubbles import QI

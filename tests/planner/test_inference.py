@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from engine.catalog import MODELS
-from engine.launch.recordings import shipped_models
+from engine.launch.recording.recordings import shipped_models
 from engine.planner.inference import cache, inference_table, inference_traffic, most_sequences, weights
 from engine.spec import LayoutSpec, ModelSpec
 from engine.tables import KV_CACHE

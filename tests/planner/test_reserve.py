@@ -7,9 +7,9 @@ import pytest
 
 from engine import catalog
 from engine.devices import DEVICES
+from engine.grid import Grid
 from engine.planner.reserve import reserve, reserve_of, reserve_terms, tensors_that_fit
 from engine.planner.search import search
-from engine.predict.grid import Grid
 from engine.spec import LayoutSpec, ModelSpec, RunSpec
 
 H100 = DEVICES["h100-80gb"]

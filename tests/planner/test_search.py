@@ -10,11 +10,11 @@ import pytest
 
 from engine import catalog
 from engine.devices import DEVICES
+from engine.grid import RECOMPUTES, Grid, distinct
 from engine.papers.accounting import accounting
 from engine.planner.candidates import candidates, fits, planned_recomputes
 from engine.planner.search import MIXED, Plan, search
 from engine.predict.bulk.traffic import bulk_traffic
-from engine.predict.grid import RECOMPUTES, Grid, distinct
 from engine.predict.memory import memory
 from engine.predict.speed.rates import Assumptions
 from engine.predict.speed.step_time import simulated

@@ -8,7 +8,7 @@ import pytest
 
 from engine import catalog
 from engine.devices import DEVICES
-from engine.launch.recording import with_ledgers
+from engine.launch.recording.client import with_ledgers
 from engine.planner.inference import most_sequences
 from engine.planner.reserve import tensors_that_fit
 from engine.planner.serving import serving

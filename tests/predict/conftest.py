@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from engine.launch.recording import with_ledgers
+from engine.launch.recording.client import with_ledgers
 from engine.ledger.store import ledger_store
 from tests.covering import covering, ledgers_of
 

@@ -10,9 +10,9 @@ from typing import Any, get_args
 import numpy as np
 
 from engine.families import FAMILIES
+from engine.grid import RECOMPUTES
 from engine.ledger.keep import LedgerFolder
 from engine.ledger.store import ARCHIVES, LedgerStore
-from engine.predict.grid import RECOMPUTES
 from engine.schedule import SCHEDULES
 from engine.spec import SCHEDULE_FACTS, AttentionName, LayoutSpec, ModelSpec, Precision, RequestError, RunSpec, WorkloadSpec
 from tests.covering import ledgers_of

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 import pytest
 
-from engine.launch.dry_tables import first_of_each_stage, result
+from engine.launch.dry_run.tables import first_of_each_stage, result
 from engine.launch.textbook import textbook
 from engine.predict.run import predict
 from engine.spec import RunSpec

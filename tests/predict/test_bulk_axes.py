@@ -10,12 +10,12 @@ import pytest
 
 from engine import catalog
 from engine.devices import DEVICES
-from engine.launch.recording import with_ledgers
+from engine.grid import Grid
+from engine.launch.recording.client import with_ledgers
 from engine.papers.closed_forms import model_flops
 from engine.planner.candidates import LEAST_TOKENS, candidates
 from engine.predict.bulk.memory import fullest
 from engine.predict.bulk.traffic import bulk_traffic
-from engine.predict.grid import Grid
 from engine.predict.memory import memory
 from engine.predict.speed.cost import Cost
 from engine.predict.speed.rates import Assumptions, link

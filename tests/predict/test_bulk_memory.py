@@ -9,12 +9,12 @@ import pytest
 
 from engine import catalog
 from engine.families import FamilyName
+from engine.grid import RECOMPUTES, Grid
 from engine.ledger.split import Stack
 from engine.planner.candidates import candidates
 from engine.planner.search import MIXED
 from engine.predict.bulk.memory import fullest
 from engine.predict.bulk.peak_candidates import peak_candidates
-from engine.predict.grid import RECOMPUTES, Grid
 from engine.predict.memory import memory
 from engine.schedule import SCHEDULES
 from engine.spec import SCHEDULE_FACTS, LayoutSpec, ModelSpec, RunSpec, ScheduleName, WorkloadSpec

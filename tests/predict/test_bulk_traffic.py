@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pandas as pd
 
+from engine.grid import Grid
 from engine.ledger.store import NotRecordedError
 from engine.predict.bulk.traffic import bulk_traffic
-from engine.predict.grid import Grid
 from engine.predict.traffic import traffic
 from engine.spec import RunSpec
 from engine.topology import CALL_AXES

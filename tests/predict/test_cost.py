@@ -9,12 +9,12 @@ import pytest
 
 from engine import catalog
 from engine.devices import DEVICES, DeviceSpec
-from engine.launch.recording import with_ledgers
+from engine.grid import Grid
+from engine.launch.recording.client import with_ledgers
 from engine.papers.closed_forms import model_flops
 from engine.papers.throughput import flops_with_recompute
 from engine.planner.candidates import candidates
 from engine.planner.search import MIXED
-from engine.predict.grid import Grid
 from engine.predict.speed.cost import Cost
 from engine.predict.speed.passes import COMPUTE, FORWARD, INPUTS, MODEL_PARTS, TP, WEIGHTS
 from engine.predict.speed.rates import Assumptions, link

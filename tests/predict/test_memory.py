@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from engine.grid import Grid
 from engine.predict.bulk.memory import fullest
-from engine.predict.grid import Grid
 from engine.predict.memory import SYMBOLS, curve_table, memory, peak_table
 from engine.predict.memory.shortened import Shortened
 from engine.predict.memory.stages import Stages

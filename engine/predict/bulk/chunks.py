@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from engine.grid import Whole
 from engine.ledger.keep import Ledgers
 from engine.predict.bulk.actions import ACTIONS, form_actions
 from engine.predict.bulk.traces import ChunkForm
-from engine.predict.grid import Whole
 from engine.predict.memory.amounts import AMOUNTS, between_passes
 from engine.predict.memory.buckets import BucketSizes
 from engine.predict.memory.reading import Amounts

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from engine.grid import Grid, distinct, multiplied
 from engine.ledger.keep import Key, Ledgers
 from engine.ledger.split import Stack
 from engine.ledger.store import NotRecordedError
@@ -21,7 +22,6 @@ from engine.predict.bulk.chunks import VALUES, Chunks, ChunkValues
 from engine.predict.bulk.peak_candidates import peak_candidates
 from engine.predict.bulk.pieces import Piece, pieces, pieces_of
 from engine.predict.bulk.traces import ChunkForm
-from engine.predict.grid import Grid, distinct, multiplied
 from engine.predict.structures import StructureGroup, by_structure
 from engine.schedule import SCHEDULES
 from engine.schedule.orders import enough_microbatches

@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from engine.grid import Grid, chosen_layers, distinct
 from engine.ledger.split import Stack
 from engine.predict.bulk.traces import ChunkForm
-from engine.predict.grid import Grid, chosen_layers, distinct
 from engine.spec import LayoutSpec, ModelSpec, ScheduleName
 from engine.spec.numbers import evenly
 

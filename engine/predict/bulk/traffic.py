@@ -17,13 +17,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from engine.grid import RECOMPUTES, Grid, Whole, distinct, multiplied
 from engine.ledger.form import LOSS_CHUNK, Part, Structure
 from engine.ledger.keep import Ledgers
 from engine.ledger.mixed import ledger_of, recorded_keys
 from engine.ledger.split import Stack
 from engine.ledger.store import LedgerStore, ledger_store
 from engine.predict.bulk.pieces import pieces
-from engine.predict.grid import RECOMPUTES, Grid, Whole, distinct, multiplied
 from engine.predict.structures import StructureGroup, by_structure
 from engine.predict.traffic.calls import PredictedCall, wire_bytes
 from engine.predict.traffic.chunk import BucketUse, ChunkTraffic, MicrobatchCall, trained

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from engine.devices import DeviceSpec
+from engine.grid import Grid
 from engine.optimizer import optimizer_of
-from engine.predict.grid import Grid
 from engine.predict.speed.passes import COMPUTE, DP, FORWARD, INPUTS, WEIGHTS, ModelPasses, PartName, model_passes
 from engine.predict.speed.rates import Assumptions, Link, Real, link, rates, shard_links
 from engine.spec import ModelSpec, WorkloadSpec

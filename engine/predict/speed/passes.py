@@ -25,12 +25,12 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from engine.devices import DeviceSpec
+from engine.grid import RECOMPUTES, Grid, Whole, distinct
 from engine.ledger.dimensions import loss_chunks, middle_steps
 from engine.ledger.form import LOSS_CHUNK, RUNS, Call, Ledger, Part, Product, Segment, Step, Structure
 from engine.ledger.kernels import Kernel, beside, kernels
 from engine.ledger.split import part_of
 from engine.ledger.store import NotRecordedError, ledger_store
-from engine.predict.grid import RECOMPUTES, Grid, Whole, distinct
 from engine.predict.speed.rates import Assumptions, Link, Real, link, on_device, rates
 from engine.predict.structures import by_structure
 from engine.spec import ModelSpec, Precision, WorkloadSpec

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from engine.devices import DeviceSpec
-from engine.predict.grid import Grid, Whole
+from engine.grid import Grid, Whole
 from engine.spec import Precision, Spec
 from engine.topology import CallAxis, strides
 

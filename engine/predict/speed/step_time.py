@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from engine.devices import DeviceSpec
-from engine.predict.grid import Grid, Whole, distinct, recomputed_of
+from engine.grid import Grid, Whole, distinct, recomputed_of
 from engine.predict.speed.cost import Cost, HeldParameters
 from engine.predict.speed.passes import COMPUTE, CP, DP, EP, FORWARD, INPUTS, TP, WEIGHTS, ModelPasses, PartName
 from engine.predict.speed.rates import Assumptions, Real

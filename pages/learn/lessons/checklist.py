@@ -8,7 +8,7 @@ import streamlit as st
 
 from engine import catalog
 from engine.devices import DEVICES
-from engine.launch.recording import with_ledgers
+from engine.launch.recording.client import with_ledgers
 from engine.planner.advice import Lever, Try, advice, advise, left_out
 from engine.schedule import plan
 from engine.schedule.timeline import simulate, textbook

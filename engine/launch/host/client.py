@@ -33,7 +33,7 @@ class WarmHost:
         `gpus`: whether runs may use GPUs.
         """
         self.events, events_end = os.pipe()
-        command = [sys.executable, "-P", "-m", "engine.launch.local", "--events", str(events_end)]
+        command = [sys.executable, "-P", "-m", "engine.launch.host.program", "--events", str(events_end)]
         command += [] if reserve is None else ["--reserve", str(reserve)]
         try:
             said = messages()  # output of the host must not mix with a command's results
@@ -152,7 +152,7 @@ def messages() -> int:
 def environment(gpus: bool = True) -> dict[str, str]:
     """This process's environment, with settings that torch's libraries read from there only. `gpus`: whether torch sees GPUs."""
     here = dict(os.environ)
-    root = str(Path(__file__).parents[2])  # where the package `engine` is
+    root = str(Path(__file__).parents[3])  # where the package `engine` is
     here["PYTHONPATH"] = os.pathsep.join(filter(None, (root, here.get("PYTHONPATH"))))
     here["KINETO_LOG_LEVEL"] = "6"  # otherwise the profiler's library prints two lines for every profile
     if not gpus:

@@ -15,8 +15,8 @@ from engine.ledger.form import LOSS_CHUNK as OF_LOSS_CHUNK
 from engine.measure.memory import is_operation
 from engine.measure.recorder import ACTION_MARK, COMMUNICATION_MARK
 
-# Marks from `engine.launch.record`: the current layer and module, what happens to a bucket, a call, the tensors handed on, a
-# chunk of the loss, a step of attention over cp ranks, and a product of experts.
+# Marks from `record.py`: the current layer and module, what happens to a bucket, a call, the tensors handed on, a chunk of the
+# loss, a step of attention over cp ranks, and a product of experts.
 LAYER, MODULE, BUCKET, CALL, HANDS, LOSS_CHUNK, CONTEXT_STEP, PRODUCT = (
     f"shardscope.{what} " for what in ("layer", "module", "bucket", "call", "hands", "loss-chunk", "context-step", "product")
 )

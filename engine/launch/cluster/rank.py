@@ -16,12 +16,12 @@ from typing import Any
 import torch.distributed as dist
 
 from engine.launch import root_cause
-from engine.launch.agreement import RankConfig, Rendezvous, Route, agree, check_interfaces, check_reached, interface
+from engine.launch.cluster.agreement import RankConfig, Rendezvous, Route, agree, check_interfaces, check_reached, interface
+from engine.launch.cluster.liveness import Liveness, LivenessError, PeerFailure, accept_ranks, connect, listener
+from engine.launch.cluster.torchrun import DONE, FAILED, GRACE_S, TorchrunRank, check_world_size, print_line, refuse
 from engine.launch.draft import Draft
-from engine.launch.liveness import Liveness, LivenessError, PeerFailure, accept_ranks, connect, listener
 from engine.launch.ranks import raised_error
 from engine.launch.request import read_spec
-from engine.launch.torchrun import DONE, FAILED, GRACE_S, TorchrunRank, check_world_size, print_line, refuse
 from engine.phases import PHASES
 from engine.spec import RequestError, RunSpec, sentence
 from engine.store import head

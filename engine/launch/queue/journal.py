@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from engine import files
-from engine.launch.run_state import RunState
+from engine.launch.queue.run_state import RunState
 from engine.spec import RequestError, RunSpec, sentence
 from engine.spec.sentence import packed, unpacked
 

@@ -14,7 +14,7 @@ from typing import Literal
 import pandas as pd
 
 from engine import store
-from engine.launch.dry_client import DryRun
+from engine.launch.dry_run.client import DryRun
 from engine.launch.failure import RunError
 from engine.spec import RequestError, RunSpec, sentence
 

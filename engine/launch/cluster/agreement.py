@@ -90,7 +90,7 @@ def check_reached(host: str, port: int, seconds: float) -> None:
 
 def _code() -> str:
     """A digest of the engine's modules, by name, and of the weights that come with it."""
-    home = Path(__file__).parents[1]
+    home = Path(__file__).parents[2]
     digest = hashlib.sha256()
     for path in (*sorted(home.rglob("*.py")), weights.FILE):
         digest.update(path.relative_to(home).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")

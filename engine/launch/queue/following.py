@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from engine.launch.failure import RunError
-from engine.launch.queue import RunQueue, RunState
+from engine.launch.queue.run_queue import RunQueue, RunState
 from engine.spec import RequestError
 
 Progress = Callable[[RunState], None]

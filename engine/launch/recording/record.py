@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import _get_sequence_nr
 
-from engine.launch.marks import MarkingRecorder, mark, mark_instant, mark_modules, path_without_numbers, traced
-from engine.launch.probe import Probe, probe
-from engine.launch.profiled import BUCKET, HANDS, LAYER, MODULE, Reading, SeenMicrobatch
-from engine.launch.record_generation import generation
+from engine.launch.recording.generation import generation
+from engine.launch.recording.marks import MarkingRecorder, mark, mark_instant, mark_modules, path_without_numbers, traced
+from engine.launch.recording.probe import Probe, probe
+from engine.launch.recording.profiled import BUCKET, HANDS, LAYER, MODULE, Reading, SeenMicrobatch
 from engine.ledger.form import (
     ACCUMULATES,
     ALLOCATES,
@@ -58,7 +58,7 @@ _DP = 2  # replicas: with one, data parallelism would do nothing
 
 
 def record(structure: Structure, part: Part, primes: Sequence[int] = ()) -> Ledger:
-    """The ledger of a part of a model of that structure. Takes some tenths of a second. `primes`: see `engine.launch.probe`.
+    """The ledger of a part of a model of that structure. Takes some tenths of a second. `primes`: see `probe.py`.
 
     It sets torch to one thread. Raises `RecordingError` where a size has no name.
     """

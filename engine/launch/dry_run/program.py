@@ -1,6 +1,6 @@
 """The program of a dry run: imports torch, forks a process for each rank, and saves their results.
 
-    python -m engine.launch.dry --out FOLDER [--rank K] [--device none|cpu|cuda] < spec.json
+    python -m engine.launch.dry_run.program --out FOLDER [--rank K] [--device none|cpu|cuda] < spec.json
 
 Without --rank, one rank of each stage. A real device is used by one rank at a time. Without one, as many ranks run at once as
 there are cores. Events are written as JSON lines to standard output:
@@ -9,7 +9,7 @@ there are cores. Events are written as JSON lines to standard output:
     {"event": "rank_done", "rank": …, "done": …, "of": …}
     {"event": "finished", "how": "done" | "wrong" | "failed", "message": …, "traceback": …}
 
-If its parent process ends, it ends with all its processes. `engine.launch.dry_client` is the other end.
+If its parent process ends, it ends with all its processes. `engine.launch.dry_run.client` is the other end.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from pathlib import Path
 from select import select
 from typing import TYPE_CHECKING, Any, get_args
 
-from engine.launch.dry_tables import first_of_each_stage, result
+from engine.launch.dry_run.tables import first_of_each_stage, result
 from engine.launch.parent import end_with_parent
 from engine.launch.root_cause import RaisedError, as_json, raised_from
 from engine.launch.textbook import textbook
@@ -38,7 +38,7 @@ from engine.store import save
 from engine.wire import pack, pack_rows, receive, send, unpack, unpack_rows
 
 if TYPE_CHECKING:
-    from engine.launch.dry_rank import Device, DryRank
+    from engine.launch.dry_run.rank import Device, DryRank
 
 
 class RankError(Exception):
@@ -108,7 +108,7 @@ def dry_run_ranks(
 
 def _found(rank: int, head: dict[str, Any], parts: Mapping[str, memoryview]) -> DryRank:
     """The result in a message from a process. Raises `RankError` if the rank failed, and `WireError`."""
-    from engine.launch.dry_rank import DryRank
+    from engine.launch.dry_run.rank import DryRank
 
     if "failed" in head:
         raise RankError(raised_from(head["failed"]))
@@ -139,7 +139,7 @@ def _fork(spec: RunSpec, rank: int, device: Device, others: Sequence[int]) -> _R
 
 def _message(spec: RunSpec, rank: int, device: Device, pipe: int) -> bytes:
     """In a forked process: dry-run the rank, and return its result or error as a message."""
-    from engine.launch.dry_rank import dry_run_rank
+    from engine.launch.dry_run.rank import dry_run_rank
     from engine.launch.ranks import raised_error
 
     try:
@@ -150,7 +150,7 @@ def _message(spec: RunSpec, rank: int, device: Device, pipe: int) -> bytes:
 
 
 def main(arguments: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(prog="python -m engine.launch.dry")
+    parser = argparse.ArgumentParser(prog="python -m engine.launch.dry_run.program")
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="where to save; it must not exist")
     parser.add_argument("--rank", type=int, help="the rank to dry-run; without it, one of each stage")
     parser.add_argument("--device", default="none", help="none, cpu or cuda")
@@ -170,17 +170,17 @@ def _dry_run(spec: RunSpec, rank: int | None, device: Device, out: Path) -> None
     began = time.monotonic()
     ranks, clock = _asked(spec, rank), textbook(spec)
     preload()
-    from engine.launch import dry_rank
+    from engine.launch.dry_run.rank import Device, count_actions
     from engine.parallel.backend import Backend
     from engine.worker import environment
 
-    if device not in get_args(dry_rank.Device):
+    if device not in get_args(Device):
         raise RequestError(sentence("there is no device {device!r}; a dry run takes none, cpu or cuda", device=device))
     gc.collect()
     gc.freeze()  # a collection in a child would write to, and so copy, every page that it shares with this process
     most = (os.cpu_count() or 1) if device == "none" else 1
     mesh = spec.layout.mesh
-    all_ = {rank: dry_rank.count_actions(spec, mesh.coordinate(rank).pp, device, clock) for rank in ranks}
+    all_ = {rank: count_actions(spec, mesh.coordinate(rank).pp, device, clock) for rank in ranks}
     over = dict.fromkeys(ranks, 0)
 
     def progress(rank: int, actions: int) -> None:

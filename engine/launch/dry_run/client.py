@@ -11,9 +11,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from engine.launch.client import environment, messages
 from engine.launch.draft import Draft
 from engine.launch.failure import RunError
+from engine.launch.host.client import environment, messages
 from engine.spec import RequestError, RunSpec
 
 
@@ -25,7 +25,8 @@ class DryRun:
         home.mkdir(parents=True, exist_ok=True)
         self._cancelled = False
         self._spec, self._draft = spec, Draft.new(home.absolute())
-        command = [sys.executable, "-P", "-m", "engine.launch.dry", "--out", str(self._draft.folder), "--device", device]
+        command = [sys.executable, "-P", "-m", "engine.launch.dry_run.program", "--out", str(self._draft.folder)]
+        command += ["--device", device]
         if rank is not None:
             command += ["--rank", str(rank)]
         self._process = subprocess.Popen(

@@ -15,14 +15,14 @@ from types import TracebackType
 from typing import Any, Self
 
 from engine.launch import limits
-from engine.launch.active import Active
-from engine.launch.client import WarmHost, how_ended
 from engine.launch.draft import Draft, make_home, note_owner
-from engine.launch.journal import Journal
-from engine.launch.run_state import Phase, RunState
-from engine.launch.slots import Slots
-from engine.launch.turns import Turns
-from engine.launch.waits import Pace, expected_wait
+from engine.launch.host.client import WarmHost, how_ended
+from engine.launch.queue.active import Active
+from engine.launch.queue.journal import Journal
+from engine.launch.queue.run_state import Phase, RunState
+from engine.launch.queue.slots import Slots
+from engine.launch.queue.turns import Turns
+from engine.launch.queue.waits import Pace, expected_wait
 from engine.spec import RequestError, RunSpec, sentence
 from engine.spec.sentence import unpacked
 

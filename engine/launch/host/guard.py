@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import psutil
 
-from engine.launch.free_memory import free_memory
+from engine.launch.host.free_memory import free_memory
 from engine.spec import Sentence, sentence
 
 EVERY_S = 0.1  # how often memory is looked at while a run is active; it takes 0.1 ms. In that time a core fills about 0.1 GB

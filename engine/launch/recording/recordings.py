@@ -1,6 +1,6 @@
 """Records the ledgers of a model, for every layout, and for the workloads that are common (`shipped`).
 
-    python -m engine.launch.recordings --out FOLDER [--model gpt3-175b …] [--archives engine/ledger/recorded]
+    python -m engine.launch.recording.recordings --out FOLDER [--model gpt3-175b …] [--archives engine/ledger/recorded]
 
 Without --model, those of all models in the catalog, which takes about half an hour of a core; all cores are used. Ledgers in the
 folder are kept. With --archives the files that are shipped are written too, one for each family and precision. If they are
@@ -24,7 +24,7 @@ from typing import Any, get_args
 
 from engine import catalog
 from engine.files import write
-from engine.launch.client import environment
+from engine.launch.host.client import environment
 from engine.ledger.dimensions import QKV, dimensions, structure
 from engine.ledger.form import Ledger, Part, Slicing, Structure
 from engine.ledger.keep import Key, LedgerArchive, LedgerFolder
@@ -190,7 +190,7 @@ def record_all(keys: Iterable[Key], folder: LedgerFolder, processes: int = 1) ->
 
 
 def _record(keys: Iterable[Key], folder: LedgerFolder) -> None:
-    from engine.launch.record import record
+    from engine.launch.recording.record import record
 
     for key in keys:
         folder.put(*key, record(*key))
@@ -198,7 +198,8 @@ def _record(keys: Iterable[Key], folder: LedgerFolder) -> None:
 
 def _record_elsewhere(keys: Sequence[Key], folder: Path) -> None:
     """In one process of its own. Raises `CalledProcessError` if it fails."""
-    command = [sys.executable, "-P", "-m", "engine.launch.recordings", "--out", str(folder), "--keys", "--processes", "1"]
+    program = "engine.launch.recording.recordings"
+    command = [sys.executable, "-P", "-m", program, "--out", str(folder), "--keys", "--processes", "1"]
     subprocess.run(command, input=json.dumps(keys), text=True, env=environment(), check=True)
 
 
@@ -217,7 +218,7 @@ def bind(keys: Iterable[Key], recorded: LedgerFolder, folder: Path, whole: bool)
 
 
 def main(arguments: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(prog="python -m engine.launch.recordings", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m engine.launch.recording.recordings", description=__doc__)
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="where to put them")
     parser.add_argument("--model", action="append", help="a model of the catalog; may be given more than once")
     parser.add_argument("--keys", action="store_true", help="those that standard input names instead, as JSON")

@@ -27,7 +27,7 @@ def free_memory() -> int:
 
 
 def usual_reserve() -> int:
-    """Bytes that runs leave free: new ones do not get them, and `engine.launch.guard` ends runs that take them."""
+    """Bytes that runs leave free: new ones do not get them, and `engine.launch.host.guard` ends runs that take them."""
     whole = min([psutil.virtual_memory().total, *(group.limit for group in _groups())])
     return min(max(whole // _SHARE, _LEAST), _MOST)
 

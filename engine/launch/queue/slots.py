@@ -6,7 +6,7 @@ import os
 from collections.abc import Collection
 from pathlib import Path
 
-from engine.launch.free_memory import memory_for_runs
+from engine.launch.host.free_memory import memory_for_runs
 from engine.launch.limits import need
 from engine.spec import RunSpec
 

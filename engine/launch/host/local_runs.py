@@ -1,4 +1,4 @@
-"""The warm host: its loop and the runs that it serves. `engine.launch.local` is the program, and documents the protocol."""
+"""The warm host: its loop and the runs that it serves. `program.py` starts it, and documents the protocol."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from io import FileIO
 from pathlib import Path
 from typing import Any
 
-from engine.launch import guard, ranks, root_cause
+from engine.launch import ranks, root_cause
 from engine.launch.draft import Draft
+from engine.launch.host import guard
 from engine.spec import RequestError, RunSpec, Sentence, sentence
 from engine.spec.sentence import packed
 

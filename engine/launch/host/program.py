@@ -1,6 +1,6 @@
 """The warm host: a process that has imported torch, and forks the ranks of runs.
 
-    python -m engine.launch.local --events FD [--reserve BYTES]
+    python -m engine.launch.host.program --events FD [--reserve BYTES]
 
 It is a program of its own, never forked or spawned from a server: a fork would keep the server's listening port, and a
 spawn would run its main script again. Requests are JSON lines on standard input, events are JSON lines on FD:
@@ -31,19 +31,19 @@ from collections.abc import Sequence
 from select import select
 from typing import TYPE_CHECKING
 
-from engine.launch.free_memory import usual_reserve
-from engine.launch.isolation import isolate_network
+from engine.launch.host.free_memory import usual_reserve
+from engine.launch.host.isolation import isolate_network
 from engine.launch.parent import end_with_parent, wake_with_parents_end
 from engine.launch.warm import preload
 
 if TYPE_CHECKING:
-    from engine.launch.host import Host
+    from engine.launch.host.local_runs import Host
 
 
 def warm_host(requests: int, events: int, reserve: int) -> Host:
     """Import all that ranks need, then fork them with it."""
     preload()
-    from engine.launch.host import Host
+    from engine.launch.host.local_runs import Host
 
     gc.collect()
     gc.freeze()  # a garbage collection in a rank would write to, and so copy, every page shared with the host
@@ -51,7 +51,7 @@ def warm_host(requests: int, events: int, reserve: int) -> Host:
 
 
 def main(arguments: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(prog="python -m engine.launch.local")
+    parser = argparse.ArgumentParser(prog="python -m engine.launch.host.program")
     parser.add_argument("--events", type=int, required=True, metavar="FD", help="open file descriptor to write events to")
     parser.add_argument("--reserve", type=int, metavar="BYTES", help="memory to keep free, by ending runs")
     chosen = parser.parse_args(arguments)

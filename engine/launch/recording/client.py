@@ -10,7 +10,7 @@ from functools import cache
 from threading import Lock
 from typing import TypeVar
 
-from engine.launch.client import environment
+from engine.launch.host.client import environment
 from engine.ledger.keep import Key
 from engine.ledger.store import NotRecordedError, ledger_store
 from engine.spec import RequestError, Sentence, sentence
@@ -52,7 +52,7 @@ def _record(keys: Iterable[Key]) -> None:
         missing = [key for key in keys if key not in recorded]
         if not missing:
             return
-        command = [sys.executable, "-P", "-m", "engine.launch.recordings", "--out", str(recorded.folder), "--keys"]
+        command = [sys.executable, "-P", "-m", "engine.launch.recording.recordings", "--out", str(recorded.folder), "--keys"]
         ended = subprocess.run(command, input=json.dumps(missing), capture_output=True, text=True, env=environment(), check=False)
     if ended.returncode:
         why = ended.stderr.strip().rpartition("\n")[2]

@@ -1,4 +1,4 @@
-"""Measures this machine as a device: `engine.launch.calibrate` in a process of its own, and a small run. Imports no torch."""
+"""Measures this machine as a device: `program.py` in a process of its own, and a small run. Imports no torch."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from typing import Any
 
 from engine import store
 from engine.devices import DeviceSpec
-from engine.launch.client import environment, messages
-from engine.launch.following import follow, saved_folder
-from engine.launch.queue import RunQueue
-from engine.launch.recording import with_ledgers
+from engine.launch.host.client import environment, messages
+from engine.launch.queue.following import follow, saved_folder
+from engine.launch.queue.run_queue import RunQueue
+from engine.launch.recording.client import with_ledgers
 from engine.predict.speed.rates import Assumptions
 from engine.predict.speed.step_time import simulated
 from engine.spec import ModelSpec, RequestError, RunSpec, WorkloadSpec, sentence
@@ -43,7 +43,7 @@ def calibrate(kind: str, name: str, progress: Callable[[str], None] = lambda tex
 
 
 def measured(kind: str, least_s: float) -> dict[str, Any]:
-    command = [sys.executable, "-P", "-m", "engine.launch.calibrate", "--device", kind, "--least", str(least_s)]
+    command = [sys.executable, "-P", "-m", "engine.launch.calibration.program", "--device", kind, "--least", str(least_s)]
     answer = subprocess.run(command, stdout=subprocess.PIPE, stderr=messages(), env=environment(gpus=kind == "cuda"), check=False)
     if answer.returncode:
         raise RequestError(sentence("{kind} could not be measured; what its process said stands above", kind=kind))

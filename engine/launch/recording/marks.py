@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 from torch.autograd.profiler import profile, record_function
 
-from engine.launch.profiled import CALL, CONTEXT_STEP, LOSS_CHUNK, MODULE, PRODUCT
+from engine.launch.recording.profiled import CALL, CONTEXT_STEP, LOSS_CHUNK, MODULE, PRODUCT
 from engine.measure.recorder import Recorder, Span, TrafficKey
 
 

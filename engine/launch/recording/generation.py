@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from engine.inference import Inference
-from engine.launch.marks import MarkingRecorder, mark_instant, mark_modules, traced
-from engine.launch.probe import Probe
-from engine.launch.profiled import LAYER, Reading, SeenMicrobatch
+from engine.launch.recording.marks import MarkingRecorder, mark_instant, mark_modules, traced
+from engine.launch.recording.probe import Probe
+from engine.launch.recording.profiled import LAYER, Reading, SeenMicrobatch
 from engine.ledger.form import Part, Structure, generating
 from engine.model.chunk import TransformerChunk
 from engine.model.layers import buckets_of

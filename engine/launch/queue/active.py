@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 from engine.launch.draft import Draft
-from engine.launch.waits import Going
+from engine.launch.queue.waits import Going
 from engine.spec import RunSpec
 
 

@@ -2,7 +2,7 @@
 
     torchrun --nnodes 2 --nproc-per-node 4 … -m engine.launch.cluster --spec run.json --out DIR
 
-The worker is that of a local run. `engine.launch.cluster_rank` is its launcher. Rank numbers and the address of the store come
+The worker is that of a local run. `engine.launch.cluster.rank` is its launcher. Rank numbers and the address of the store come
 from environment variables, which are torchrun's interface; the engine reads no others. Rank 0 saves the run's folder in DIR, on
 its machine. The exit status is 0 done, 1 a rank failed, 2 the request is wrong. torchrun turns 2 into 1.
 
@@ -19,8 +19,8 @@ import sys
 from collections.abc import MutableMapping, Sequence
 from pathlib import Path
 
+from engine.launch.cluster.torchrun import WRONG, TorchrunRank, print_line
 from engine.launch.parent import end_with_parent
-from engine.launch.torchrun import WRONG, TorchrunRank, print_line
 from engine.launch.warm import preload
 from engine.spec import RequestError
 
@@ -40,7 +40,7 @@ def main(arguments: Sequence[str]) -> int:
     end_with_parent()  # otherwise this rank would outlive a torchrun agent that was killed
     quieten(os.environ)
     preload()  # before the clock of the run's time limit starts
-    from engine.launch.cluster_rank import ClusterRank
+    from engine.launch.cluster.rank import ClusterRank
 
     return ClusterRank(place, given.spec, given.out).run()
 

@@ -1,10 +1,10 @@
 """The program that measures this machine's device: products, attention, a memory-bound pass, and the link between two ranks.
 
-    python -m engine.launch.calibrate --device cpu|cuda [--least SECONDS]
+    python -m engine.launch.calibration.program --device cpu|cuda [--least SECONDS]
 
 It writes one JSON object to standard output, with fields of `DeviceSpec`. A device is what one rank has: a GPU, or one core of a
 processor, since ranks use one thread each. For the link it starts itself twice, with --rank.
-`engine.launch.calibration` is the other end.
+`engine.launch.calibration.client` is the other end.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from engine.launch.client import environment
+from engine.launch.host.client import environment
 from engine.measure.recorder import Recorder
 from engine.parallel.backend import choose_backend
 from engine.parallel.comm import Comm
@@ -131,7 +131,7 @@ def memory_of(device: torch.device) -> int:
 
 def link(kind: str, least_s: float) -> dict[str, float]:
     """α and β of an all-reduce between two ranks of this machine: `intra_latency` in seconds, `intra_bandwidth` in bytes/s."""
-    command = [sys.executable, "-P", "-m", "engine.launch.calibrate", "--device", kind, "--least", str(least_s)]
+    command = [sys.executable, "-P", "-m", "engine.launch.calibration.program", "--device", kind, "--least", str(least_s)]
     with tempfile.TemporaryDirectory(prefix="shardscope-") as folder:
         store = str(Path(folder) / "store")
         seen = environment(gpus=kind == "cuda")
