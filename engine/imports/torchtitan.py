@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from engine import catalog
@@ -81,8 +81,7 @@ def _model(fields: Fields, training: Fields, text: str) -> ModelSpec:
     if kind == "deepseek_v3" and flavor in DEEPSEEK:
         return ModelSpec.model_validate(with_bias(catalog.model(DEEPSEEK[flavor])) | {"seq": training.whole("seq_len")})
     if kind == "deepseek_v3":
-        known = ", ".join(DEEPSEEK)
-        raise RequestError(sentence("the flavor {flavor} is in torchtitan's code; {known} are known", flavor=flavor, known=known))
+        raise RequestError(_unknown_flavor(flavor, DEEPSEEK))
     if kind != "llama3":
         text = sentence("torchtitan's model {name} is not known here; {known} are", name=brief(kind), known="llama3, deepseek_v3")
         raise RequestError(text)
@@ -99,15 +98,20 @@ def _own_flavor(flavor: str, text: str) -> Values:
     """The sizes of a flavor from a line as the export writes it: torchtitan has its flavors in code."""
     entry = next((match for match in _ENTRY.finditer(text) if match["flavor"] == flavor), None)
     if entry is None:
-        known = ", ".join(FLAVORS)
-        raise RequestError(sentence("the flavor {flavor} is in torchtitan's code; {known} are known", flavor=flavor, known=known))
-    given = dict(re.findall(r"(\w+)=(\d+)", entry["sizes"]))
+        raise RequestError(_unknown_flavor(flavor, FLAVORS))
+    given = dict(re.findall(r"\b(\w+)=(\d{1,18})\b", entry["sizes"]))
     named = ("n_layers", "dim", "n_heads", "n_kv_heads", "multiple_of", "vocab_size", "rope_theta")
     if missing := [name for name in named if name not in given]:
-        raise RequestError(sentence("the line of the flavor {flavor} has no {names}", flavor=flavor, names=", ".join(missing)))
+        names = ", ".join(missing)
+        raise RequestError(sentence("the line of the flavor {flavor} has no {names}", flavor=brief(flavor), names=names))
     found = dict(zip(_SIZES, (int(given[name]) for name in named), strict=True))
     follows = {"kv_heads": found["heads"], "ffn": 4 * found["hidden"], "rotary_base": 500_000}
     return found | {name: 0 for name, usual in follows.items() if found[name] == usual}
+
+
+def _unknown_flavor(flavor: str, known: Iterable[str]) -> Sentence:
+    names = ", ".join(known)
+    return sentence("the flavor {flavor} is in torchtitan's code; {known} are known", flavor=brief(flavor), known=names)
 
 
 def _layout(parts: Mapping[str, Fields], model: ModelSpec, remarks: list[Sentence]) -> LayoutSpec:

@@ -291,6 +291,7 @@ TOML = settings(
     [
         ('"llama3"', '"qwen3"', "torchtitan's model qwen3 is not known here"),
         ('"8B"', '"9B"', "the flavor 9B is in torchtitan's code; 8B, 70B, 405B are known"),
+        ('"8B"', f'"{"A" * 5_000}"', "A… is in torchtitan's code; 8B, 70B, 405B are known"),
         ("tensor_parallel_degree = 1", "tensor_parallel_degree = true", "tensor_parallel_degree=true must be a whole number"),
         ("[debug]", "[debug", "file.toml is not TOML"),
     ],

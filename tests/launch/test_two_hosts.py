@@ -42,7 +42,7 @@ def started(two: TwoHosts, specs: Sequence[Path], out: Path, setting: str = "") 
     for number, (host, spec) in enumerate(zip(two.hosts, specs, strict=True)):
         command = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "2"]
         command += ["--node-rank", str(number), "--master-addr", first.address, "--master-port", str(PORT)]
-        command += ["-m", "engine.launch.cluster.__main__", "--spec", str(spec), "--out", str(out)]
+        command += ["-m", "engine.launch.cluster", "--spec", str(spec), "--out", str(out)]
         whole = host.command("env", *([setting] if setting else []), *command)
         agents.append(subprocess.Popen(whole, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True))
     return agents
