@@ -42,7 +42,9 @@ def script(spec: RunSpec) -> str:
         "",
         "set -euo pipefail",
         'source "${VENV:-.venv}/bin/activate"',
-        'MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)',
+        # Without a pipe: where `head` has read its line, scontrol may get SIGPIPE, which would end the script.
+        'HOSTS=$(scontrol show hostnames "$SLURM_JOB_NODELIST")',
+        "MASTER_ADDR=${HOSTS%%[[:space:]]*}",
         "SPEC=$PWD/shardscope-$SLURM_JOB_ID.json",
         "export MASTER_ADDR SPEC",
         "cat > \"$SPEC\" <<'END_OF_SPEC'",
