@@ -17,6 +17,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from tests.launch.delayed_link import TUN
 from tests.patience import PATIENCE_S
 
 ADDRESSES = ("10.77.0.1", "10.77.0.2")
@@ -89,33 +90,45 @@ class TwoHosts:
             made.callback(holder.kill)
             self.hosts.append(Host(f"host-{name}", _held_by(holder), holder.pid, address, f"to-{other}"))
             made.callback(_kill_all, self.hosts[-1])
-        a, b = self.hosts
-        a.do("ip", "link", "add", a.device, "type", "veth", "peer", "name", b.device, "netns", str(b.pid))
+        delayed = _has_netem()
+        if not delayed and os.access(TUN, os.W_OK):
+            link = self._delayed_link()
+            made.callback(link.wait)
+            made.callback(link.kill)
+        else:
+            a, b = self.hosts
+            a.do("ip", "link", "add", a.device, "type", "veth", "peer", "name", b.device, "netns", str(b.pid))
         for host in self.hosts:
             host.do("hostname", host.name)
             host.do("ip", "link", "set", "lo", "up")
             host.do("ip", "address", "add", f"{host.address}/24", "dev", host.device)
             host.do("ip", "link", "set", host.device, "up")
-        self.link = self._limit()
-
-    def _limit(self) -> str:
-        """Limit the link. Returns what was done, for the count that a test prints."""
-        for host in self.hosts:
             limits = ("root", "handle", "1:", "tbf", "rate", RATE, "burst", "64kb", "latency", "200ms")
             host.do("tc", "qdisc", "add", "dev", host.device, *limits)
-        delay = ("parent", "1:1", "netem", "delay", f"{DELAY_MS}ms")
-        done = [
-            subprocess.run(host.command("tc", "qdisc", "add", "dev", host.device, *delay), capture_output=True, check=False)
-            for host in self.hosts
-        ]
-        return (
-            f"{RATE}/s, {f'{DELAY_MS} ms each way' if not any(each.returncode for each in done) else 'no delay: no netem here'}"
-        )
+            if delayed:
+                host.do("tc", "qdisc", "add", "dev", host.device, "parent", "1:1", "netem", "delay", f"{DELAY_MS}ms")
+        has_delay = delayed or os.access(TUN, os.W_OK)
+        self.link = f"{RATE}/s, {f'{DELAY_MS} ms each way' if has_delay else 'no delay: neither netem nor TAP devices here'}"
+
+    def _delayed_link(self) -> subprocess.Popen[str]:
+        """A process that is the link. It has made both devices."""
+        ends = [text for host in self.hosts for text in (str(host.pid), host.device)]
+        command = [sys.executable, "-m", "tests.launch.delayed_link", str(DELAY_MS), *ends]
+        link = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        assert link.stdout
+        assert link.stdout.readline() == "made\n"
+        return link
 
     def cut(self) -> None:
         """Pull the cable: nothing arrives any more, and nobody is told."""
         a, _ = self.hosts
         a.do("ip", "link", "set", a.device, "down")
+
+
+def _has_netem() -> bool:
+    """Whether the kernel can delay what a device sends."""
+    tried = ["unshare", "--net", "tc", "qdisc", "add", "dev", "lo", "root", "netem", "delay", "1ms"]
+    return not subprocess.run(tried, capture_output=True, check=False).returncode
 
 
 def _kill_all(host: Host) -> None:
