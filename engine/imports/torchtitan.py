@@ -10,7 +10,7 @@ from typing import Any
 from engine import catalog
 from engine.imports.fields import Fields, Imported, brief
 from engine.imports.parts import Values
-from engine.spec import SCHEDULE_FACTS, LayoutSpec, ModelSpec, RequestError, Sentence, WorkloadSpec, sentence
+from engine.spec import SCHEDULE_FACTS, LayoutSpec, ModelSpec, RequestError, Sentence, WorkloadSpec, sentence, too_large
 from engine.spec.numbers import evenly
 
 # The flavors of its llama3: layers, hidden size, heads, key heads, width of the MLP, vocabulary and base of rotary positions.
@@ -24,6 +24,9 @@ FLAVORS: Mapping[str, tuple[int, ...]] = {
 # torchtitan, `torchtitan/models/deepseek_v3/__init__.py`.
 DEEPSEEK: Mapping[str, str] = {"16B": "deepseek-v2-lite", "236B": "deepseek-v2", "671B": "deepseek-v3"}
 _SIZES = ("layers", "hidden", "heads", "kv_heads", "ffn", "vocab", "rotary_base")
+_LARGEST = 1 << 16  # characters of a job file; usual ones have some thousands
+_PARTS = 64  # of a key with dots. tomllib's time grows with the square of their number
+_LONG_KEY = re.compile(rf"""(?<![\w"'-])(?:[\w"'-]++[ \t]*+\.[ \t]*+){{{_PARTS}}}""")
 _ENTRY = re.compile(r'"(?P<flavor>[^"]+)": TransformerModelArgs\((?P<sizes>[^)]*)\)')
 _REST = -1  # of a degree: as many ranks as are left
 # What stands for entries that a file lacks. torchtitan 0.2.2, `torchtitan/config/job_config.py`.
@@ -49,10 +52,14 @@ _ALSO_HARMLESS = (
 
 def request(text: str, name: str) -> Imported:
     """`name`: of the file. Raises `RequestError`."""
+    if len(text) > _LARGEST:
+        raise RequestError(too_large(name, len(text), _LARGEST))
+    if _LONG_KEY.search(text):
+        raise RequestError(sentence("{name}: a key has more than {most} parts", name=name, most=_PARTS))
     try:
         entries = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise RequestError(sentence("{name} is not TOML: {error}", name=name, error=str(error))) from error
+    except (ValueError, RecursionError) as error:  # the former also for a number of thousands of digits
+        raise RequestError(sentence("{name} is not TOML: {error}", name=name, error=brief(error))) from error
     parts = {section: Fields(_table(entries, section), _USUAL.get(section, {})) for section in _SECTIONS}
     remarks: list[Sentence] = []
     model = _model(parts["model"], parts["training"], text)

@@ -294,6 +294,10 @@ TOML = settings(
         ('"8B"', f'"{"A" * 5_000}"', "A… is in torchtitan's code; 8B, 70B, 405B are known"),
         ("tensor_parallel_degree = 1", "tensor_parallel_degree = true", "tensor_parallel_degree=true must be a whole number"),
         ("[debug]", "[debug", "file.toml is not TOML"),
+        ("[debug]", f"a={'[' * 5_000}\n[debug]", "file.toml is not TOML: maximum recursion depth exceeded"),
+        ("[debug]", f"a={'1' * 5_000}\n[debug]", "file.toml is not TOML: Exceeds the limit"),
+        ("[debug]", f"{'a.' * 5_000}a=1\n[debug]", "file.toml: a key has more than 64 parts"),
+        ("[debug]", f"#{'a' * 70_000}\n[debug]", "file.toml has 7"),
     ],
 )
 def test_a_job_file_that_is_not_understood_is_refused_in_one_sentence(old: str, new: str, told: str) -> None:
