@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from engine.imports import deepspeed, huggingface, megatron, torchtitan
-from engine.imports.fields import LARGEST, Imported
+from engine.imports.fields import LARGEST, LARGEST_SCRIPT, Imported
 from engine.spec import ModelSpec, RequestError, parsed, sentence, too_large
 
 __all__ = ["ENDINGS", "LARGEST", "Imported", "read"]
@@ -25,10 +25,11 @@ def read(content: bytes, name: str) -> Imported:
         text = content.decode()
     except UnicodeDecodeError as error:
         raise RequestError(sentence("{name} is not text in UTF-8", name=name)) from error
-    if name.endswith(".toml"):
-        return _named(lambda: torchtitan.request(text, name), name)
-    if " --" in f" {text}" and not text.lstrip().startswith("{"):
-        return _named(lambda: megatron.request(text, name), name)
+    is_job_file = name.endswith(".toml")
+    if is_job_file or (" --" in f" {text}" and not text.lstrip().startswith("{")):
+        if len(content) > LARGEST_SCRIPT:
+            raise RequestError(too_large(name, len(content), LARGEST_SCRIPT))
+        return _named(lambda: (torchtitan if is_job_file else megatron).request(text, name), name)
     entries = parsed(text, name)
     if not isinstance(entries, dict):
         raise RequestError(sentence("{name} is not an object with entries such as hidden_size", name=name))

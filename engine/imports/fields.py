@@ -11,6 +11,7 @@ from engine.spec import LayoutSpec, ModelSpec, RequestError, Sentence, WorkloadS
 from engine.spec.numbers import listed
 
 LARGEST = 1 << 20  # bytes of a file
+LARGEST_SCRIPT = 1 << 16  # of one that is not JSON, which takes longer to read; usual ones have some thousands
 _SHOWN = 40  # characters of a value in a sentence
 _LARGEST_NUMBER = 1e18  # of any entry: far beyond every model
 

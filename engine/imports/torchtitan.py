@@ -10,7 +10,7 @@ from typing import Any
 from engine import catalog
 from engine.imports.fields import Fields, Imported, brief
 from engine.imports.parts import Values
-from engine.spec import SCHEDULE_FACTS, LayoutSpec, ModelSpec, RequestError, Sentence, WorkloadSpec, sentence, too_large
+from engine.spec import SCHEDULE_FACTS, LayoutSpec, ModelSpec, RequestError, Sentence, WorkloadSpec, sentence
 from engine.spec.numbers import evenly
 
 # The flavors of its llama3: layers, hidden size, heads, key heads, width of the MLP, vocabulary and base of rotary positions.
@@ -24,7 +24,6 @@ FLAVORS: Mapping[str, tuple[int, ...]] = {
 # torchtitan, `torchtitan/models/deepseek_v3/__init__.py`.
 DEEPSEEK: Mapping[str, str] = {"16B": "deepseek-v2-lite", "236B": "deepseek-v2", "671B": "deepseek-v3"}
 _SIZES = ("layers", "hidden", "heads", "kv_heads", "ffn", "vocab", "rotary_base")
-_LARGEST = 1 << 16  # characters of a job file; usual ones have some thousands
 _PARTS = 64  # of a key with dots. tomllib's time grows with the square of their number
 _LONG_KEY = re.compile(rf"""(?<![\w"'-])(?:[\w"'-]++[ \t]*+\.[ \t]*+){{{_PARTS}}}""")
 _ENTRY = re.compile(r'"(?P<flavor>[^"]+)": TransformerModelArgs\((?P<sizes>[^)]*)\)')
@@ -52,8 +51,6 @@ _ALSO_HARMLESS = (
 
 def request(text: str, name: str) -> Imported:
     """`name`: of the file. Raises `RequestError`."""
-    if len(text) > _LARGEST:
-        raise RequestError(too_large(name, len(text), _LARGEST))
     if _LONG_KEY.search(text):
         raise RequestError(sentence("{name}: a key has more than {most} parts", name=name, most=_PARTS))
     try:
