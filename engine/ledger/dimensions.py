@@ -158,11 +158,11 @@ def structure(
     """The structure of a model's chunks. `sizes`: the values of the dimensions.
 
     Each dimension that is 1 is part of the structure. Some are not: tp, since `cut` says whether it is 1; cp, which is 3 or more
-    as a dimension; and N and M, which are never 1 where that matters. Those of a model with experts that train with fused
-    attention are fewer: see `_no_matter`. An array, or a number of numpy, counts as more than 1.
+    as a dimension; and N and M, which are never 1 where that matters. With fused attention they are fewer: see `_no_matter`. An
+    array, or a number of numpy, counts as more than 1.
     """
     passed_over = {"tp", "cp", "N", "M"}
-    if model.experts and not generates and not context and workload.attention_of(model) == "fused":
+    if workload.attention_of(model) == "fused" and not context:
         passed_over |= _no_matter(model, cut)
     others = {name: size for name, size in sizes.items() if name not in passed_over}
     ones = tuple(sorted(name for name, size in others.items() if isinstance(size, int) and size == 1))
@@ -173,12 +173,12 @@ def structure(
 
 
 def _no_matter(model: ModelSpec, cut: Slicing) -> set[str]:
-    """Dimensions that change only sizes where they are 1. A test records both and finds the same.
+    """Dimensions that change only sizes where they are 1, with fused attention. A test records both and finds the same.
 
     A microbatch of one sequence matters where tp cuts the sequence: it is gathered in place. One key head on a rank matters to
     latent attention, whose keys and values are then views.
     """
-    found = set() if model.latent else {"G/tp"}
+    found = {"P"} if model.latent else {"P", "G/tp"}
     return found if cut == "sequence" else {"B", *found}
 
 

@@ -36,18 +36,30 @@ def test_a_recording_does_not_depend_on_the_probes_numbers(ledgers: Ledgers, str
     assert record(structure, part, OTHERS) == ledgers(structure, part)
 
 
-_EXPERTS = Structure("llama", "none", "bf16", "none", (), sized_parts=("experts",))
+_DENSE = Structure("llama", "none", "bf16", "none", ())
+_EXPERTS = _DENSE._replace(sized_parts=("experts",))
 _LATENT = _EXPERTS._replace(ones=("A/G",), sized_parts=("experts", "kv_lora_rank"))
+_ENCODER_DECODER = _DENSE._replace(family="transformer", slicing="features", ones=("A/G",))
+_GENERATES = _DENSE._replace(slicing="features", generates=True)
 
 
 @pytest.mark.parametrize(
     ("structure", "one"),
-    [(_EXPERTS, "B"), (_LATENT, "B"), (_EXPERTS._replace(slicing="sequence"), "G/tp")],
-    ids=["B", "MLA", "G/tp"],
-)
-def test_of_experts_a_dimension_is_left_out_that_changes_only_sizes(structure: Structure, one: str) -> None:
+    [
+        (_DENSE._replace(recompute="layernorm+mlp_act", slicing="features"), "B"),
+        (_DENSE._replace(family="gpt", recompute="full", chunked_loss=True, ones=("A/G",)), "B"),
+        (_DENSE._replace(family="bert", slicing="sequence", ones=("A/G",)), "G/tp"),
+        (_DENSE._replace(family="gpt", ones=("A/G",), chosen_parts=(("position", "alibi"),)), "B"),
+        (_DENSE._replace(slicing="sequence", sized_parts=("window",)), "G/tp"),
+        (_ENCODER_DECODER, "B"), (_ENCODER_DECODER, "G/tp"), (_GENERATES, "G/tp"), (_GENERATES, "P"),
+        (_EXPERTS, "B"), (_LATENT, "B"), (_EXPERTS._replace(slicing="sequence"), "G/tp"),
+    ],
+    ids=lambda one: one if isinstance(one, str) else f"{one.archive}_{one.group}",
+)  # fmt: skip
+def test_with_fused_attention_a_dimension_is_left_out_that_changes_only_sizes(structure: Structure, one: str) -> None:
     """`engine.ledger.dimensions.structure` asks for the same ledger where it is 1."""
-    part = Part(False, False, 0, decoders=1)
+    layers, decoders = (0, 1) if "experts" in structure.sized_parts else (1, int(structure.family == "transformer"))
+    part = Part(False, True, layers, ends=structure.family == "transformer", decoders=decoders)
     there, alone = record(structure, part), record(structure._replace(ones=tuple(sorted((*structure.ones, one)))), part)
     assert _events(there, one) == _events(alone, one)
 
