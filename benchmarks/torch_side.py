@@ -160,7 +160,9 @@ class TorchRank:
         layout, workload = spec.layout, spec.workload
         self.spec, self.text, self.microbatches = spec, load(workload.text), workload.microbatches
         self.mesh = init_device_mesh("cpu", (layout.pp, layout.dp, layout.tp), mesh_dim_names=("pp", "dp", "tp"))
-        stage = self.mesh.get_local_rank("pp")
+        # Once, not in each step: to ask a mesh takes time.
+        self.groups = {axis: self.mesh.get_group(axis) for axis in ("pp", "dp", "tp")}
+        self.replica, stage = (self.mesh.get_local_rank(axis) for axis in ("dp", "pp"))
         ranges = layout.layer_ranges(spec.model.layers)
         own = [chunk for chunk, holder in enumerate(layout.placement) if holder == stage]
         self.parts = [TorchStage(spec.model, ranges[chunk], workload.attention == "fused") for chunk in own]
@@ -185,7 +187,7 @@ class TorchRank:
         self.schedule: Any = None
         if layout.pp > 1:
             self.ends = self._group_of_the_ends()
-            group, device = self.mesh.get_group("pp"), torch.device("cpu")
+            group, device = self.groups["pp"], torch.device("cpu")
             stages = [
                 PipelineStage(module, chunk, len(ranges), device, group=group)
                 for chunk, module in zip(own, self.modules, strict=True)
@@ -201,14 +203,15 @@ class TorchRank:
         """
         began = _common_instant()
         self.optimizer.zero_grad()
-        with loss_parallel() if self.mesh["tp"].size() > 1 else nullcontext():
+        layout = self.spec.layout
+        with loss_parallel() if layout.tp > 1 else nullcontext():
             losses = self._with_pipeline(step) if self.schedule else self._without_pipeline(step)
         self._sum_tied_gradients()
         self.grad_norm = self._norm()
         if self.last:
-            self.loss = torch.stack([_local(loss.detach()) for loss in losses]).sum() / self.mesh["dp"].size()
-            if self.mesh["dp"].size() > 1:
-                dist.all_reduce(self.loss, group=self.mesh.get_group("dp"))
+            self.loss = torch.stack([_local(loss.detach()) for loss in losses]).sum() / layout.dp
+            if layout.dp > 1:
+                dist.all_reduce(self.loss, group=self.groups["dp"])
         self.optimizer.step()
         return began
 
@@ -250,7 +253,7 @@ class TorchRank:
 
     def _batch(self, step: int, microbatch: int) -> tuple[Tensor, Tensor]:
         workload = self.spec.workload
-        index = self.mesh.get_local_rank("dp") * workload.microbatches + microbatch
+        index = self.replica * workload.microbatches + microbatch
         arrays = feed(self.spec.model, self.text, workload.microbatch_size, workload.seed, step, index)
         return torch.tensor(arrays.tokens), torch.tensor(arrays.targets)
 
@@ -281,13 +284,14 @@ class TorchRank:
             gradients = [self._gradient(name) for name in own if self.sharded[name] == sharded]
             squares.append(torch.nn.utils.get_total_norm(gradients).square() if gradients else torch.zeros(()))
         whole, parts = squares
-        if self.mesh["tp"].size() > 1:
-            dist.all_reduce(parts, group=self.mesh.get_group("tp"))
+        layout = self.spec.layout
+        if layout.tp > 1:
+            dist.all_reduce(parts, group=self.groups["tp"])
         squared = whole + parts
-        if self.mesh["pp"].size() > 1:
-            dist.all_reduce(squared, group=self.mesh.get_group("pp"))
-        if self.spec.layout.zero >= 2:
-            dist.all_reduce(squared, group=self.mesh.get_group("dp"))
+        if layout.pp > 1:
+            dist.all_reduce(squared, group=self.groups["pp"])
+        if layout.zero >= 2:
+            dist.all_reduce(squared, group=self.groups["dp"])
         return squared.sqrt()
 
     def _optimizer(self) -> torch.optim.Optimizer:
@@ -296,7 +300,7 @@ class TorchRank:
             "lr": workload.learning_rate, "betas": BETAS, "weight_decay": WEIGHT_DECAY, "fused": True,
         }  # fmt: skip
         if self.spec.layout.zero == 1:
-            group = self.mesh.get_group("dp")
+            group = self.groups["dp"]
             return ZeroRedundancyOptimizer(parameters, torch.optim.AdamW, process_group=group, **options)
         return torch.optim.AdamW([{"params": of_mesh} for of_mesh in _by_mesh(parameters)], **options)
 
