@@ -118,6 +118,7 @@ def search(
     accounting: AccountingName = "engine",
     only: Framework | None = None,
     kept_free: int | None = None,
+    announce: Callable[[str], None] = lambda what: None,
 ) -> Plan:
     """Estimate every layout of `model` on `ranks` devices: whether it fits, and the time of a step.
 
@@ -131,6 +132,7 @@ def search(
     `assumed`: the efficiencies of the device. `accounting`: whose formulas for memory.
     `only`: layouts that "megatron", "torchtitan" or "deepspeed" runs as they are; None means all.
     `kept_free`: bytes of a device that tensors must leave; None: for each layout what `engine.planner.reserve` says.
+    `announce` hears what is happening if ledgers must be recorded first, which may take minutes.
 
     Raises `RequestError`, also if no layout is possible.
     """
@@ -138,7 +140,8 @@ def search(
     chip = devices.device(device) if isinstance(device, str) else device
     batch = default_batch(ranks) if global_batch is None else global_batch
     return with_ledgers(
-        lambda: planner.search(shape, ranks, chip, batch, workload or MIXED, assumed, accounting, only=only, kept_free=kept_free)
+        lambda: planner.search(shape, ranks, chip, batch, workload or MIXED, assumed, accounting, only=only, kept_free=kept_free),
+        announce,
     )
 
 

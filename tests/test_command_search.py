@@ -9,8 +9,14 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from engine import catalog
 from engine.__main__ import main
+from engine.api import search
 from engine.devices import DEVICES
+from engine.ledger.layout import needs_of
+from engine.ledger.store import NotRecordedError
+from engine.planner.search import Plan
+from engine.spec import LayoutSpec, WorkloadSpec
 
 SMALL = ["search", "--model", "gpt2-1.5b", "--ranks", "8", "--device", "rtx-4090", "--global-batch", "16"]
 
@@ -38,6 +44,22 @@ def test_a_search_prints_the_best_layouts_and_the_reasons(capsys: pytest.Capture
     assert "why the first and not the second:\n  dp" in out
     assert "times assume matmul_efficiency=" in out
     assert table["reason"][~table["fits"]].str.contains("more than the device's 22.4 GiB").all()
+
+
+def test_a_search_says_what_it_records(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    key = next(iter(needs_of(catalog.model("gpt-tiny"), LayoutSpec(), WorkloadSpec())))
+    asked = iter([NotRecordedError([key])])
+
+    def once(*_: object, **__: object) -> Plan:
+        for error in asked:
+            raise error
+        return found
+
+    found = search("gpt-tiny", 2, "rtx-4090")
+    monkeypatch.setattr("engine.api.planner.search", once)
+    monkeypatch.setattr("engine.launch.recording.client._record", lambda keys: None)
+    assert main(["search", "--model", "gpt-tiny", "--ranks", "2", "--device", "rtx-4090"]) == 0
+    assert "each is recorded once; parts left: 1" in capsys.readouterr().err
 
 
 def test_a_search_takes_a_device_file_and_assumptions_and_prints_json(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

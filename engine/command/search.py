@@ -196,7 +196,7 @@ def _plan(arguments: argparse.Namespace, free: int | None) -> Plan:
     account: AccountingName = arguments.accounting or "engine"
     assumed = assumptions(arguments.assume)
     asked = model, arguments.ranks, arguments.device, arguments.global_batch, workload, assumed, account, arguments.only, free
-    return with_ledgers(lambda: search(*asked), complain)
+    return search(*asked, announce=complain)
 
 
 # ----------------------------------------------------------------------------------------------------------------- text
