@@ -17,6 +17,7 @@ from engine.ledger.layout import needs_of
 from engine.ledger.store import NotRecordedError
 from engine.planner.search import Plan
 from engine.spec import LayoutSpec, WorkloadSpec
+from tests.engine.huggingface_configs import CONFIGS
 
 SMALL = ["search", "--model", "gpt2-1.5b", "--ranks", "8", "--device", "rtx-4090", "--global-batch", "16"]
 
@@ -44,6 +45,17 @@ def test_a_search_prints_the_best_layouts_and_the_reasons(capsys: pytest.Capture
     assert "why the first and not the second:\n  dp" in out
     assert "times assume matmul_efficiency=" in out
     assert table["reason"][~table["fits"]].str.contains("more than the device's 22.4 GiB").all()
+
+
+def test_a_models_file_is_planned_with_sequences_as_training_has_them(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(CONFIGS["llama3.2-1b"]))
+    asked = ["search", "--model", str(file), "--ranks", "8", "--device", "h100-80gb", "--json"]
+    for flags, seq in ([], 8192), (["--seq", "4096"], 4096):
+        assert main([*asked, *flags]) == 0
+        said = capsys.readouterr()
+        assert json.loads(said.out)["model"]["seq"] == seq
+        assert "were not recorded" not in said.err
 
 
 def test_a_search_says_what_it_records(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

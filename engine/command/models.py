@@ -45,8 +45,19 @@ def parts_of_request(named: str) -> dict[str, Any]:
 
 
 def model(named: str) -> ModelSpec:
-    """The model. Raises `RequestError`."""
-    found = imported(named).model
-    if found is None:
+    """The model, with the longest sequences that a file says. Raises `RequestError`."""
+    return _model_and_seq(named)[0]
+
+
+def model_to_train(named: str, seq: int | None) -> ModelSpec:
+    """The model with sequences of `seq` tokens; None: what the file says, or fewer if that is long. Raises `RequestError`."""
+    found, usual = _model_and_seq(named)
+    chosen = usual if seq is None else seq
+    return found if chosen is None else ModelSpec.model_validate(found.model_dump() | {"seq": chosen})
+
+
+def _model_and_seq(named: str) -> tuple[ModelSpec, int | None]:
+    found = imported(named)
+    if found.model is None:
         raise RequestError(sentence("{named} does not say what the model is", named=named))
-    return found
+    return found.model, found.seq

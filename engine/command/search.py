@@ -24,7 +24,7 @@ from engine.planner.reserve import reserve_terms
 from engine.planner.search import MIXED, Plan
 from engine.planner.serving import serving
 from engine.predict.speed.rates import Assumptions
-from engine.spec import AttentionName, LayoutSpec, ModelSpec, RequestError, WorkloadSpec
+from engine.spec import AttentionName, LayoutSpec, RequestError, WorkloadSpec
 from engine.spec.numbers import in_runs
 
 _TOP = 10
@@ -36,7 +36,8 @@ def add(parser: argparse.ArgumentParser) -> None:
     named = f"a named device ({', '.join(device_names())}), or a JSON file with one of yours"
     parser.add_argument("--device", required=True, metavar="NAME|FILE.json", help=named)
     parser.add_argument("--global-batch", type=int, metavar="N", help="sequences in a step (default: 2 for each device)")
-    parser.add_argument("--seq", type=int, metavar="N", help="sequence length (default: the model's)")
+    length = "sequence length (default: the model's; of a config.json at most 8192)"
+    parser.add_argument("--seq", type=int, metavar="N", help=length)
     parser.add_argument("--precision", default=MIXED.precision, metavar="{fp32,bf16}", help="default bf16")
     attentions = f"{{{','.join(get_args(AttentionName))}}}"
     parser.add_argument("--attention", metavar=attentions, help=f"default {MIXED.attention}")
@@ -186,9 +187,7 @@ def _write(table: pd.DataFrame, file: Path | None) -> None:
 
 
 def _plan(arguments: argparse.Namespace, free: int | None) -> Plan:
-    model = models.model(arguments.model)
-    if arguments.seq is not None:
-        model = ModelSpec.model_validate(model.model_dump() | {"seq": arguments.seq})
+    model = models.model_to_train(arguments.model, arguments.seq)
     given = {name: getattr(arguments, name) for name in ("optimizer", "attention", "accumulate", "bf16_optimizer")}
     chosen = {"precision": arguments.precision} | {name: value for name, value in given.items() if value is not None}
     whole = {"accumulate": "fp32"} if arguments.precision == "fp32" and arguments.accumulate is None else {}

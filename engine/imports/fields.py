@@ -21,12 +21,14 @@ class Imported:
     """What a file says of a request. A part that the file does not describe is None.
 
     `remarks`: what the file says and is not in the request, a sentence each.
+    `seq`: tokens of a sequence that plans take, where the file has only the most that the model takes, and that is long.
     """
 
     model: ModelSpec | None
     remarks: tuple[Sentence, ...] = ()
     layout: LayoutSpec | None = None
     workload: WorkloadSpec | None = None
+    seq: int | None = None
 
 
 class Fields:

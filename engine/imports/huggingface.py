@@ -67,7 +67,7 @@ _DROPOUTS = (
     "attention_dropout", "hidden_dropout", "resid_pdrop", "embd_pdrop", "attn_pdrop", "dropout", "dropout_rate", "layerdrop",
     "hidden_dropout_prob", "attention_probs_dropout_prob", "activation_dropout",
 )  # fmt: skip
-_LONG = 8192  # tokens; longer sequences than most models are trained on from the start
+_LONG = 8192  # tokens; most models are trained on no longer sequences from the start
 
 
 def model(entries: Mapping[str, Any]) -> Imported:
@@ -103,7 +103,7 @@ def model(entries: Mapping[str, Any]) -> Imported:
         remarks.append(sentence("the file has no sequence length; {seq} tokens are taken", seq=found.seq))
     remarks += _missing_caps(entries) if kind == "gemma2" else []
     remarks += [sentence("of the type {type} are left out: {what}", type=kind, what=what) for what in known_type.besides]
-    return Imported(found, (*remarks, *_remarks(fields, found)))
+    return Imported(found, (*remarks, *_remarks(fields, found)), seq=_LONG if _is_long(found) else None)
 
 
 def _names_of_seq(kind: Any) -> list[str]:
@@ -134,10 +134,18 @@ def _remarks(fields: Fields, found: ModelSpec) -> Iterator[Sentence]:
             yield _LEFT_OUT[name]
         elif name not in _HARMLESS and name not in _DROPOUTS:
             yield sentence("{name}={value} is not understood, and left out", name=brief(name), value=brief(value))
-    if found.seq > _LONG:
+    if _is_long(found):
         yield sentence(
-            "sequences have {seq} tokens, the most that the model takes; training often has shorter ones", seq=found.seq
+            "sequences have {seq} tokens, the most that the model takes; training often has shorter ones, so plans of it take "
+            "{usual} tokens where no other length is chosen",
+            seq=found.seq,
+            usual=_LONG,
         )
+
+
+def _is_long(model: ModelSpec) -> bool:
+    """Whether training usually has shorter sequences. A table of learned positions has the size that the sequence has."""
+    return model.seq > _LONG and model.parts.position != "learned"
 
 
 def _missing_caps(entries: Mapping[str, Any]) -> list[Sentence]:

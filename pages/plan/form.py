@@ -144,6 +144,8 @@ def _take(found: Imported) -> None:
     st.query_params["model"] = model_to_link(found.model)
     for name in ("seq", ROW):
         st.query_params.pop(name, None)
+    if found.seq is not None:
+        st.query_params["seq"] = str(found.seq)
     if found.layout is not None and found.workload is not None:
         workload = found.workload
         st.query_params["ranks"] = str(found.layout.ranks)

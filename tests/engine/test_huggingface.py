@@ -41,6 +41,16 @@ def test_a_released_config_is_the_catalogs_model_of_that_name(name: str) -> None
     assert found.parameters() == known.parameters() or known.parts.position == "learned"
 
 
+def test_plans_take_shorter_sequences_than_the_longest_that_a_model_takes() -> None:
+    long = read(CONFIGS["llama3.2-1b"])
+    assert (long.seq, catalog.model("llama3.2-1b").seq) == (8192, 8192)
+    assert "so plans of it take 8192 tokens" in "\n".join(long.remarks)
+    assert read(CONFIGS["gpt2-124m"] | {"n_positions": 16384}).seq is None, "learned positions are a table of that size"
+    short = read(CONFIGS["llama3.2-1b"] | {"max_position_embeddings": 8192})
+    assert short.seq is None
+    assert "so plans of it" not in "\n".join(short.remarks)
+
+
 def test_every_type_is_tried_with_a_released_config() -> None:
     tried = {config.get("text_config", config)["model_type"] for config in CONFIGS.values()}
     assert tried | {"gemma", "roberta", "xlnet"} == set(MODEL_TYPES)

@@ -47,6 +47,12 @@ def test_a_models_file_that_is_not_understood_is_refused_with_the_reason() -> No
     assert linked(app)["model"] == "gpt2-1.5b"
 
 
+def test_a_plan_of_a_long_model_starts_with_shorter_sequences() -> None:
+    app = with_model_file("config.json", json.dumps(CONFIGS["llama3.2-1b"]).encode())
+    assert linked(app)["seq"] == "8192"
+    assert any("so plans of it take 8192 tokens" in caption.value for caption in app.caption)
+
+
 def test_a_models_file_sets_its_sizes_and_parts(app: AppTest):
     app.session_state["unfolded/form-model-file"] = True
     app.run()
