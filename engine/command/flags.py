@@ -71,7 +71,7 @@ def read(arguments: argparse.Namespace) -> RunSpec:
     request: dict[str, Any] = {}
     for name in ("settings", "model"):
         if name in given:
-            request |= models.parts_of_request(given[name])
+            request |= models.parts_of_request(given[name], given.get("model.vocab"))
     if "layout" in given:
         request.setdefault("layout", {}).update(LayoutSpec.degrees(arguments.layout))
         twice = [axis for axis in AXES if f"layout.{axis}" in given and axis in arguments.layout]

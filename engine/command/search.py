@@ -38,6 +38,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--global-batch", type=int, metavar="N", help="sequences in a step (default: 2 for each device)")
     length = "sequence length (default: the model's; of a config.json at most 8192)"
     parser.add_argument("--seq", type=int, metavar="N", help=length)
+    parser.add_argument("--vocab", type=int, metavar="N", help="tokens of the vocabulary (default: the model's)")
     parser.add_argument("--precision", default=MIXED.precision, metavar="{fp32,bf16}", help="default bf16")
     attentions = f"{{{','.join(get_args(AttentionName))}}}"
     parser.add_argument("--attention", metavar=attentions, help=f"default {MIXED.attention}")
@@ -144,7 +145,7 @@ def _serve(arguments: argparse.Namespace, free: int | None) -> int:
     for name in ("optimizer", "attention", "accumulate", "bf16_optimizer", "accounting", "only", "tokens", "price", "watts"):
         if getattr(arguments, name) is not None:
             raise RequestError(f"--{name.replace('_', '-')} is for training; leave it out, or --inference")
-    model, gpu = models.model(arguments.model), device(arguments.device)
+    model, gpu = models.model(arguments.model, arguments.vocab), device(arguments.device)
     workload = WorkloadSpec.model_validate({"precision": arguments.precision})
     length = arguments.length or arguments.seq or model.seq
     assumed, sequences = assumptions(arguments.assume), arguments.sequences
@@ -187,7 +188,7 @@ def _write(table: pd.DataFrame, file: Path | None) -> None:
 
 
 def _plan(arguments: argparse.Namespace, free: int | None) -> Plan:
-    model = models.model_to_train(arguments.model, arguments.seq)
+    model = models.model_to_train(arguments.model, arguments.seq, arguments.vocab)
     given = {name: getattr(arguments, name) for name in ("optimizer", "attention", "accumulate", "bf16_optimizer")}
     chosen = {"precision": arguments.precision} | {name: value for name, value in given.items() if value is not None}
     whole = {"accumulate": "fp32"} if arguments.precision == "fp32" and arguments.accumulate is None else {}

@@ -6,18 +6,19 @@ from collections.abc import Callable
 from typing import Any
 
 from engine.imports import deepspeed, huggingface, megatron, torchtitan
-from engine.imports.fields import LARGEST, LARGEST_SCRIPT, Imported
+from engine.imports.fields import LARGEST, LARGEST_SCRIPT, Imported, VocabularyError
 from engine.spec import ModelSpec, RequestError, parsed, sentence, too_large
 
-__all__ = ["ENDINGS", "LARGEST", "Imported", "read"]
+__all__ = ["ENDINGS", "LARGEST", "Imported", "VocabularyError", "read"]
 
 ENDINGS = ("json", "sh", "toml", "txt")  # of files
 
 
-def read(content: bytes, name: str) -> Imported:
+def read(content: bytes, name: str, vocab: int | str | None = None) -> Imported:
     """What a file says, whichever program it is for. `name`: of the file, for sentences. Raises `RequestError`.
 
-    A model as this program writes it, such as in `search --json`, is read too.
+    A model as this program writes it, such as in `search --json`, is read too. `vocab`: tokens of the vocabulary, for a script
+    that leaves that to its tokenizer. Without it, such a script raises `VocabularyError`.
     """
     if len(content) > LARGEST:
         raise RequestError(too_large(name, len(content), LARGEST))
@@ -29,7 +30,9 @@ def read(content: bytes, name: str) -> Imported:
     if is_job_file or (" --" in f" {text}" and not text.lstrip().startswith("{")):
         if len(content) > LARGEST_SCRIPT:
             raise RequestError(too_large(name, len(content), LARGEST_SCRIPT))
-        return _named(lambda: (torchtitan if is_job_file else megatron).request(text, name), name)
+        if is_job_file:
+            return _named(lambda: torchtitan.request(text, name), name)
+        return _named(lambda: megatron.request(text, name, vocab), name)
     entries = parsed(text, name)
     if not isinstance(entries, dict):
         raise RequestError(sentence("{name} is not an object with entries such as hidden_size", name=name))
@@ -51,4 +54,4 @@ def _named(read: Callable[[], Imported], name: str) -> Imported:
     except RequestError as error:
         if str(error).startswith(name):
             raise
-        raise RequestError(sentence("{name}: {error}", name=name, error=error.sentence)) from error
+        raise type(error)(sentence("{name}: {error}", name=name, error=error.sentence)) from error

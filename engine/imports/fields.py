@@ -31,6 +31,10 @@ class Imported:
     seq: int | None = None
 
 
+class VocabularyError(RequestError):
+    """A script leaves the size of the vocabulary to its tokenizer. `read` takes it from its caller instead."""
+
+
 class Fields:
     """The entries of an object, by name. It keeps which were read. All methods raise `RequestError`."""
 

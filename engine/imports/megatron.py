@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from engine.families import BUCKETS, FARTHEST, ROTARY_BASE
-from engine.imports.fields import Fields, Imported, brief, in_groups, unsupported
+from engine.imports.fields import Fields, Imported, VocabularyError, brief, in_groups, unsupported
 from engine.imports.megatron_experts import HARMLESS, USUAL, expert_layout, experts, latents
 from engine.imports.parts import Values, stacks
 from engine.imports.words import arguments, number_or_text
@@ -36,6 +36,9 @@ _USUAL: dict[str, Any] = {
     "sgd_momentum": 0.9, "micro_batch_size": 1, "seed": 1234, "attention_backend": "auto", "recompute_method": "uniform",
     "data_parallel_sharding_strategy": "no_shard", **USUAL,
 }  # fmt: skip
+# Tokens of tokenizers that most scripts name without --vocab-size. The first two read files, which are usually those of GPT-2
+# (Radford et al. 2019, section 2.2) and of Llama 2 (Touvron et al. 2023, section 2.2). The last has 2^17 whatever its file has.
+_TOKENIZERS = {"GPT2BPETokenizer": 50_257, "Llama2Tokenizer": 32_000, "TikTokenizer": 131_072}
 _POSITIONS = {"learned_absolute": "learned", "rope": "rotary", "relative": "buckets", "none": "none"}
 _OPTIMIZERS = {"adam": "adamw", "sgd": "sgd", "lion": "lion"}
 _NORMS = {"LayerNorm": "layer", "RMSNorm": "rms"}
@@ -56,8 +59,11 @@ _HARMLESS_PREFIXES = (
 )  # fmt: skip
 
 
-def request(text: str, name: str) -> Imported:
-    """The model, layout and workload of the arguments in a script. `name`: of the file. Raises `RequestError`."""
+def request(text: str, name: str, vocab: int | str | None = None) -> Imported:
+    """The model, layout and workload of the arguments in a script. `name`: of the file. Raises `RequestError`.
+
+    `vocab`: tokens of the vocabulary if the script does not say it. Raises `VocabularyError` if nothing does.
+    """
     words = arguments(text, name)
     entries: dict[str, Any] = {}
     for key, values in words.items():
@@ -66,7 +72,8 @@ def request(text: str, name: str) -> Imported:
         else:
             entries[key] = values if key in _LISTS else number_or_text(values[0])
     fields = Fields(entries, _USUAL, flags=True)
-    model = ModelSpec.model_validate(_model(fields, text))
+    vocabulary, told = _vocabulary(fields, vocab)
+    model = ModelSpec.model_validate(_model(fields, text) | vocabulary)
     layout, remarks = _layout(fields, model)
     workload, more = _workload(fields, layout)
     unknown = [
@@ -74,7 +81,7 @@ def request(text: str, name: str) -> Imported:
         for key in fields.unread()
         if not key.startswith(_HARMLESS_PREFIXES)
     ]
-    return Imported(model, (*remarks, *more, *unknown), layout, workload)
+    return Imported(model, (*told, *remarks, *more, *unknown), layout, workload)
 
 
 def _model(fields: Fields, text: str) -> Values:
@@ -88,7 +95,7 @@ def _model(fields: Fields, text: str) -> Values:
     fields.get("num_query_groups")
     width = fields.whole("kv_channels") if "kv_channels" in fields else 0
     model: Values = {
-        "hidden": hidden, "heads": heads, **_vocabulary(fields), "ffn": 0 if ffn == 4 * hidden else ffn,
+        "hidden": hidden, "heads": heads, "ffn": 0 if ffn == 4 * hidden else ffn,
         "kv_heads": 0 if keys == heads else keys, "head_dim": 0 if width * heads == hidden else width,
         "norm": fields.one_of("normalization", _NORMS), "qk_norm": "head" if _is_set(fields, "qk_layernorm") else "none",
         "tied": not _is_set(fields, "untie_embeddings_and_output_weights"),
@@ -155,14 +162,37 @@ def _usual_ffn(hidden: int, gated: bool) -> int:
     return int(4 * hidden * 2 / 3 / 64) * 64 if gated else 4 * hidden
 
 
-def _vocabulary(fields: Fields) -> Values:
-    """NullTokenizer adds one token, the end of a document. --vocab-extra-ids are added too: --vocab-size is without them."""
-    tokens = fields.whole("vocab_size") + (fields.get("tokenizer_type") == "NullTokenizer")
-    extra = fields.whole("vocab_extra_ids") if "vocab_extra_ids" in fields else 0
+def _vocabulary(fields: Fields, given: int | str | None) -> tuple[Values, list[Sentence]]:
+    """`given`: all tokens, if the script has no --vocab-size. Raises `VocabularyError` if the size is nowhere."""
     multiple = fields.whole("make_vocab_size_divisible_by")
     if multiple < 1:
         raise RequestError(sentence("{name}={value} must be a whole number", name="make_vocab_size_divisible_by", value=multiple))
-    return {"vocab": tokens + extra, "vocab_multiple": multiple if multiple > 1 else 0}
+    extra = fields.whole("vocab_extra_ids") if "vocab_extra_ids" in fields else 0
+    padded = {"vocab_multiple": multiple if multiple > 1 else 0}
+    if "vocab_size" not in fields and given is not None:
+        return {"vocab": given, **padded}, []
+    tokens, remarks = _tokens(fields)
+    return {"vocab": tokens + extra, **padded}, remarks
+
+
+def _tokens(fields: Fields) -> tuple[int, list[Sentence]]:
+    """The tokens of the tokenizer, without --vocab-extra-ids. NullTokenizer adds one, the end of a document."""
+    kind = fields.get("tokenizer_type")
+    if "vocab_size" in fields:
+        return fields.whole("vocab_size") + (kind == "NullTokenizer"), []
+    if kind is None:
+        raise VocabularyError(
+            sentence("there is no --vocab-size and no --tokenizer-type: say how many tokens the vocabulary has")
+        )
+    if kind not in _TOKENIZERS:
+        text = sentence(
+            "there is no --vocab-size, and {kind} has its tokens in files: say how many tokens the vocabulary has",
+            kind=brief(kind),
+        )
+        raise VocabularyError(text)
+    usual = _TOKENIZERS[kind]
+    told = sentence("there is no --vocab-size; the usual {tokens} tokens of {kind} are taken", tokens=usual, kind=kind)
+    return usual, [told]
 
 
 def _context(fields: Fields) -> Values:

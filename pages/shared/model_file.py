@@ -10,8 +10,11 @@ from engine import imports
 from engine.imports import Imported
 from engine.spec import RequestError, Sentence
 from pages.charts.words import Words
+from pages.shared.choice import Bounds
 from pages.shared.frame import inert
 from pages.shared.unfolding import unfolding
+
+_LARGEST_VOCABULARY = int(Bounds.of("model.vocab").most)
 
 
 def draw(page: str, take: Callable[[Imported], None], words: Words) -> None:
@@ -31,6 +34,17 @@ def draw(page: str, take: Callable[[Imported], None], words: Words) -> None:
                     "here. At most 1 MB."
                 ),
             )
+            if st.session_state.get(_asks(page)):
+                st.number_input(
+                    words("Tokens of the vocabulary"),
+                    min_value=1,
+                    max_value=_LARGEST_VOCABULARY,
+                    value=None,
+                    key=_vocabulary(page),
+                    on_change=_read,
+                    args=(page, take),
+                    help=words("The script leaves it to its tokenizer, whose files are not read here."),
+                )
             if refused:
                 st.error(words("{sentence}.", sentence=inert(words.sentence(refused))), icon=":material/error:")
             if remarks:
@@ -44,15 +58,22 @@ def _shown(one: Sentence, words: Words) -> str:
 
 def _uploaded(page: str, take: Callable[[Imported], None]) -> None:
     """A callback."""
-    for key in (_refused(page), _remarks(page)):
+    st.session_state.pop(_vocabulary(page), None)
+    _read(page, take)
+
+
+def _read(page: str, take: Callable[[Imported], None]) -> None:
+    """A callback: read the file, with the vocabulary if that was asked and is given."""
+    for key in (_refused(page), _remarks(page), _asks(page)):
         st.session_state.pop(key, None)
     if (file := st.session_state[_upload(page)]) is None:
         return
     try:
-        found = imports.read(file.getvalue(), file.name)
+        found = imports.read(file.getvalue(), file.name, st.session_state.get(_vocabulary(page)))
         take(found)
     except RequestError as error:
         st.session_state[_refused(page)] = error.sentence
+        st.session_state[_asks(page)] = isinstance(error, imports.VocabularyError)
         return
     if found.remarks:
         st.session_state[_remarks(page)] = (file.name, found.remarks)
@@ -60,6 +81,14 @@ def _uploaded(page: str, take: Callable[[Imported], None]) -> None:
 
 def _upload(page: str) -> str:
     return f"{page}/model-file"
+
+
+def _asks(page: str) -> str:
+    return f"{page}/model-file-asks"
+
+
+def _vocabulary(page: str) -> str:
+    return f"{page}/model-file-vocabulary"
 
 
 def _refused(page: str) -> str:

@@ -69,7 +69,7 @@ def test_a_script_of_megatron_is_the_spec_that_it_was_made_from(name: str, layou
 def test_a_script_of_bert_or_t5_needs_the_size_of_its_vocabulary(name: str) -> None:
     spec = RunSpec(model=catalog.model(name), layout=LayoutSpec(dp=2), workload=WorkloadSpec(precision="bf16", seed=1))
     script = settings(spec, "megatron")
-    with pytest.raises(RequestError, match="--vocab-size is missing"):
+    with pytest.raises(RequestError, match="there is no --vocab-size"):
         read(script, "megatron")
     extra = 100 if spec.model.parts.encoder else 0  # the script has --vocab-extra-ids
     found = read(f"{script.rstrip()} --vocab-size {spec.model.vocab - extra}", "megatron")
@@ -276,6 +276,50 @@ def test_a_script_that_is_not_understood_is_refused_in_one_sentence(old: str, ne
         imports.read(SCRIPT.replace(old, new).encode(), "train.sh")
     assert told in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "tokens"), [("GPT2BPETokenizer", 50257), ("Llama2Tokenizer", 32000), ("TikTokenizer", 131072)]
+)
+def test_a_script_may_leave_its_vocabulary_to_a_tokenizer_that_is_known(tokenizer: str, tokens: int) -> None:
+    found = of_script(("--vocab-size 50257", f"--tokenizer-type {tokenizer}"))
+    assert found.model is not None
+    assert found.model.vocab == tokens
+    assert f"there is no --vocab-size; the usual {tokens} tokens of {tokenizer} are taken" in found.remarks
+    extra = of_script(("--vocab-size 50257", f"--tokenizer-type {tokenizer} --vocab-extra-ids 100"))
+    assert extra.model is not None
+    assert extra.model.vocab == tokens + 100
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "told"),
+    [
+        ("--tokenizer-type HuggingFaceTokenizer", "there is no --vocab-size, and HuggingFaceTokenizer has its tokens in files"),
+        ("", "there is no --vocab-size and no --tokenizer-type"),
+    ],
+)
+def test_a_vocabulary_that_a_script_does_not_say_is_asked_for(tokenizer: str, told: str) -> None:
+    script = SCRIPT.replace("--vocab-size 50257", tokenizer).encode()
+    with pytest.raises(imports.VocabularyError, match=f"train.sh: {told}"):
+        imports.read(script, "train.sh")
+    found = imports.read(script, "train.sh", 151_936)
+    assert found.model == imports.read(SCRIPT.replace("50257", "151936").encode(), "train.sh").model
+
+
+def test_a_vocabulary_that_a_script_says_is_taken() -> None:
+    assert imports.read(SCRIPT.encode(), "train.sh", 1000) == imports.read(SCRIPT.encode(), "train.sh")
+
+
+def test_the_command_line_takes_the_vocabulary_of_a_script(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    script = tmp_path / "train.sh"
+    script.write_text(SCRIPT.replace("--vocab-size 50257", "").replace("--num-layers 96", "--num-layers 16"))
+    asked = ["predict", "--model", str(script), "--layout", "dp1.tp8.pp1", "--microbatches", "1", "--json"]
+    assert main(asked) == 2
+    assert "say how many tokens the vocabulary has, with --vocab N" in capsys.readouterr().err
+    assert main([*asked, "--vocab", "50304"]) == 0
+    assert json.loads(capsys.readouterr().out)["spec"]["model"]["vocab"] == 50304
+    assert main(["search", "--model", str(script), "--ranks", "8", "--device", "h100-80gb", "--json", "--vocab", "50304"]) == 0
+    assert json.loads(capsys.readouterr().out)["model"]["vocab"] == 50304
 
 
 def test_generating_is_no_part_of_any_file() -> None:

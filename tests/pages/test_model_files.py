@@ -53,6 +53,17 @@ def test_a_plan_of_a_long_model_starts_with_shorter_sequences() -> None:
     assert any("so plans of it take 8192 tokens" in caption.value for caption in app.caption)
 
 
+def test_the_vocabulary_that_a_script_leaves_to_its_tokenizer_is_asked_for() -> None:
+    sizes = "--num-layers 12 --hidden-size 768 --num-attention-heads 12 --seq-length 1024 --max-position-embeddings 1024"
+    app = with_model_file("train.sh", f"pretrain_gpt.py {sizes} --tokenizer-type HuggingFaceTokenizer".encode())
+    assert "say how many tokens the vocabulary has" in app.error[0].value
+    app.number_input(key="plan/model-file-vocabulary").set_value(50000).run()
+    assert not app.exception
+    assert not app.error
+    assert ".v50000." in linked(app)["model"]
+    assert all(field.key != "plan/model-file-vocabulary" for field in app.number_input)
+
+
 def test_a_models_file_sets_its_sizes_and_parts(app: AppTest):
     app.session_state["unfolded/form-model-file"] = True
     app.run()
